@@ -1,0 +1,431 @@
+//! Owns the right to send: at most so many requests in any sliding second for one tenant.
+//! Never sends anything, and never lets one tenant's queue delay another's.
+//!
+//! The API counts arrivals, which only it sees: somewhere between the start of the sending and the
+//! answer. So a request counts from its answer on, or from [`IN_TRANSIT`] after its sending where
+//! the answer takes longer.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    future::pending,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use tokio::{sync::Notify, time::Instant};
+
+use crate::amperity::endpoint::BudgetKey;
+
+/// By then a request surely has arrived, where no answer says so earlier.
+const IN_TRANSIT: Duration = Duration::from_millis(100);
+
+/// How long a 429 without `Retry-After` closes the budget; doubles with each further one up to the maximum.
+const FIRST_CLOSURE: Duration = Duration::from_secs(1);
+const MAX_CLOSURE: Duration = Duration::from_secs(60);
+
+/// The share of the full rate that comes back in a second without a 429.
+const RECOVERY_PER_SECOND: f64 = 0.02;
+
+/// The lowest rate, in requests per second.
+const MIN_RATE: f64 = 0.5;
+
+/// What a request is for. An earlier one goes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Purpose {
+    /// Fetches a token that others wait for.
+    Token,
+    /// Stops a run.
+    Stop,
+    /// Reads a run.
+    Read,
+}
+
+/// A place in the queue: the purpose, then the age of the resource, then the order of arrival.
+type Place = (Purpose, Timestamp, u64);
+
+/// All tenants' budgets.
+#[derive(Clone)]
+pub struct Budget {
+    tenants: Arc<Mutex<HashMap<BudgetKey, Tenant>>>,
+    rate: f64,
+}
+
+struct Tenant {
+    /// Requests per second at the time of `since`.
+    rate: f64,
+    /// When the rate was last set.
+    since: Instant,
+    closed_until: Option<Instant>,
+    /// How many 429s came one after the other.
+    strikes: u32,
+    next_id: u64,
+    /// The requests that count: from when on, or `None` while it has a slot and was not sent.
+    counting: BTreeMap<u64, Option<Instant>>,
+    queue: BTreeMap<Place, Arc<Notify>>,
+}
+
+/// The right to send one request. Given back unused when it is dropped unsent.
+#[must_use]
+pub struct Slot {
+    budget: Budget,
+    key: BudgetKey,
+    id: u64,
+    sent: Option<Instant>,
+}
+
+impl Budget {
+    /// Budgets of `per_second` requests in any sliding second, for each tenant.
+    pub fn new(per_second: u32) -> Self {
+        Self { tenants: Arc::default(), rate: f64::from(per_second.max(1)) }
+    }
+
+    /// Waits for a slot. Dropping the future leaves the queue.
+    pub async fn acquire(&self, key: &BudgetKey, purpose: Purpose, created: Timestamp) -> Slot {
+        let waiting = self.enqueue(key, purpose, created);
+        loop {
+            let wait = self.with(key, |tenant| {
+                let now = Instant::now();
+                if tenant.queue.first_key_value().is_none_or(|(first, _)| *first != waiting.place) {
+                    return Err(None);
+                }
+                tenant.take(now, self.rate)
+            });
+            match wait {
+                Ok(id) => return Slot { budget: self.clone(), key: key.clone(), id, sent: None },
+                Err(at) => {
+                    let due = async {
+                        match at {
+                            Some(at) => tokio::time::sleep_until(at).await,
+                            None => pending().await,
+                        }
+                    };
+                    tokio::select! {
+                        () = due => {}
+                        () = waiting.woken.notified() => {}
+                    }
+                }
+            }
+        }
+    }
+
+    fn enqueue(&self, key: &BudgetKey, purpose: Purpose, created: Timestamp) -> Waiting<'_> {
+        let woken = Arc::new(Notify::new());
+        let place = self.with(key, |tenant| {
+            tenant.next_id += 1;
+            let place = (purpose, created, tenant.next_id);
+            tenant.queue.insert(place, woken.clone());
+            place
+        });
+        Waiting { budget: self, key: key.clone(), place, woken }
+    }
+
+    /// Works on one tenant's budget and then lets the first in its queue look again.
+    fn with<T>(&self, key: &BudgetKey, work: impl FnOnce(&mut Tenant) -> T) -> T {
+        let mut tenants = self.lock();
+        let tenant = tenants.entry(key.clone()).or_insert_with(|| Tenant::new(self.rate));
+        work(tenant)
+    }
+
+    fn change(&self, key: &BudgetKey, work: impl FnOnce(&mut Tenant)) {
+        let mut tenants = self.lock();
+        let Some(tenant) = tenants.get_mut(key) else { return };
+        work(tenant);
+        if let Some((_, first)) = tenant.queue.first_key_value() {
+            first.notify_one();
+        }
+        if tenant.is_idle(Instant::now(), self.rate) {
+            tenants.remove(key);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<BudgetKey, Tenant>> {
+        self.tenants.lock().expect("nothing panics while it holds this lock")
+    }
+}
+
+/// A place in the queue that is left when this is dropped.
+struct Waiting<'a> {
+    budget: &'a Budget,
+    key: BudgetKey,
+    place: Place,
+    woken: Arc<Notify>,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.budget.change(&self.key, |tenant| {
+            tenant.queue.remove(&self.place);
+        });
+    }
+}
+
+impl Tenant {
+    fn new(rate: f64) -> Self {
+        Self {
+            rate,
+            since: Instant::now(),
+            closed_until: None,
+            strikes: 0,
+            next_id: 0,
+            counting: BTreeMap::new(),
+            queue: BTreeMap::new(),
+        }
+    }
+
+    fn rate(&self, now: Instant, full: f64) -> f64 {
+        let quiet = now.saturating_duration_since(self.since).as_secs_f64();
+        (self.rate + full * RECOVERY_PER_SECOND * quiet).min(full)
+    }
+
+    /// How many requests count at the most, and for how long each one does.
+    fn limits(&self, now: Instant, full: f64) -> (usize, Duration) {
+        let rate = self.rate(now, full);
+        let burst = rate.floor().max(1.0);
+        // `burst` is a whole number of at least 1 and at most the u32 of the configuration.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        (burst as usize, Duration::from_secs_f64(burst / rate))
+    }
+
+    /// Takes a slot, or says when to look again; `None`: when another one's request was sent or given back.
+    fn take(&mut self, now: Instant, full: f64) -> Result<u64, Option<Instant>> {
+        if let Some(until) = self.closed_until.filter(|until| now < *until) {
+            return Err(Some(until));
+        }
+        let (burst, window) = self.limits(now, full);
+        self.counting.retain(|_, from| from.is_none_or(|from| now < from + window));
+        if self.counting.len() < burst {
+            self.next_id += 1;
+            self.counting.insert(self.next_id, None);
+            return Ok(self.next_id);
+        }
+        let mut froms: Vec<Instant> = self.counting.values().copied().flatten().collect();
+        froms.sort_unstable();
+        // So many have to end before there is room; those that were not sent yet end after all others.
+        Err(froms.get(self.counting.len() - burst).map(|from| *from + window))
+    }
+
+    fn rate_limited(&mut self, sent: Instant, retry_after: Option<Duration>, full: f64) {
+        let now = Instant::now();
+        // A request that was sent before the last 429 came in tells nothing new of the rate.
+        if self.closed_until.is_none() || self.since < sent {
+            self.rate = (self.rate(now, full) / 2.0).max(MIN_RATE.min(full));
+            self.since = now;
+            self.strikes += 1;
+        }
+        let doubled = FIRST_CLOSURE.saturating_mul(1 << (self.strikes - 1).min(10)).min(MAX_CLOSURE);
+        let wait = retry_after.unwrap_or_else(|| doubled.mul_f64(rand::random_range(0.5..1.0)));
+        self.closed_until = self.closed_until.max(Some(now + wait));
+    }
+
+    fn is_idle(&self, now: Instant, full: f64) -> bool {
+        self.queue.is_empty() && self.counting.is_empty() && self.strikes == 0 && self.rate(now, full) >= full
+    }
+}
+
+impl Slot {
+    /// Says that the request is sent now.
+    pub fn send(&mut self) {
+        let now = Instant::now();
+        self.sent = Some(now);
+        self.budget.change(&self.key, |tenant| {
+            tenant.counting.insert(self.id, Some(now + IN_TRANSIT));
+        });
+    }
+
+    /// Says that the answer was a 429: closes the tenant's budget for everybody.
+    pub fn rate_limited(self, retry_after: Option<Duration>) {
+        let Some(sent) = self.sent else { return };
+        let full = self.budget.rate;
+        self.budget.change(&self.key, |tenant| tenant.rate_limited(sent, retry_after, full));
+    }
+
+    /// Says that there was an answer other than 429.
+    pub fn answered(self) {
+        self.budget.change(&self.key, |tenant| {
+            if tenant.closed_until.is_none_or(|until| self.sent.is_some_and(|sent| until <= sent)) {
+                tenant.strikes = 0;
+                tenant.closed_until = None;
+            }
+        });
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        self.budget.change(&self.key, |tenant| match self.sent {
+            Some(sent) => {
+                tenant.counting.insert(self.id, Some(now.min(sent + IN_TRANSIT)));
+            }
+            None => {
+                tenant.counting.remove(&self.id);
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::amperity::endpoint::{AllowedHosts, Endpoints};
+
+    fn key(tenant: &str) -> BudgetKey {
+        let endpoints = Endpoints::new("https://app.amperity.com/api", AllowedHosts::parse("").unwrap()).unwrap();
+        endpoints.of(tenant, None).unwrap().budget_key()
+    }
+
+    fn age(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    async fn send(budget: &Budget, tenant: &str, takes: Duration) -> Instant {
+        let mut slot = budget.acquire(&key(tenant), Purpose::Stop, age(0)).await;
+        slot.send();
+        let sent = Instant::now();
+        tokio::time::sleep(takes).await;
+        slot.answered();
+        sent
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_sliding_second_has_more_than_the_rate_and_the_rate_is_used() {
+        let budget = Budget::new(10);
+        let start = Instant::now();
+        let sends = (0..100).map(|index| {
+            let budget = budget.clone();
+            tokio::spawn(async move { send(&budget, "a", Duration::from_millis(index % 7)).await })
+        });
+        let mut sent = vec![];
+        for task in sends.collect::<Vec<_>>() {
+            sent.push(task.await.unwrap());
+        }
+        sent.sort_unstable();
+        for window in sent.windows(11) {
+            assert!(Duration::from_secs(1) <= window[10] - window[0], "{:?}", window[10] - window[0]);
+        }
+        assert_eq!(sent[9], start, "a burst goes out at once");
+        let rest = sent[99] - sent[9];
+        assert!(rest <= Duration::from_millis(9_100), "{rest:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn slow_answers_cost_the_transit_time_and_no_more() {
+        let budget = Budget::new(10);
+        let start = Instant::now();
+        let tasks: Vec<_> = (0..30)
+            .map(|_| {
+                let budget = budget.clone();
+                tokio::spawn(async move { send(&budget, "a", Duration::from_secs(25)).await })
+            })
+            .collect();
+        let mut last = start;
+        for task in tasks {
+            last = last.max(task.await.unwrap());
+        }
+        assert_eq!(last - start, (Duration::from_secs(1) + IN_TRANSIT) * 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn stops_go_before_reads_and_the_older_before_the_newer() {
+        let budget = Budget::new(1);
+        send(&budget, "a", Duration::ZERO).await;
+        let order = Arc::new(Mutex::new(vec![]));
+        let wanted =
+            [(Purpose::Read, 1), (Purpose::Stop, 9), (Purpose::Stop, 3), (Purpose::Token, 20), (Purpose::Read, 0)];
+        let tasks: Vec<_> = wanted
+            .into_iter()
+            .map(|(purpose, second)| {
+                let (budget, order) = (budget.clone(), order.clone());
+                tokio::spawn(async move {
+                    let mut slot = budget.acquire(&key("a"), purpose, age(second)).await;
+                    slot.send();
+                    order.lock().unwrap().push((purpose, second));
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        let expected =
+            [(Purpose::Token, 20), (Purpose::Stop, 3), (Purpose::Stop, 9), (Purpose::Read, 0), (Purpose::Read, 1)];
+        assert_eq!(*order.lock().unwrap(), expected);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slot_that_was_not_used_is_given_back() {
+        let budget = Budget::new(1);
+        let start = Instant::now();
+        drop(budget.acquire(&key("a"), Purpose::Stop, age(0)).await);
+        send(&budget, "a", Duration::ZERO).await;
+        assert_eq!(Instant::now(), start);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_leaves_the_queue_holds_nobody_up() {
+        let budget = Budget::new(1);
+        send(&budget, "a", Duration::ZERO).await;
+        let start = Instant::now();
+        let mut first = Box::pin(async { budget.acquire(&key("a"), Purpose::Stop, age(0)).await });
+        let second = tokio::spawn({
+            let budget = budget.clone();
+            async move { budget.acquire(&key("a"), Purpose::Stop, age(1)).await.answered() }
+        });
+        assert!(futures::poll!(first.as_mut()).is_pending());
+        tokio::task::yield_now().await;
+        drop(first);
+        second.await.unwrap();
+        assert_eq!(start.elapsed(), Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_429_closes_the_budget_for_all_of_its_tenant_and_for_nobody_else() {
+        let budget = Budget::new(10);
+        let start = Instant::now();
+        let mut slot = budget.acquire(&key("a"), Purpose::Stop, age(0)).await;
+        slot.send();
+        slot.rate_limited(Some(Duration::from_secs(7)));
+        send(&budget, "b", Duration::ZERO).await;
+        assert_eq!(start.elapsed(), Duration::ZERO, "another tenant is not held up");
+        send(&budget, "a", Duration::ZERO).await;
+        assert_eq!(start.elapsed(), Duration::from_secs(7));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_429_halves_the_rate_once_and_it_grows_back() {
+        let budget = Budget::new(10);
+        let mut slots = vec![];
+        for _ in 0..10 {
+            let mut slot = budget.acquire(&key("a"), Purpose::Stop, age(0)).await;
+            slot.send();
+            slots.push(slot);
+        }
+        for slot in slots {
+            slot.rate_limited(Some(Duration::from_secs(1)));
+        }
+        let rate = |budget: &Budget| budget.with(&key("a"), |tenant| tenant.rate(Instant::now(), 10.0));
+        assert!((rate(&budget) - 5.0).abs() < 0.01, "{}", rate(&budget));
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert!((rate(&budget) - 7.0).abs() < 0.01, "{}", rate(&budget));
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert!((rate(&budget) - 10.0).abs() < 0.01, "{}", rate(&budget));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_retry_after_the_closure_doubles_up_to_a_minute() {
+        let budget = Budget::new(10);
+        let mut closures = vec![];
+        for _ in 0..9 {
+            let mut slot = budget.acquire(&key("a"), Purpose::Stop, age(0)).await;
+            slot.send();
+            let start = Instant::now();
+            tokio::time::advance(Duration::from_millis(1)).await;
+            slot.rate_limited(None);
+            drop(budget.acquire(&key("a"), Purpose::Stop, age(0)).await);
+            closures.push(start.elapsed().as_secs_f64());
+        }
+        assert!((0.5..=1.1).contains(&closures[0]), "{closures:?}");
+        assert!((4.0..=8.1).contains(&closures[3]), "{closures:?}");
+        assert!((30.0..=60.1).contains(&closures[8]), "{closures:?}");
+    }
+}

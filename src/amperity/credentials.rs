@@ -1,0 +1,307 @@
+//! Owns credentials: what a Secret may hold, tokens kept until shortly before they expire, and
+//! which credentials the API refused.
+//! Never shows a secret: every type here hides it from `Debug`.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use reqwest::header::HeaderValue;
+use thiserror::Error;
+use tokio::{
+    sync::{Mutex as AsyncMutex, OwnedMutexGuard},
+    time::Instant,
+};
+
+use crate::amperity::endpoint::BudgetKey;
+
+/// A token is renewed so long before it expires.
+const RENEW_BEFORE_EXPIRY: Duration = Duration::from_secs(60);
+
+/// How long refused credentials rest at first; doubles up to the maximum.
+const FIRST_REST: Duration = Duration::from_secs(1);
+const MAX_REST: Duration = Duration::from_secs(60);
+
+/// How long the others wait while one call tries refused credentials.
+const TRIAL: Duration = Duration::from_secs(5);
+
+/// The value of an `Authorization` header. Its `Debug` is hidden.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Token(HeaderValue);
+
+impl Token {
+    /// A bearer token; `None` where it has characters that no header can carry.
+    pub fn bearer(token: &str) -> Option<Self> {
+        let mut value = HeaderValue::from_str(&format!("Bearer {}", token.trim())).ok()?;
+        value.set_sensitive(true);
+        Some(Self(value))
+    }
+
+    /// The header's value, marked as sensitive.
+    pub fn header(&self) -> HeaderValue {
+        self.0.clone()
+    }
+}
+
+/// What a Secret holds.
+#[derive(Clone)]
+pub enum Credentials {
+    /// A token made by hand.
+    Static(Token),
+    /// The id and secret of an OAuth 2 client.
+    Client(Client),
+}
+
+/// An OAuth 2 client.
+#[derive(Clone)]
+pub struct Client {
+    /// The client's id.
+    pub id: String,
+    /// The client's secret.
+    pub secret: String,
+    /// Where tokens are fetched, if not at the documented place.
+    pub token_url: Option<String>,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").finish_non_exhaustive()
+    }
+}
+
+/// Why a Secret's content cannot be used.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum CredentialsError {
+    /// Neither kind of credentials is complete.
+    #[error("it has neither the key token nor the keys clientId and clientSecret")]
+    NoKeys,
+    /// A key is empty or has characters that cannot be sent.
+    #[error("its key {0} is empty or has characters that cannot be sent")]
+    Unusable(&'static str),
+}
+
+impl Credentials {
+    /// Reads the content of a Secret; surrounding white space does not count.
+    ///
+    /// # Errors
+    /// Where keys are missing or unusable. The message never holds a value.
+    pub fn parse(data: &BTreeMap<String, Vec<u8>>) -> Result<Self, CredentialsError> {
+        let text = |key: &'static str| {
+            data.get(key).map(|value| {
+                let text = std::str::from_utf8(value).map(str::trim).unwrap_or_default();
+                let usable = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
+                if usable { Ok(text.to_owned()) } else { Err(CredentialsError::Unusable(key)) }
+            })
+        };
+        if let Some(token) = text("token") {
+            return Token::bearer(&token?).map(Self::Static).ok_or(CredentialsError::Unusable("token"));
+        }
+        match (text("clientId"), text("clientSecret")) {
+            (Some(id), Some(secret)) => {
+                Ok(Self::Client(Client { id: id?, secret: secret?, token_url: text("tokenUrl").transpose()? }))
+            }
+            (None, _) | (_, None) => Err(CredentialsError::NoKeys),
+        }
+    }
+}
+
+/// One version of one Secret, used for one tenant.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct CredentialsKey {
+    /// The Secret's uid and resource version: new content is a new key.
+    pub secret: (String, String),
+    /// For whom it is used.
+    pub budget: BudgetKey,
+}
+
+/// The tokens that were fetched and the credentials that were refused.
+#[derive(Clone, Default)]
+pub struct Wallet(Arc<Mutex<Pockets>>);
+
+#[derive(Default)]
+struct Pockets {
+    tokens: HashMap<CredentialsKey, (Token, Instant)>,
+    turns: HashMap<CredentialsKey, Arc<AsyncMutex<()>>>,
+    refused: HashMap<CredentialsKey, Refused>,
+}
+
+struct Refused {
+    times: u32,
+    forbidden: bool,
+    detail: String,
+    since: Instant,
+    until: Instant,
+}
+
+/// The permission to use credentials once, and since when.
+#[derive(Clone, Copy, Debug)]
+pub struct Admitted(Instant);
+
+/// Refused credentials rest; so long, and for that reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resting {
+    /// True for a 403, false for a 401.
+    pub forbidden: bool,
+    /// What the API said.
+    pub detail: String,
+    /// When to look again.
+    pub until: Instant,
+}
+
+impl Wallet {
+    /// A fetched token that is still valid for a while.
+    pub fn token(&self, key: &CredentialsKey) -> Option<Token> {
+        let pockets = self.lock();
+        let (token, expiry) = pockets.tokens.get(key)?;
+        (Instant::now() + RENEW_BEFORE_EXPIRY < *expiry).then(|| token.clone())
+    }
+
+    /// Keeps a fetched token for as long as it is valid.
+    pub fn keep(&self, key: CredentialsKey, token: Token, valid: Duration) {
+        let now = Instant::now();
+        let mut pockets = self.lock();
+        pockets.tokens.retain(|_, (_, expiry)| now < *expiry);
+        pockets.tokens.insert(key, (token, now + valid));
+    }
+
+    /// Forgets a fetched token that was refused, so that a new one is fetched.
+    pub fn forget(&self, key: &CredentialsKey, token: &Token) {
+        let mut pockets = self.lock();
+        if pockets.tokens.get(key).is_some_and(|(kept, _)| kept == token) {
+            pockets.tokens.remove(key);
+        }
+    }
+
+    /// Waits for the turn to fetch a token: of all that need the same one, one asks for it.
+    pub async fn turn(&self, key: &CredentialsKey) -> OwnedMutexGuard<()> {
+        let turn = {
+            let mut pockets = self.lock();
+            pockets.turns.retain(|_, turn| 1 < Arc::strong_count(turn));
+            pockets.turns.entry(key.clone()).or_default().clone()
+        };
+        turn.lock_owned().await
+    }
+
+    /// Whether these credentials may be used now. Of credentials that were refused, one call may
+    /// try again when their rest is over; the others keep waiting for it.
+    ///
+    /// # Errors
+    /// Where they rest.
+    pub fn admit(&self, key: &CredentialsKey) -> Result<Admitted, Resting> {
+        let now = Instant::now();
+        let mut pockets = self.lock();
+        let Some(refused) = pockets.refused.get_mut(key) else { return Ok(Admitted(now)) };
+        if now < refused.until {
+            let Refused { forbidden, detail, until, times: _, since: _ } = refused;
+            return Err(Resting { forbidden: *forbidden, detail: detail.clone(), until: *until });
+        }
+        refused.until = now + TRIAL;
+        Ok(Admitted(now))
+    }
+
+    /// True where the API refused these credentials after they were admitted.
+    pub fn was_refused_since(&self, key: &CredentialsKey, Admitted(at): Admitted) -> bool {
+        self.lock().refused.get(key).is_some_and(|refused| at < refused.since)
+    }
+
+    /// Says that the API refused these credentials; they rest for everybody who uses them.
+    pub fn refused(&self, key: &CredentialsKey, Admitted(at): Admitted, forbidden: bool, detail: &str) {
+        let now = Instant::now();
+        let mut pockets = self.lock();
+        pockets.refused.retain(|_, refused| now < refused.until + MAX_REST * 10);
+        let times = match pockets.refused.get(key) {
+            // It was on its way already when another one was refused: nothing new.
+            Some(known) if at < known.since => return,
+            Some(known) => known.times,
+            None => 0,
+        };
+        let rest = FIRST_REST.saturating_mul(1 << times.min(10)).min(MAX_REST);
+        let until = now + rest.mul_f64(rand::random_range(0.5..1.0));
+        let refused = Refused { times: times + 1, forbidden, detail: detail.to_owned(), since: now, until };
+        pockets.refused.insert(key.clone(), refused);
+    }
+
+    /// Says that the API took these credentials.
+    pub fn accepted(&self, key: &CredentialsKey) {
+        self.lock().refused.remove(key);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Pockets> {
+        self.0.lock().expect("nothing panics while it holds this lock")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::amperity::endpoint::{AllowedHosts, Endpoints};
+
+    fn secret(pairs: &[(&str, &str)]) -> BTreeMap<String, Vec<u8>> {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), value.as_bytes().to_vec())).collect()
+    }
+
+    fn key(version: &str) -> CredentialsKey {
+        let endpoints = Endpoints::new("https://app.amperity.com/api", AllowedHosts::parse("").unwrap()).unwrap();
+        let budget = endpoints.of("acme", None).unwrap().budget_key();
+        CredentialsKey { secret: ("uid".into(), version.into()), budget }
+    }
+
+    #[test]
+    fn a_secret_holds_a_token_or_a_client() {
+        assert!(matches!(Credentials::parse(&secret(&[("token", " abc\n")])), Ok(Credentials::Static(_))));
+        let client = secret(&[("clientId", "id\n"), ("clientSecret", "s"), ("tokenUrl", "https://x/y")]);
+        assert!(matches!(Credentials::parse(&client), Ok(Credentials::Client(Client { token_url: Some(_), .. }))));
+        for (pairs, error) in [
+            (&[][..], CredentialsError::NoKeys),
+            (&[("clientId", "x")], CredentialsError::NoKeys),
+            (&[("token", " \n")], CredentialsError::Unusable("token")),
+            (&[("token", "a b")], CredentialsError::Unusable("token")),
+            (&[("clientId", "x"), ("clientSecret", "ä")], CredentialsError::Unusable("clientSecret")),
+        ] {
+            assert_eq!(Credentials::parse(&secret(pairs)).unwrap_err(), error);
+        }
+    }
+
+    #[test]
+    fn debug_shows_no_secret() {
+        let of = |pairs| format!("{:?}", Credentials::parse(&secret(pairs)).unwrap());
+        for shown in [of(&[("token", "hush")]), of(&[("clientId", "id"), ("clientSecret", "hush")])] {
+            assert!(!shown.contains("hush"), "{shown}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_token_is_renewed_a_minute_before_it_expires() {
+        let wallet = Wallet::default();
+        wallet.keep(key("1"), Token::bearer("t").unwrap(), Duration::from_secs(3600));
+        tokio::time::advance(Duration::from_secs(3539)).await;
+        assert!(wallet.token(&key("1")).is_some());
+        assert!(wallet.token(&key("2")).is_none(), "another version of the Secret has its own token");
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(wallet.token(&key("1")).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn refused_credentials_rest_for_all_and_one_call_tries_them_again() {
+        let wallet = Wallet::default();
+        let together: Vec<_> = (0..10).map(|_| wallet.admit(&key("1")).unwrap()).collect();
+        tokio::time::advance(Duration::from_millis(5)).await;
+        for admitted in together {
+            wallet.refused(&key("1"), admitted, false, "");
+        }
+        let resting = wallet.admit(&key("1")).unwrap_err();
+        assert!(resting.until <= Instant::now() + FIRST_REST, "ten refusals at once count once");
+        assert!(wallet.admit(&key("2")).is_ok(), "a new version of the Secret is tried at once");
+        tokio::time::sleep_until(resting.until).await;
+        let trial = wallet.admit(&key("1")).unwrap();
+        assert!(wallet.admit(&key("1")).is_err(), "the others wait for the trial");
+        wallet.refused(&key("1"), trial, true, "");
+        let resting = wallet.admit(&key("1")).unwrap_err();
+        assert!(resting.forbidden && Instant::now() + FIRST_REST <= resting.until);
+        wallet.accepted(&key("1"));
+        assert!(wallet.admit(&key("1")).is_ok());
+    }
+}

@@ -1,0 +1,123 @@
+//! Owns the front door: the crypto provider, flags, log, clock, signals and exit codes.
+//! Never holds logic.
+
+use std::{io::Write, process::ExitCode, sync::Arc};
+
+use clap::Parser;
+use jiff::Timestamp;
+use kube::CustomResourceExt;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
+use workflow_run_stop_operator::{
+    amperity::Settings,
+    config::{Cli, Command, Flags, LogFormat},
+    operator::{self, Setup},
+    resource::WorkflowRunStop,
+};
+
+/// Bad flags; what clap and most programs use.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    rustls::crypto::ring::default_provider().install_default().expect("nothing was installed before");
+    match Cli::try_parse().map(Cli::command) {
+        Ok(Command::Run(flags)) => run(&flags),
+        Ok(Command::Crd) => print_crd(),
+        Err(error) if error.use_stderr() => fail(USAGE, error.to_string().lines().next().unwrap_or_default()),
+        // Help and version.
+        Err(text) => match text.print() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        },
+    }
+}
+
+fn run(flags: &Flags) -> ExitCode {
+    let endpoints = match flags.endpoints() {
+        Ok(endpoints) => endpoints,
+        Err(error) => return fail(USAGE, &format!("error: {error}")),
+    };
+    start_log(flags.log_format);
+    let setup = Setup {
+        amperity: Settings { api_version: flags.amperity_api_version.clone(), request_timeout: flags.request_timeout },
+        endpoints,
+        requests_per_second: flags.requests_per_second,
+        settle_time: flags.settle_time,
+        namespaces: flags.namespaces(),
+        lease: flags.leader_elect.then(|| (flags.lease_namespace.clone(), flags.lease_name.clone())),
+        http_addr: flags.http_addr,
+        drain_timeout: flags.drain_timeout,
+        clock: Arc::new(now),
+        identity: identity(),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let ended = runtime.map_err(|error| error.to_string()).and_then(|runtime| {
+        let ended = runtime.block_on(async {
+            let shutdown = CancellationToken::new();
+            tokio::spawn(cancel_on_signal(shutdown.clone()));
+            operator::run(setup, shutdown).await
+        });
+        ended.map_err(|error| error.to_string())
+    });
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(1, &format!("error: {error}")),
+    }
+}
+
+/// The one place that reads the wall clock.
+#[allow(clippy::disallowed_methods)]
+fn now() -> Timestamp {
+    Timestamp::now()
+}
+
+/// The host's name, which is the pod's in a cluster, and a number that tells processes on it apart.
+fn identity() -> String {
+    let host = std::env::var("HOSTNAME").ok().or_else(|| std::fs::read_to_string("/proc/sys/kernel/hostname").ok());
+    let host = host.as_deref().map(str::trim).filter(|host| !host.is_empty()).unwrap_or("unknown").to_owned();
+    format!("{host}_{:08x}", rand::random::<u32>())
+}
+
+async fn cancel_on_signal(shutdown: CancellationToken) {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        tracing::error!("signals cannot be caught");
+        return;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("told to end: no new work is begun, requests in flight are recorded");
+    shutdown.cancel();
+}
+
+fn start_log(format: LogFormat) {
+    // RUST_LOG as usual; what cannot be read of it counts as not given.
+    let targets = std::env::var("RUST_LOG").ok().and_then(|targets| targets.parse::<Targets>().ok());
+    let targets = targets.unwrap_or_else(|| Targets::new().with_default(tracing::Level::INFO));
+    let lines = tracing_subscriber::fmt::layer();
+    let lines = match format {
+        LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed(),
+        LogFormat::Text => lines.boxed(),
+    };
+    tracing_subscriber::registry().with(lines.with_filter(targets)).init();
+}
+
+fn print_crd() -> ExitCode {
+    let yaml = match serde_yaml_ng::to_string(&WorkflowRunStop::crd()) {
+        Ok(yaml) => yaml,
+        Err(error) => return fail(1, &format!("error: {error}")),
+    };
+    match std::io::stdout().write_all(yaml.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(1, &format!("error: {error}")),
+    }
+}
+
+fn fail(code: u8, line: &str) -> ExitCode {
+    // Where even stderr is gone the exit code has to do.
+    let _ = writeln!(std::io::stderr(), "{line}");
+    ExitCode::from(code)
+}

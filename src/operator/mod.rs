@@ -1,0 +1,168 @@
+//! Owns turning the house on and off: what is started in which order, the drain, the lease's release.
+//! Never handles a resource.
+
+pub mod expiry;
+pub mod health;
+pub mod lease;
+pub mod report;
+pub mod watch;
+
+use std::{net::SocketAddr, time::Duration};
+
+use k8s_controller::LeaderElection;
+use kube::Client;
+use thiserror::Error;
+use tokio::{net::TcpListener, sync::watch::channel, time::timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::amperity::{Amperity, BuildError, Settings, budget::Budget, credentials::Wallet, endpoint::Endpoints};
+use crate::clock::Clock;
+use crate::operator::{report::Metrics, watch::Watch};
+use crate::stop::{House, access::Access, decide::Rules, ledger::Ledger};
+
+/// What the operator runs with.
+pub struct Setup {
+    /// How to reach the API.
+    pub amperity: Settings,
+    /// Where the API is.
+    pub endpoints: Endpoints,
+    /// Most requests for one tenant in any second.
+    pub requests_per_second: u32,
+    /// How long a request without an answer may go on working at the API's side.
+    pub settle_time: Duration,
+    /// The namespaces to watch; none stands for all.
+    pub namespaces: Vec<String>,
+    /// The lease to compete for, where one replica of several is to work: its namespace and name.
+    pub lease: Option<(Option<String>, String)>,
+    /// Where the health endpoints are served.
+    pub http_addr: SocketAddr,
+    /// Longest wait at the end for requests in flight.
+    pub drain_timeout: Duration,
+    /// The wall clock.
+    pub clock: Clock,
+    /// This process, unlike any other.
+    pub identity: String,
+}
+
+/// Why the operator cannot start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// No way to a cluster was found.
+    #[error("no access to a Kubernetes cluster: {0}; set KUBECONFIG or run in a pod")]
+    Config(#[from] kube::config::InferConfigError),
+    /// The client refuses its settings.
+    #[error("the Kubernetes client cannot be built: {0}")]
+    Client(#[from] kube::Error),
+    /// The HTTP client refuses its settings.
+    #[error(transparent)]
+    Amperity(#[from] BuildError),
+    /// The address is in use, say.
+    #[error("cannot serve on {0}: {1}")]
+    Listen(SocketAddr, std::io::Error),
+}
+
+/// Runs until `shutdown` is cancelled and what was begun is recorded.
+///
+/// # Errors
+/// Where it cannot start.
+pub async fn run(setup: Setup, shutdown: CancellationToken) -> Result<(), StartError> {
+    let Setup {
+        amperity,
+        endpoints,
+        requests_per_second,
+        settle_time,
+        namespaces,
+        lease,
+        http_addr,
+        drain_timeout,
+        clock,
+        identity,
+    } = setup;
+    let mut config = kube::Config::infer().await?;
+    // A retried write would hide what became of the first one; every caller here has its own way.
+    config.default_retry = false;
+    // HTTPS_PROXY is the way to Amperity. To the cluster only its own configuration names a proxy.
+    if ["HTTPS_PROXY", "https_proxy"]
+        .iter()
+        .filter_map(|name| std::env::var(name).ok())
+        .any(|proxy| config.proxy_url.as_ref().is_some_and(|url| Some(url) == proxy.parse().ok().as_ref()))
+    {
+        config.proxy_url = None;
+    }
+    let own_namespace = config.default_namespace.clone();
+    let client = Client::try_from(config)?;
+    let listener = TcpListener::bind(http_addr).await.map_err(|error| StartError::Listen(http_addr, error))?;
+
+    let rules = Rules { request_timeout: amperity.request_timeout, settle_time };
+    let amperity = Amperity::new(&amperity, clock.clone())?;
+    let ledger = Ledger::new(client.clone(), &identity, clock.clone());
+    let access = Access {
+        ledger: ledger.clone(),
+        amperity: amperity.clone(),
+        endpoints: endpoints.clone(),
+        budget: Budget::new(requests_per_second),
+        wallet: Wallet::default(),
+    };
+    let house = House { ledger, amperity, access, endpoints, rules, clock };
+    let metrics = Metrics::default();
+
+    let (ready, is_ready) = channel(false);
+    let health = tokio::spawn(health::serve(listener, metrics.clone(), is_ready));
+    let (leads, mut leading) = channel(lease.is_none());
+    let election = lease.map(|(namespace, name)| {
+        let namespace = namespace.unwrap_or(own_namespace);
+        LeaderElection::new(client.clone(), &namespace, &name, &identity)
+    });
+    let competing = match &election {
+        Some(election) => {
+            // Who waits for the lease is as ready as can be.
+            ready.send_replace(true);
+            tokio::spawn(lease::compete(election.clone(), leads))
+        }
+        None => tokio::spawn(async move {
+            leads.closed().await;
+        }),
+    };
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), identity, %http_addr, "started");
+
+    let tasks = TaskTracker::new();
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            _ = leading.wait_for(|leading| *leading) => {}
+        }
+        metrics.set_leading(true);
+        let stop = CancellationToken::new();
+        let watch = Watch { house: house.clone(), metrics: metrics.clone(), stop: stop.clone(), tasks: tasks.clone() };
+        let expiry = expiry::run(&client, &namespaces, house.clock.clone());
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            _ = leading.wait_for(|leading| !*leading) => tracing::warn!("the lease is lost: no new work is begun"),
+            () = watch.run(&client, &namespaces, &ready) => {}
+            () = expiry => {}
+        }
+        stop.cancel();
+        metrics.set_leading(false);
+        drain(&tasks, drain_timeout).await;
+    }
+    ready.send_replace(false);
+    competing.abort();
+    if let Some(election) = election {
+        election.release().await;
+    }
+    health.abort();
+    tracing::info!("ended");
+    Ok(())
+}
+
+/// Waits until all requests that were begun are answered and recorded, at most so long.
+async fn drain(tasks: &TaskTracker, limit: Duration) {
+    tasks.close();
+    if timeout(limit, tasks.wait()).await.is_err() {
+        tracing::error!(
+            left = tasks.len(),
+            "requests are still in flight; their claims are confirmed by the next replica"
+        );
+    }
+    tasks.reopen();
+}

@@ -1,0 +1,132 @@
+//! Owns what others see of a step: its log line and its counters, made from the returned report.
+//! Never decides, writes or calls anything.
+
+use std::sync::Arc;
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info},
+    registry::Registry,
+};
+
+use crate::resource::{
+    WorkflowRunStop,
+    conditions::{self, ConditionType},
+};
+use crate::stop::{Did, Report};
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Answer {
+    answer: &'static str,
+}
+
+/// The operator's counters.
+#[derive(Clone)]
+pub struct Metrics {
+    registry: Arc<Registry>,
+    answers: Family<Answer, Counter>,
+    finished: Counter,
+    failures: Counter,
+    panics: Counter,
+    unfinished: Gauge,
+    leading: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("workflow_run_stop_operator");
+        let metrics = Self {
+            registry: Arc::default(),
+            answers: Family::default(),
+            finished: Counter::default(),
+            failures: Counter::default(),
+            panics: Counter::default(),
+            unfinished: Gauge::default(),
+            leading: Gauge::default(),
+        };
+        registry.register(
+            "stop_requests",
+            "Claimed stop requests by the class of their answer",
+            metrics.answers.clone(),
+        );
+        registry.register("finished", "Resources whose end this replica wrote", metrics.finished.clone());
+        registry.register("api_server_failures", "Steps that failed at the API server", metrics.failures.clone());
+        registry.register("panics", "Panics caught while handling one resource", metrics.panics.clone());
+        registry.register("unfinished", "Resources that this replica works on", metrics.unfinished.clone());
+        registry.register("leading", "1 where this replica may start new work", metrics.leading.clone());
+        registry.register("build", "The running version", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+        Self { registry: Arc::new(registry), ..metrics }
+    }
+}
+
+impl Metrics {
+    /// All counters in the OpenMetrics text format.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).expect("writing to a string does not fail");
+        text
+    }
+
+    /// Says how many resources are worked on.
+    pub fn set_unfinished(&self, count: usize) {
+        self.unfinished.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// Says whether this replica may start new work.
+    pub fn set_leading(&self, leading: bool) {
+        self.leading.set(i64::from(leading));
+    }
+
+    /// Tells of one step: one log line, unless nothing happened.
+    pub fn step(&self, resource: &WorkflowRunStop, report: &Report) {
+        let (step, answer) = match &report.did {
+            Did::Looked => return,
+            Did::Stopped(class) => {
+                self.answers.get_or_create(&Answer { answer: class }).inc();
+                ("stop", *class)
+            }
+            Did::Read => ("read", ""),
+            Did::Told => ("wait", ""),
+            Did::Finished => ("finish", ""),
+            Did::Failed(error) => {
+                self.failures.inc();
+                tracing::warn!(
+                    namespace = resource.namespace(),
+                    name = resource.name(),
+                    tenant = resource.spec.tenant,
+                    run = resource.spec.run_id,
+                    %error,
+                    "the API server gave no usable answer, trying again",
+                );
+                return;
+            }
+        };
+        if resource.is_finished() {
+            self.finished.inc();
+        }
+        let ready =
+            resource.status.as_ref().and_then(|status| conditions::find(&status.conditions, ConditionType::Ready));
+        tracing::info!(
+            namespace = resource.namespace(),
+            name = resource.name(),
+            tenant = resource.spec.tenant,
+            run = resource.spec.run_id,
+            step,
+            answer,
+            state = resource.status.as_ref().and_then(|status| status.state.as_deref()).unwrap_or_default(),
+            reason = ready.map(|ready| ready.reason.as_str()).unwrap_or_default(),
+            "{}",
+            ready.map(|ready| ready.message.as_str()).unwrap_or_default(),
+        );
+    }
+
+    /// Tells of a panic that was caught while a resource was handled.
+    pub fn panic(&self, resource: &WorkflowRunStop) {
+        self.panics.inc();
+        tracing::error!(
+            namespace = resource.namespace(),
+            name = resource.name(),
+            "a panic was caught while this resource was handled; it is looked at again in a while",
+        );
+    }
+}

@@ -1,0 +1,152 @@
+//! Owns the contract: `WorkflowRunStop`, its spec, status, validation rules and printer columns.
+//! Never decides anything and knows no client, clock or API: plain data with a schema.
+
+pub mod conditions;
+mod status;
+
+use kube::{CustomResource, KubeSchema};
+use serde::{Deserialize, Serialize};
+
+pub use self::status::{Claim, ClaimEnded, StopRequest, UnclearAnswer, WorkflowRunStopStatus};
+
+/// The default of `followTimeoutSeconds`: one hour.
+pub const DEFAULT_FOLLOW_TIMEOUT_SECONDS: i32 = 3600;
+
+/// The field selector that matches just the unfinished resources: those without a completion time.
+pub const UNFINISHED: &str = "status.completionTime=";
+
+/// The field selector that matches the finished resources which are to be deleted some time later.
+pub const EXPIRING: &str = "status.completionTime!=,spec.ttlSecondsAfterFinished!=";
+
+/// What to stop, and how.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+#[kube(
+    group = "workflow.amperity.com",
+    version = "v1alpha1",
+    kind = "WorkflowRunStop",
+    plural = "workflowrunstops",
+    singular = "workflowrunstop",
+    shortname = "wrs",
+    category = "amperity",
+    namespaced,
+    status = "WorkflowRunStopStatus",
+    derive = "PartialEq",
+    doc = "Asks Amperity once to stop one workflow run, follows the run to its end, and records the outcome in the status.",
+    selectable = ".status.completionTime",
+    selectable = ".spec.tenant",
+    selectable = ".spec.ttlSecondsAfterFinished",
+    printcolumn(name = "Run", type_ = "string", json_path = ".spec.runId", description = "The workflow run to stop"),
+    printcolumn(name = "Tenant", type_ = "string", json_path = ".spec.tenant", description = "The tenant that owns the run"),
+    printcolumn(name = "State", type_ = "string", json_path = ".status.state", description = "The run's state as last returned"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status", description = "True: stopped. False: failed or failing. Unknown: in progress"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason", description = "Why it is so"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Accepted", type_ = "date", json_path = ".status.stopRequest.acceptedTime", priority = "1", description = "How long ago the stop was accepted"),
+    printcolumn(name = "Attempts", type_ = "integer", json_path = ".status.stopRequest.attempts", priority = "1", description = "How many stop requests were claimed"),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = "1", description = "What happened and what to do"),
+    validation = Rule::new("!has(oldSelf.status) || !has(oldSelf.status.completionTime) || self.spec == oldSelf.spec")
+        .message("a finished WorkflowRunStop is a record and its spec cannot change; create a new one to stop a run again"),
+)]
+#[x_kube(
+    validation = Rule::new("has(self.baseUrl) == has(oldSelf.baseUrl)")
+        .message("baseUrl cannot be added or removed; delete this WorkflowRunStop and create a new one"),
+)]
+pub struct WorkflowRunStopSpec {
+    /// The id of the workflow run to stop, for example `wf-20240619-14418-6UhqSe`. Immutable.
+    /// Not the id of a configuration (`cg-`, `og-`, `cc-`) and not of a task (`wft-`).
+    #[schemars(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9._~-]+$"))]
+    #[x_kube(
+        validation = Rule::new("self == oldSelf")
+            .message("runId is immutable; create a new WorkflowRunStop for another run"),
+        validation = Rule::new("self != '.' && self != '..'").message("runId must be the id of a run"),
+        validation = Rule::new("!self.startsWith('cg-') && !self.startsWith('og-') && !self.startsWith('cc-')")
+            .message("runId names a configuration (cg-, og-, cc-); give the id of its run, which starts with wf-"),
+        validation = Rule::new("!self.startsWith('wft-')")
+            .message("runId names a task (wft-); give the id of the run that the task belongs to, which starts with wf-"),
+    )]
+    pub run_id: String,
+
+    /// The id of the tenant that owns the run, for example `acme2-max`. Sent in the header
+    /// `amperity-tenant` and put in place of `{tenant}` in the base URL. Immutable.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[A-Za-z0-9]([A-Za-z0-9_-]*[A-Za-z0-9])?$"))]
+    #[x_kube(validation = Rule::new("self == oldSelf")
+        .message("tenant is immutable; create a new WorkflowRunStop for another tenant"))]
+    pub tenant: String,
+
+    /// The base URL of the tenant's API, in place of the operator's own, for example
+    /// `https://{tenant}.amperity.com/api`. Only https, and the operator must allow the host. Immutable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024), regex(pattern = r"^https://[^\s/?#@]+(/[^\s?#]*)?$"))]
+    #[x_kube(validation = Rule::new("self == oldSelf")
+        .message("baseUrl is immutable; create a new WorkflowRunStop for another endpoint"))]
+    pub base_url: Option<String>,
+
+    /// The Secret of the same namespace that holds the credentials.
+    pub credentials_secret_ref: CredentialsSecretRef,
+
+    /// While true and nothing was sent yet, nothing is sent.
+    #[serde(default)]
+    pub suspend: bool,
+
+    /// How many seconds after the creation of this resource the last stop request may be sent.
+    /// Without it there is no such limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub stop_deadline_seconds: Option<i32>,
+
+    /// How many seconds to follow the run after the stop was accepted; 0 does not follow it.
+    #[serde(default = "default_follow_timeout")]
+    #[schemars(range(min = 0, max = 604_800))]
+    pub follow_timeout_seconds: i32,
+
+    /// How many seconds after it finished this resource is deleted. Without it, it is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub ttl_seconds_after_finished: Option<i32>,
+}
+
+/// Names a Secret of the same namespace.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct CredentialsSecretRef {
+    /// The Secret's name. It holds the key `token`, or `clientId` and `clientSecret` and
+    /// optionally `tokenUrl`.
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    pub name: String,
+}
+
+fn default_follow_timeout() -> i32 {
+    DEFAULT_FOLLOW_TIMEOUT_SECONDS
+}
+
+impl WorkflowRunStop {
+    /// The resource's uid; empty only for an object that no API server has stored.
+    pub fn uid(&self) -> &str {
+        self.metadata.uid.as_deref().unwrap_or_default()
+    }
+
+    /// The version of the stored object, opaque but for equality.
+    pub fn resource_version(&self) -> &str {
+        self.metadata.resource_version.as_deref().unwrap_or_default()
+    }
+
+    /// The resource's namespace.
+    pub fn namespace(&self) -> &str {
+        self.metadata.namespace.as_deref().unwrap_or_default()
+    }
+
+    /// The resource's name.
+    pub fn name(&self) -> &str {
+        self.metadata.name.as_deref().unwrap_or_default()
+    }
+
+    /// The claim of a stop request that may be in flight or whose outcome is not known.
+    pub fn claim(&self) -> Option<&Claim> {
+        self.status.as_ref()?.stop_request.as_ref()?.claim.as_ref()
+    }
+
+    /// True once the outcome stands in the status for good.
+    pub fn is_finished(&self) -> bool {
+        self.status.as_ref().is_some_and(|status| status.completion_time.is_some())
+    }
+}

@@ -1,0 +1,242 @@
+//! Owns the run as the API describes it: its plain data, and what its state means.
+//! Never adds anything to what was returned: the same words stand in the status.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// A run as one answer described it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Run {
+    /// The run's id.
+    pub id: String,
+    /// The run's state as received.
+    pub state: String,
+    /// The run's error, where one came along.
+    pub error: Option<RunError>,
+    /// The run's tasks; `None` where the answer did not speak of them.
+    pub tasks: Option<Vec<TaskInstance>>,
+    /// The rest.
+    pub details: RunDetails,
+}
+
+/// What a state means for a stop. The API declares new states as non-breaking, so every state that
+/// is not known counts as active.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Not ended and not about to.
+    Active,
+    /// A stop was accepted and tasks still run.
+    Stopping,
+    /// Ended by a stop.
+    Stopped,
+    /// Ended in another way.
+    EndedOtherwise,
+}
+
+impl Phase {
+    /// Classifies a state; case, spaces, `-` and `_` do not count.
+    pub fn of(state: &str) -> Self {
+        let folded: String =
+            state.chars().filter(|c| !matches!(c, ' ' | '-' | '_')).flat_map(char::to_lowercase).collect();
+        match folded.as_str() {
+            "canceled" | "cancelled" | "stopped" => Self::Stopped,
+            "stopping" | "canceling" | "cancelling" => Self::Stopping,
+            "succeeded" | "failed" => Self::EndedOtherwise,
+            _ => Self::Active,
+        }
+    }
+
+    /// True where the run has ended.
+    pub fn has_ended(self) -> bool {
+        match self {
+            Self::Stopped | Self::EndedOtherwise => true,
+            Self::Active | Self::Stopping => false,
+        }
+    }
+}
+
+/// The largest status in bytes of JSON that holds a run's tasks; etcd's limit is 1.5 MiB for the whole object.
+pub const MAX_TASKS_BYTES: usize = 440 * 1024;
+
+/// The largest `data` of one error in bytes of JSON; a larger one is left out.
+pub const MAX_DATA_BYTES: usize = 16 * 1024;
+
+/// The longest text of one field in bytes; a longer one is cut.
+pub const MAX_TEXT_BYTES: usize = 4096;
+
+/// Keeps as many tasks as fit, the unsuccessful and the unended first, in the order received.
+/// Returns them and how many were left out.
+pub fn fit_tasks(tasks: Vec<TaskInstance>) -> (Vec<TaskInstance>, usize) {
+    let total = tasks.len();
+    let well_ended = |task: &TaskInstance| {
+        let state = task.state.as_deref().unwrap_or_default();
+        matches!(state.to_lowercase().as_str(), "succeeded" | "skipped")
+    };
+    let mut by_need: Vec<usize> = (0..total).collect();
+    by_need.sort_by_key(|&index| well_ended(&tasks[index]));
+    let mut left = MAX_TASKS_BYTES;
+    let mut keep = vec![false; total];
+    for index in by_need {
+        let size = serde_json::to_vec(&tasks[index]).map_or(usize::MAX, |json| json.len() + 1);
+        let Some(rest) = left.checked_sub(size) else { break };
+        left = rest;
+        keep[index] = true;
+    }
+    let kept: Vec<_> = tasks.into_iter().zip(keep).filter(|(_, keep)| *keep).map(|(task, _)| task).collect();
+    let omitted = total - kept.len();
+    (kept, omitted)
+}
+
+/// An error of a run or of a task, as returned.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct RunError {
+    /// Who caused it, for example `customer`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attribution: Option<String>,
+    /// The kind of error, for example `amperity.workflow.workflow.repository.core/cancel`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub r#type: Option<String>,
+    /// What happened, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// Any JSON that came along; left out where it is larger than 16 KiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
+    pub data: Option<Value>,
+}
+
+/// One task of the run, as returned.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct TaskInstance {
+    /// The task's id, for example `wft-...`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// The run that the task belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_id: Option<String>,
+    /// The workflow that the task belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workflow_id: Option<String>,
+    /// The task's name for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// The task's state as returned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+    /// How the task is executed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub execution_type: Option<String>,
+    /// The id of the task's definition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task_definition_id: Option<String>,
+    /// The type of the task's definition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task_definition_type: Option<String>,
+    /// The task's tenant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    /// The task's time limit in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<i64>,
+    /// When the task was created, as returned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_at: Option<String>,
+    /// When the task's state last changed, as returned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_changed_at: Option<String>,
+    /// When the task ended, as returned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<String>,
+    /// The task's error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<RunError>,
+}
+
+/// What else the API said of the run, as returned.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct RunDetails {
+    /// The run's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The run's type.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub r#type: Option<String>,
+    /// When the run was created, as returned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_at: Option<String>,
+    /// When the run ended, as returned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<String>,
+    /// The workflow's version when the run was launched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub launched_version: Option<String>,
+    /// The workflow's version now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub current_version: Option<String>,
+    /// The id of who launched the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub principal_id: Option<String>,
+    /// The name of who launched the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub principal_name: Option<String>,
+    /// The email address of who launched the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub principal_email: Option<String>,
+    /// After how many milliseconds the API warns that the run takes long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warn_after_ms: Option<i64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_is_classified_whatever_its_case_and_separators() {
+        for (state, phase) in [
+            ("canceled", Phase::Stopped),
+            ("Cancelled", Phase::Stopped),
+            ("stopped", Phase::Stopped),
+            ("STOPPING", Phase::Stopping),
+            ("canceling", Phase::Stopping),
+            ("cancelling", Phase::Stopping),
+            ("succeeded", Phase::EndedOtherwise),
+            ("Failed", Phase::EndedOtherwise),
+            ("running-with-failures", Phase::Active),
+            ("In progress", Phase::Active),
+            ("scheduled", Phase::Active),
+            ("something new", Phase::Active),
+            ("", Phase::Active),
+        ] {
+            assert_eq!(Phase::of(state), phase, "{state}");
+        }
+    }
+
+    #[test]
+    fn of_too_many_tasks_the_unsuccessful_and_unended_stay() {
+        let task = |index: usize| TaskInstance {
+            id: Some(format!("wft-{index}")),
+            label: Some("x".repeat(200)),
+            state: Some(
+                match index % 100 {
+                    0 => "failed",
+                    1 => "running",
+                    _ => "succeeded",
+                }
+                .to_owned(),
+            ),
+            ..TaskInstance::default()
+        };
+        let (kept, omitted) = fit_tasks((0..5000).map(task).collect());
+        assert_eq!(kept.len() + omitted, 5000);
+        assert!(0 < omitted);
+        let unwell = kept.iter().filter(|task| task.state.as_deref() != Some("succeeded")).count();
+        assert_eq!(unwell, 100);
+        assert!(serde_json::to_vec(&kept).unwrap().len() <= MAX_TASKS_BYTES);
+        assert!(kept.is_sorted_by_key(|task| task.id.as_ref().unwrap()[4..].parse::<usize>().unwrap()));
+    }
+}

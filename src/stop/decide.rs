@@ -1,0 +1,170 @@
+//! Owns the choice of the next step: one pure function from what is seen to what is done.
+//! Never does IO, reads a clock or throws dice; nothing else looks at the status to choose.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use crate::resource::{Claim, UnclearAnswer, WorkflowRunStop, WorkflowRunStopStatus};
+use crate::run::Phase;
+use crate::stop::backoff::MAX_DELAY;
+
+/// How long a claim entitles to send, from before it was written.
+pub const CLAIM_VALIDITY: Duration = Duration::from_secs(5);
+
+/// How far apart the clocks of two machines may be, where a written time has to be believed.
+pub const CLOCK_SKEW: Duration = Duration::from_secs(60);
+
+/// The operator's settings that the choice depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// The limit for a request from its start to the end of its answer.
+    pub request_timeout: Duration,
+    /// How long a request without an answer may go on working at the API's side.
+    pub settle_time: Duration,
+}
+
+/// What this process knows beside the resource, measured by its own monotonic clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Seen {
+    /// For how long the resource's claim was seen unchanged.
+    pub claim_unchanged: Duration,
+    /// How long until the run is to be read again; `None` where this process has not read it yet.
+    pub next_look: Option<Duration>,
+}
+
+/// How a resource ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The stop was accepted and the run ended.
+    Ended,
+    /// The stop was accepted and the run is not followed.
+    NotFollowed,
+    /// The stop was accepted and the time to follow the run is over.
+    StillActive,
+    /// The stop was not accepted in time.
+    DeadlineExceeded,
+}
+
+/// What is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waiting {
+    /// The claim's request must surely have ended and settled.
+    Claim,
+    /// The time of the next attempt.
+    NextAttempt,
+    /// The time of the next look at the run.
+    NextLook,
+}
+
+/// The next step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Finished or being deleted.
+    Nothing,
+    /// Suspended: wait for a change.
+    Suspended,
+    /// Wait so long, unless something changes.
+    Wait(Duration, Waiting),
+    /// Send the stop request, at the latest in so long.
+    Stop(Option<Duration>),
+    /// Read the run to learn what became of the claim's request.
+    Confirm,
+    /// Read the run that was stopped.
+    Read,
+    /// Write the end.
+    Finish(Ending),
+}
+
+/// Chooses the next step.
+pub fn decide(resource: &WorkflowRunStop, now: Timestamp, seen: &Seen, rules: &Rules) -> Decision {
+    if resource.is_finished() || resource.metadata.deletion_timestamp.is_some() {
+        return Decision::Nothing;
+    }
+    let unwritten = WorkflowRunStopStatus::default();
+    let status = resource.status.as_ref().unwrap_or(&unwritten);
+    let request = status.stop_request.as_ref();
+    let next_attempt = request.and_then(|request| request.next_attempt_time.as_ref()).and_then(|Time(next)| {
+        let ahead = until(now, *next);
+        // A time that no operator would have written comes from a clock that was wrong.
+        (Duration::ZERO < ahead && ahead <= MAX_DELAY + CLOCK_SKEW).then_some(ahead)
+    });
+
+    if let Some(claim) = resource.claim() {
+        let quiet = quiet_time(claim, now, seen, rules);
+        return match quiet.max(next_attempt.unwrap_or_default()) {
+            Duration::ZERO => Decision::Confirm,
+            wait => Decision::Wait(wait, Waiting::Claim),
+        };
+    }
+    if let Some(accepted) = request.and_then(|request| request.accepted_time.as_ref()) {
+        return follow(resource, status, until(now, follow_end(resource, accepted)), seen);
+    }
+    if resource.spec.suspend {
+        return Decision::Suspended;
+    }
+    let deadline = deadline(resource).map(|deadline| until(now, deadline));
+    if deadline == Some(Duration::ZERO) {
+        return Decision::Finish(Ending::DeadlineExceeded);
+    }
+    match next_attempt {
+        Some(ahead) => Decision::Wait(deadline.map_or(ahead, |deadline| deadline.min(ahead)), Waiting::NextAttempt),
+        None => Decision::Stop(deadline),
+    }
+}
+
+/// What follows after acceptance, with so much time left to follow the run.
+fn follow(resource: &WorkflowRunStop, status: &WorkflowRunStopStatus, left: Duration, seen: &Seen) -> Decision {
+    let ended = status.state.as_deref().is_some_and(|state| Phase::of(state).has_ended());
+    let followed = resource.spec.follow_timeout_seconds != 0;
+    let over = left == Duration::ZERO;
+    // A run that ended without a word of its tasks is read once more for them.
+    if ended && (status.task_instances.is_some() || !followed || over) {
+        return Decision::Finish(Ending::Ended);
+    }
+    if !followed {
+        return Decision::Finish(Ending::NotFollowed);
+    }
+    if over {
+        return Decision::Finish(Ending::StillActive);
+    }
+    match seen.next_look.unwrap_or_default() {
+        Duration::ZERO => Decision::Read,
+        wait => Decision::Wait(wait.min(left), Waiting::NextLook),
+    }
+}
+
+/// How long until the claim's request has surely had its time: when it was seen unchanged by the own
+/// clock for that long, or when its written time is so long ago that even clocks apart agree.
+fn quiet_time(claim: &Claim, now: Timestamp, seen: &Seen, rules: &Rules) -> Duration {
+    let (Time(since), quiet) = match &claim.ended {
+        None => (&claim.time, CLAIM_VALIDITY + rules.request_timeout + rules.settle_time),
+        Some(ended) => match ended.answer {
+            UnclearAnswer::NoAnswer | UnclearAnswer::ServerError | UnclearAnswer::NotOurRun => {
+                (&ended.time, rules.settle_time)
+            }
+            // The request was answered: only reading tells what the answer means.
+            UnclearAnswer::Conflict => (&ended.time, Duration::ZERO),
+        },
+    };
+    let observed = quiet.saturating_sub(seen.claim_unchanged);
+    let written = until(now, since.saturating_add(quiet + CLOCK_SKEW).unwrap_or(Timestamp::MAX));
+    observed.min(written)
+}
+
+/// The last moment in which a stop request may be sent.
+pub fn deadline(resource: &WorkflowRunStop) -> Option<Timestamp> {
+    let seconds = u64::try_from(resource.spec.stop_deadline_seconds?).ok()?;
+    let Time(created) = resource.metadata.creation_timestamp.as_ref()?;
+    Some(created.saturating_add(Duration::from_secs(seconds)).unwrap_or(Timestamp::MAX))
+}
+
+fn follow_end(resource: &WorkflowRunStop, Time(accepted): &Time) -> Timestamp {
+    let seconds = u64::try_from(resource.spec.follow_timeout_seconds).unwrap_or_default();
+    accepted.saturating_add(Duration::from_secs(seconds)).unwrap_or(Timestamp::MAX)
+}
+
+fn until(now: Timestamp, then: Timestamp) -> Duration {
+    Duration::try_from(then.duration_since(now)).unwrap_or(Duration::ZERO)
+}

@@ -1,0 +1,275 @@
+//! Owns the record: what is read from and written to Kubernetes for a stop.
+//! Never writes without a guard: every patch tests the uid, and the version or the claim that it builds on.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams},
+};
+use serde_json::json;
+use thiserror::Error;
+use tokio::time::{Instant, timeout};
+
+use crate::amperity::Fence;
+use crate::clock::Clock;
+use crate::resource::{Claim, WorkflowRunStop, WorkflowRunStopStatus};
+use crate::stop::decide::CLAIM_VALIDITY;
+use crate::stop::outcome::bare;
+
+/// The limit for one request to the API server.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A Secret that was read so recently is not read again: a thousand stops with one Secret read it once.
+const SECRET_FRESH: Duration = Duration::from_secs(1);
+
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const MAX_RETRY: Duration = Duration::from_secs(5);
+
+/// Why the API server gave no answer that can be used.
+#[derive(Debug, Error)]
+pub enum LedgerError {
+    /// The API server refused or could not be reached.
+    #[error("{0}")]
+    Kube(#[from] kube::Error),
+    /// It did not answer in time.
+    #[error("the API server did not answer within {} s", REQUEST_TIMEOUT.as_secs())]
+    Timeout,
+    /// It does not take what was written although nothing changed in between.
+    #[error("the API server does not take the status; is the CRD of another version installed? {0}")]
+    Invalid(String),
+}
+
+/// What became of a guarded write.
+#[derive(Debug)]
+pub enum Written {
+    /// It is stored; the object as it is now.
+    Stored(Box<WorkflowRunStop>),
+    /// Something changed in between and nothing was written; the object as it is now.
+    Changed(Box<WorkflowRunStop>),
+    /// The resource is gone.
+    Gone,
+}
+
+/// A stored claim: the right to send one request for a short time. Only [`Ledger::claim`] makes it
+/// and [`Ledger::record`] consumes it.
+#[must_use]
+pub struct Claimed {
+    resource: WorkflowRunStop,
+    id: String,
+    until: Instant,
+    from_wall: Timestamp,
+    clock: Clock,
+}
+
+impl Claimed {
+    /// The resource as it was stored with the claim.
+    pub fn resource(&self) -> &WorkflowRunStop {
+        &self.resource
+    }
+
+    /// Closes when the claim no longer entitles to send, by the monotonic or the wall clock: one of
+    /// them goes on where a process was stopped and a machine suspended.
+    pub fn fence(&self) -> Fence {
+        let (until, from, clock) = (self.until, self.from_wall, self.clock.clone());
+        Arc::new(move || {
+            let elapsed = clock().duration_since(from);
+            Instant::now() < until && elapsed.unsigned_abs() < CLAIM_VALIDITY
+        })
+    }
+}
+
+/// What is known of a Secret.
+#[derive(Clone)]
+pub struct SecretContent {
+    /// Uid and resource version.
+    pub version: (String, String),
+    /// The keys and their values.
+    pub data: Arc<BTreeMap<String, Vec<u8>>>,
+}
+
+type SecretSlot = Arc<tokio::sync::Mutex<Option<(Instant, Option<SecretContent>)>>>;
+
+/// Reads and writes for one replica.
+#[derive(Clone)]
+pub struct Ledger {
+    client: Client,
+    holder: Arc<str>,
+    clock: Clock,
+    secrets: Arc<Mutex<HashMap<(String, String), SecretSlot>>>,
+}
+
+impl Ledger {
+    /// A ledger that claims in the name of `holder`.
+    pub fn new(client: Client, holder: &str, clock: Clock) -> Self {
+        Self { client, holder: holder.into(), clock, secrets: Arc::default() }
+    }
+
+    /// The resource as it is stored now; `None` where it is gone, also where another of its name is there.
+    ///
+    /// # Errors
+    /// Where the API server gives no answer.
+    pub async fn read(&self, resource: &WorkflowRunStop) -> Result<Option<WorkflowRunStop>, LedgerError> {
+        let found = within(self.api(resource).get_opt(resource.name())).await?;
+        Ok(found.filter(|found| found.uid() == resource.uid()))
+    }
+
+    /// A Secret, at most a second old; `None` where there is none.
+    ///
+    /// # Errors
+    /// Where the API server gives no answer or does not let the operator read it.
+    pub async fn secret(&self, namespace: &str, name: &str) -> Result<Option<SecretContent>, LedgerError> {
+        let slot = {
+            let mut secrets = self.secrets.lock().expect("nothing panics while it holds this lock");
+            let fresh = |slot: &SecretSlot| match slot.try_lock() {
+                Ok(known) => known.as_ref().is_some_and(|(read, _)| read.elapsed() < SECRET_FRESH),
+                Err(_) => true,
+            };
+            secrets.retain(|_, slot| 1 < Arc::strong_count(slot) || fresh(slot));
+            secrets.entry((namespace.to_owned(), name.to_owned())).or_default().clone()
+        };
+        let mut known = slot.lock().await;
+        if let Some((read, content)) = &*known
+            && read.elapsed() < SECRET_FRESH
+        {
+            return Ok(content.clone());
+        }
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
+        let read = Instant::now();
+        let secret = within(secrets.get_opt(name)).await?;
+        let content = secret.map(|secret| SecretContent {
+            version: (secret.metadata.uid.unwrap_or_default(), secret.metadata.resource_version.unwrap_or_default()),
+            data: Arc::new(secret.data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.0)).collect()),
+        });
+        *known = Some((read, content.clone()));
+        Ok(content)
+    }
+
+    /// Stores a claim, which is the right to send one stop request. `status` makes the new status of it.
+    ///
+    /// # Errors
+    /// Where it is not known whether the claim is stored; then nothing may be sent. The claim may
+    /// still appear, and is treated as that of a crashed process.
+    pub async fn claim(
+        &self,
+        resource: &WorkflowRunStop,
+        status: impl FnOnce(Claim) -> WorkflowRunStopStatus,
+    ) -> Result<Result<Claimed, Written>, LedgerError> {
+        let (start, from_wall) = (Instant::now(), (self.clock)());
+        let id = format!("{:032x}", rand::random::<u128>());
+        let claim = Claim { id: id.clone(), holder: self.holder.to_string(), time: Time(from_wall), ended: None };
+        let until = start + CLAIM_VALIDITY;
+        let claimed = |resource| Claimed { resource, id: id.clone(), until, from_wall, clock: self.clock.clone() };
+        match self.update(resource, status(claim)).await {
+            Ok(Written::Stored(stored)) => Ok(Ok(claimed(*stored))),
+            Ok(written) => Ok(Err(written)),
+            Err(LedgerError::Invalid(why)) => Err(LedgerError::Invalid(why)),
+            // The answer was lost: only what is stored tells.
+            Err(error) => match self.read(resource).await? {
+                Some(stored) if stored.claim().is_some_and(|stored| stored.id == id) => Ok(Ok(claimed(stored))),
+                Some(_) | None => Err(error),
+            },
+        }
+    }
+
+    /// Writes the outcome of a claimed request, until it is stored, the resource is gone, or the claim
+    /// is no longer ours.
+    pub async fn record(&self, claimed: Claimed, status: WorkflowRunStopStatus) -> Written {
+        let Claimed { resource, id, until: _, from_wall: _, clock: _ } = claimed;
+        let ours = |stored: &WorkflowRunStop| stored.claim().is_some_and(|claim| claim.id == id);
+        let mut status = status;
+        let mut wait = FIRST_RETRY;
+        loop {
+            let guard = json!({"op": "test", "path": "/status/stopRequest/claim/id", "value": id});
+            let error = match self.patch(&resource, guard, &status).await {
+                Ok(stored) => return Written::Stored(Box::new(stored)),
+                Err(error) => error,
+            };
+            // Whatever went wrong, what is stored tells how to go on.
+            match self.read(&resource).await {
+                Ok(None) => return Written::Gone,
+                Ok(Some(stored)) if !ours(&stored) => return Written::Changed(Box::new(stored)),
+                Ok(Some(_)) if is_invalid(&error) => status = bare(&status),
+                Ok(Some(_)) | Err(_) => {}
+            }
+            tracing::warn!(namespace = resource.namespace(), name = resource.name(), %error, "the outcome is not stored yet, trying again");
+            tokio::time::sleep(wait.mul_f64(rand::random_range(0.5..1.0))).await;
+            wait = (wait * 2).min(MAX_RETRY);
+        }
+    }
+
+    /// Writes a status that builds on the version of `resource`; nothing where it is the same already.
+    ///
+    /// # Errors
+    /// Where it is not known whether it is stored, or the API server does not take it.
+    pub async fn update(
+        &self,
+        resource: &WorkflowRunStop,
+        status: WorkflowRunStopStatus,
+    ) -> Result<Written, LedgerError> {
+        if resource.status.as_ref() == Some(&status) {
+            return Ok(Written::Stored(Box::new(resource.clone())));
+        }
+        let version = resource.resource_version();
+        let guard = json!({"op": "test", "path": "/metadata/resourceVersion", "value": version});
+        match self.patch(resource, guard, &status).await {
+            Ok(stored) => Ok(Written::Stored(Box::new(stored))),
+            Err(error) if is_refused(&error) => match self.read(resource).await? {
+                None => Ok(Written::Gone),
+                Some(stored) if stored.resource_version() == version => Err(LedgerError::Invalid(error.to_string())),
+                Some(stored) => Ok(Written::Changed(Box::new(stored))),
+            },
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn patch(
+        &self,
+        resource: &WorkflowRunStop,
+        guard: serde_json::Value,
+        status: &WorkflowRunStopStatus,
+    ) -> Result<WorkflowRunStop, LedgerError> {
+        let operations = json!([
+            {"op": "test", "path": "/metadata/uid", "value": resource.uid()},
+            guard,
+            {"op": "add", "path": "/status", "value": status},
+        ]);
+        let patch = serde_json::from_value(operations).expect("these are operations of a JSON patch");
+        let patch = Patch::Json::<()>(patch);
+        let api = self.api(resource);
+        within(api.patch_status(resource.name(), &PatchParams::default(), &patch)).await
+    }
+
+    fn api(&self, resource: &WorkflowRunStop) -> Api<WorkflowRunStop> {
+        Api::namespaced(self.client.clone(), resource.namespace())
+    }
+}
+
+/// True where the API server answered that it does not write this: a test of the patch failed, the
+/// object is gone or changed, or the content is not valid.
+fn is_refused(error: &LedgerError) -> bool {
+    is_invalid(error) || matches!(code(error), Some(404 | 409))
+}
+
+/// True for the answers of the API server to content that it does not take, and to a failed test.
+fn is_invalid(error: &LedgerError) -> bool {
+    matches!(code(error), Some(400 | 413 | 422))
+}
+
+fn code(error: &LedgerError) -> Option<u16> {
+    match error {
+        LedgerError::Kube(kube::Error::Api(status)) => Some(status.code),
+        LedgerError::Kube(_) | LedgerError::Timeout | LedgerError::Invalid(_) => None,
+    }
+}
+
+async fn within<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, LedgerError> {
+    timeout(REQUEST_TIMEOUT, request).await.map_err(|_| LedgerError::Timeout)?.map_err(LedgerError::Kube)
+}

@@ -1,0 +1,168 @@
+//! Owns the proof that a control plane starts, lets its users in and serves them.
+//! Never touches the shared control plane's processes.
+
+#![allow(clippy::unwrap_used, reason = "a test may fail by it")]
+
+mod ending;
+
+use std::path::Path;
+use std::process::Command;
+
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::DynamicObject;
+use kube::core::ObjectList;
+use serde_json::json;
+
+use super::*;
+use crate::table::table;
+
+const CRD: &str = r#"
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata:
+  name: things.lab.example.com
+spec:
+  group: lab.example.com
+  scope: Namespaced
+  names: {kind: Thing, listKind: ThingList, plural: things, singular: thing}
+  versions:
+  - name: v1
+    served: true
+    storage: true
+    schema:
+      openAPIV3Schema:
+        type: object
+        properties:
+          spec:
+            type: object
+            properties: {colour: {type: string}, note: {type: string}}
+    additionalPrinterColumns:
+    - {name: Colour, type: string, jsonPath: .spec.colour}
+    - {name: Note, type: string, jsonPath: .spec.note, priority: 1}
+"#;
+
+async fn config_maps(client: Client, namespace: &str) -> Result<ObjectList<ConfigMap>, kube::Error> {
+    Api::namespaced(client, namespace).list(&kube::api::ListParams::default()).await
+}
+
+async fn client_from(kubeconfig: &Path) -> Client {
+    let kubeconfig = Kubeconfig::read_from(kubeconfig).unwrap();
+    let options = KubeConfigOptions::default();
+    let config = Config::from_custom_kubeconfig(kubeconfig, &options).await;
+    Client::try_from(config.unwrap()).unwrap()
+}
+
+fn code(error: &kube::Error) -> Option<u16> {
+    if let kube::Error::Api(status) = error { Some(status.code) } else { None }
+}
+
+#[tokio::test]
+async fn the_shared_one_gives_each_caller_a_namespace_of_its_own() {
+    let plane = ControlPlane::shared().await;
+    let (first, second) = (plane.namespace().await, plane.namespace().await);
+    assert_ne!(first, second);
+    assert!(config_maps(plane.client(), &first).await.is_ok());
+}
+
+#[test]
+fn the_shared_one_outlives_the_runtime_that_started_it() {
+    let urls = [(), ()].map(|()| {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let plane = ControlPlane::shared().await;
+            assert!(plane.client().apiserver_version().await.is_ok());
+            plane.namespace().await;
+            plane.url().to_owned()
+        })
+    });
+    assert_eq!(urls[0], urls[1]);
+}
+
+#[tokio::test]
+async fn the_api_server_is_of_the_pinned_version() {
+    let version = ControlPlane::shared().await.client().apiserver_version().await.unwrap();
+    let pinned = include_str!("../../../control-plane/kubernetes/go.mod");
+    if std::env::var_os("KUBEBUILDER_ASSETS").is_none() {
+        assert!(pinned.contains(&format!("k8s.io/kubernetes {}", version.git_version)), "{version:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_kubeconfig_lets_its_user_in_and_rbac_decides_the_rest() {
+    let plane = ControlPlane::shared().await;
+    let namespace = plane.namespace().await;
+    let admin = client_from(&plane.kubeconfig_path()).await;
+    assert!(config_maps(admin, &namespace).await.is_ok());
+    let operator = client_from(&plane.kubeconfig_for(User::Operator)).await;
+    assert_eq!(code(&config_maps(operator, &namespace).await.unwrap_err()), Some(403));
+    assert_eq!(code(&config_maps(plane.client_of(User::Stranger), &namespace).await.unwrap_err()), Some(403));
+}
+
+#[tokio::test]
+async fn a_service_account_gets_a_kubeconfig_of_its_own() {
+    let plane = ControlPlane::shared().await;
+    let namespace = plane.namespace().await;
+    let accounts: Api<ServiceAccount> = Api::namespaced(plane.client(), &namespace);
+    let account = serde_json::from_value(json!({"metadata": {"name": "robot"}})).unwrap();
+    accounts.create(&PostParams::default(), &account).await.unwrap();
+    let robot = client_from(&plane.kubeconfig_for_service_account(&namespace, "robot").await).await;
+    let error = config_maps(robot, &namespace).await.unwrap_err();
+    assert!(error.to_string().contains(&format!("system:serviceaccount:{namespace}:robot")), "{error}");
+}
+
+#[tokio::test]
+async fn an_applied_crd_is_served_and_listed_as_kubectl_does() {
+    let plane = ControlPlane::shared().await;
+    let namespace = plane.namespace().await;
+    // Tests that start together apply the same one.
+    tokio::join!(plane.apply_crd(CRD), plane.apply_crd(CRD), plane.apply_crd(CRD));
+    let client = plane.client();
+    let path = format!("/apis/lab.example.com/v1/namespaces/{namespace}/things");
+    assert_eq!(table(&client, &path, true).await.unwrap(), "");
+    for (name, colour) in [("short", "blue"), ("a-longer-name", "green")] {
+        let thing: DynamicObject = serde_json::from_value(json!({
+            "apiVersion": "lab.example.com/v1", "kind": "Thing", "metadata": {"name": name}, "spec": {"colour": colour, "note": "x"},
+        }))
+        .unwrap();
+        let request = Request::post(&path).body(serde_json::to_vec(&thing).unwrap()).unwrap();
+        client.request::<DynamicObject>(request).await.unwrap();
+    }
+    let narrow = "NAME            COLOUR\na-longer-name   green\nshort           blue\n";
+    assert_eq!(table(&client, &path, false).await.unwrap(), narrow);
+    let wide = "NAME            COLOUR   NOTE\na-longer-name   green    x\nshort           blue     x\n";
+    assert_eq!(table(&client, &path, true).await.unwrap(), wide);
+}
+
+#[tokio::test]
+#[should_panic(expected = "the CRD was not applied")]
+async fn a_wrong_crd_is_refused_with_the_reason() {
+    ControlPlane::shared().await.apply_crd(&CRD.replace("plural: things", "plural: others")).await;
+}
+
+#[test]
+fn binaries_named_by_the_environment_are_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let make = "cd \"$0\" && touch etcd kube-apiserver && chmod +x etcd kube-apiserver";
+    assert!(Command::new("/bin/sh").args(["-c", make]).arg(folder.path()).status().unwrap().success());
+    let output = build_script().env("KUBEBUILDER_ASSETS", folder.path()).output().unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("{}\n", folder.path().display()));
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+}
+
+#[test]
+fn a_missing_go_is_told_in_one_line() {
+    let output = build_script().output().unwrap();
+    assert!(!output.status.success());
+    assert!(output.stdout.is_empty());
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(message.contains("Go >= 1.26 is needed") && message.lines().count() == 1, "{message}");
+}
+
+/// The script in an environment that has nothing, not even a PATH to something.
+fn build_script() -> Command {
+    let mut command = Command::new("/bin/sh");
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/control-plane/build.sh"));
+    command.env_clear().env("PATH", "/nonexistent");
+    command
+}

@@ -1,0 +1,6 @@
+//! What the tests and the demo run against.
+
+pub mod control_plane;
+pub mod table;
+
+pub mod simulator;

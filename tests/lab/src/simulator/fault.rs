@@ -1,0 +1,145 @@
+//! Owns the names of everything that can go wrong with an answer, and which request meets which fault.
+//! Never touches a run or a connection: the handler carries a fault out.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, SystemTime};
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+/// Whether a stop that met a fault took effect all the same. Of no importance to reads and tokens.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Took {
+    /// The run never heard of it.
+    NoEffect,
+    /// The run was stopped exactly as by a stop that is answered properly.
+    Effect,
+}
+
+/// The `Retry-After` of an answer.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum RetryAfter {
+    /// The header is missing.
+    None,
+    /// A number of seconds.
+    Seconds(u64),
+    /// An HTTP date (IMF-fixdate) so many seconds ahead of the wall clock; it may lie in the past.
+    Date(i64),
+    /// Anything else.
+    Text(String),
+}
+
+/// The body of an error answer.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum ErrorBody {
+    /// The documented error object.
+    ErrorJson,
+    /// A gateway's page.
+    Html,
+    /// Nothing.
+    Empty,
+}
+
+/// What happens to one request instead of the proper answer.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Fault {
+    /// 429, without an effect.
+    TooManyRequests {
+        /// Its `Retry-After`.
+        retry_after: RetryAfter,
+    },
+    /// Some status.
+    Status {
+        /// The status.
+        code: u16,
+        /// Whether the stop took effect before.
+        effect: Took,
+        /// What the answer carries.
+        body: ErrorBody,
+    },
+    /// The connection is reset (TCP RST) without an answer.
+    Reset(Took),
+    /// No answer ever comes; the connection stays until the client leaves or the simulator ends.
+    NoAnswer(Took),
+    /// The request waits so long, and then has its effect and its proper answer.
+    Slow(Duration),
+    /// 200 and a page, as a proxy's login has it.
+    HtmlWith200(Took),
+    /// 200 and the record of a run with another id.
+    WrongId(Took),
+    /// A redirect, without an effect.
+    Redirect {
+        /// The status.
+        code: u16,
+        /// The header `Location`.
+        location: String,
+    },
+    /// 200 and a JSON string that goes on for ever.
+    EndlessBody(Took),
+    /// The proper effect, and a proper answer with so many tasks.
+    ManyTasks(usize),
+    /// 202 without a body, with effect.
+    Accepted202,
+    /// 200 and any body.
+    JsonWith200(Value, Took),
+}
+
+impl Fault {
+    /// Whether a stop that meets it takes effect.
+    pub(super) fn took(&self) -> Took {
+        match self {
+            Fault::TooManyRequests { .. } | Fault::Redirect { .. } => Took::NoEffect,
+            Fault::Slow(_) | Fault::ManyTasks(_) | Fault::Accepted202 => Took::Effect,
+            Fault::Status { effect: took, .. }
+            | Fault::Reset(took)
+            | Fault::NoAnswer(took)
+            | Fault::HtmlWith200(took)
+            | Fault::WrongId(took)
+            | Fault::EndlessBody(took)
+            | Fault::JsonWith200(_, took) => *took,
+        }
+    }
+}
+
+impl RetryAfter {
+    pub(super) fn header(&self, wall: SystemTime) -> Option<String> {
+        match self {
+            RetryAfter::None => None,
+            RetryAfter::Seconds(seconds) => Some(seconds.to_string()),
+            RetryAfter::Date(ahead) => Some(http_date(wall, *ahead)),
+            RetryAfter::Text(text) => Some(text.clone()),
+        }
+    }
+}
+
+fn http_date(wall: SystemTime, seconds_ahead: i64) -> String {
+    let now = Timestamp::try_from(wall).expect("a wall clock between the years -9999 and 9999");
+    let then = now + jiff::SignedDuration::from_secs(seconds_ahead);
+    then.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string()
+}
+
+/// The faults that wait for requests, by run. A queued one is used up, a standing one is met when none is queued.
+#[derive(Debug, Default)]
+pub(super) struct Faults {
+    queued: HashMap<String, VecDeque<Fault>>,
+    standing: HashMap<String, Fault>,
+}
+
+impl Faults {
+    pub(super) fn queue(&mut self, key: &str, faults: impl IntoIterator<Item = Fault>) {
+        self.queued.entry(key.to_owned()).or_default().extend(faults);
+    }
+
+    pub(super) fn stand(&mut self, key: &str, fault: Fault) {
+        self.standing.insert(key.to_owned(), fault);
+    }
+
+    pub(super) fn next(&mut self, key: &str) -> Option<Fault> {
+        self.queued.get_mut(key).and_then(VecDeque::pop_front).or_else(|| self.standing.get(key).cloned())
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.queued.clear();
+        self.standing.clear();
+    }
+}
