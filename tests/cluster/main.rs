@@ -1,0 +1,5 @@
+//! The operator's binary against a real Kubernetes API server and the simulated Amperity API.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod answers;
+mod support;

@@ -1,0 +1,209 @@
+//! Owns the words of these tests: a place to work in, an operator that runs there, stops to apply.
+//! Never asserts anything about the operator's work.
+
+use std::{path::PathBuf, process::Stdio, sync::Arc, time::Duration};
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::{
+    Api, Client, ResourceExt,
+    api::{ObjectMeta, PostParams},
+    runtime::wait::await_condition,
+};
+use lab::{control_plane::ControlPlane, simulator::Simulator};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncRead, BufReader},
+    process::{Child, Command},
+    sync::watch,
+    time::timeout,
+};
+use workflow_run_stop_operator::resource::{
+    CredentialsSecretRef, WorkflowRunStop, WorkflowRunStopSpec,
+    conditions::{ConditionType, Reason, Truth},
+};
+
+/// Nothing here takes so long; a test that waits longer has failed.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub const TENANT: &str = "acme";
+
+/// A namespace with a Secret, a simulated API, and an operator where one was started.
+pub struct Place {
+    pub cluster: &'static ControlPlane,
+    pub client: Client,
+    pub namespace: String,
+    pub amperity: Simulator,
+}
+
+impl Place {
+    /// A fresh namespace with the Secret `amperity`, whose token the simulator knows.
+    pub async fn new() -> Self {
+        Self::with(Simulator::start().await).await
+    }
+
+    pub async fn with(amperity: Simulator) -> Self {
+        let cluster = ControlPlane::shared().await;
+        cluster.apply_crd(include_str!("../../crds/workflowrunstops.yaml")).await;
+        let namespace = cluster.namespace().await;
+        let place = Self { cluster, client: cluster.client(), namespace, amperity };
+        place.put_secret("amperity", &[("token", "good-token")]).await;
+        place
+    }
+
+    /// Creates or replaces a Secret.
+    pub async fn put_secret(&self, name: &str, data: &[(&str, &str)]) {
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
+        let mut secret = Secret {
+            metadata: ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() },
+            string_data: Some(data.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()),
+            ..Secret::default()
+        };
+        match api.get_opt(name).await.unwrap() {
+            None => api.create(&PostParams::default(), &secret).await.unwrap(),
+            Some(known) => {
+                secret.metadata.resource_version = known.resource_version();
+                api.replace(name, &PostParams::default(), &secret).await.unwrap()
+            }
+        };
+    }
+
+    pub fn stops(&self) -> Api<WorkflowRunStop> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// Creates a stop.
+    pub async fn apply(&self, stop: WorkflowRunStop) -> WorkflowRunStop {
+        self.stops().create(&PostParams::default(), &stop).await.unwrap()
+    }
+
+    pub async fn get(&self, name: &str) -> WorkflowRunStop {
+        self.stops().get(name).await.unwrap()
+    }
+
+    /// Waits until a resource is so.
+    pub async fn until(&self, name: &str, what: &str, is_so: impl Fn(&WorkflowRunStop) -> bool) -> WorkflowRunStop {
+        let so = |found: Option<&WorkflowRunStop>| found.is_some_and(&is_so);
+        match timeout(PATIENCE, await_condition(self.stops(), name, so)).await {
+            Ok(found) => found.unwrap().unwrap(),
+            Err(_) => panic!("{name} never {what}; it is {:#?}", self.get(name).await.status),
+        }
+    }
+
+    /// Waits until a resource has finished.
+    pub async fn finished(&self, name: &str) -> WorkflowRunStop {
+        self.until(name, "finished", WorkflowRunStop::is_finished).await
+    }
+
+    /// Waits until Ready has a reason.
+    pub async fn reason(&self, name: &str, reason: Reason) -> WorkflowRunStop {
+        let what = format!("had the reason {}", reason.as_str());
+        self.until(name, &what, |stop| ready(stop).1 == reason.as_str()).await
+    }
+
+    /// Starts the operator's binary for this namespace, with short waits.
+    pub async fn operator(&self) -> Operator {
+        self.operator_with(&[]).await
+    }
+
+    pub async fn operator_with(&self, flags: &[&str]) -> Operator {
+        let mut command = Operator::command(&self.cluster.kubeconfig_path());
+        command.args(["--amperity-base-url", &self.amperity.base_url(), "--watch-namespaces", &self.namespace]);
+        // A later flag cannot override an earlier one, so the short waits come by environment.
+        command.env("REQUEST_TIMEOUT", "2s").env("SETTLE_TIME", "1s").args(flags);
+        Operator::start(command).await
+    }
+}
+
+/// A running operator, killed when it is dropped.
+pub struct Operator {
+    child: Child,
+    log: watch::Receiver<Arc<Vec<String>>>,
+}
+
+impl Operator {
+    /// The binary with what every test needs. Nothing of the test's own environment reaches it.
+    pub fn command(kubeconfig: &PathBuf) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_workflow-run-stop-operator"));
+        command.env_clear().env("KUBECONFIG", kubeconfig).args(["--http-addr", "127.0.0.1:0"]);
+        command
+    }
+
+    /// Starts it and waits until it says so.
+    pub async fn start(mut command: Command) -> Self {
+        let mut child =
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).stdin(Stdio::null()).kill_on_drop(true).spawn().unwrap();
+        let (sender, log) = watch::channel(Arc::default());
+        tokio::spawn(collect(child.stdout.take().unwrap(), sender.clone()));
+        tokio::spawn(collect(child.stderr.take().unwrap(), sender));
+        let operator = Self { child, log };
+        operator.says("started").await;
+        operator
+    }
+
+    /// Waits until the log has a line with this text.
+    pub async fn says(&self, text: &str) -> String {
+        let mut log = self.log.clone();
+        let line = |lines: &Arc<Vec<String>>| lines.iter().find(|line| line.contains(text)).cloned();
+        match timeout(PATIENCE, log.wait_for(|lines| line(lines).is_some())).await {
+            Ok(Ok(lines)) => line(&lines).unwrap(),
+            _ => panic!("the operator never said '{text}', but:\n{}", self.log().join("\n")),
+        }
+    }
+
+    pub fn log(&self) -> Vec<String> {
+        self.log.borrow().to_vec()
+    }
+
+    /// The address of its health endpoints.
+    pub fn pid(&self) -> u32 {
+        self.child.id().unwrap()
+    }
+
+    /// Sends SIGTERM and waits for the end; the exit code.
+    pub async fn terminate(mut self) -> Option<i32> {
+        Command::new("kill").arg(self.pid().to_string()).status().await.unwrap();
+        timeout(PATIENCE, self.child.wait()).await.expect("it ends").unwrap().code()
+    }
+
+    /// Sends SIGKILL and waits for the end.
+    pub async fn kill(mut self) {
+        self.child.kill().await.unwrap();
+    }
+}
+
+async fn collect(pipe: impl AsyncRead + Unpin, log: watch::Sender<Arc<Vec<String>>>) {
+    let mut lines = BufReader::new(pipe).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        log.send_modify(|log| Arc::make_mut(log).push(line));
+    }
+}
+
+/// A stop of this run, with the Secret `amperity`; named after the run.
+pub fn a_stop(run: &str) -> WorkflowRunStop {
+    let spec = WorkflowRunStopSpec {
+        run_id: run.to_owned(),
+        tenant: TENANT.to_owned(),
+        base_url: None,
+        credentials_secret_ref: CredentialsSecretRef { name: "amperity".to_owned() },
+        suspend: false,
+        stop_deadline_seconds: None,
+        follow_timeout_seconds: 3600,
+        ttl_seconds_after_finished: None,
+    };
+    WorkflowRunStop::new(&run.to_lowercase(), spec)
+}
+
+/// Status and reason of a condition; empty where it is absent.
+pub fn condition(stop: &WorkflowRunStop, kind: ConditionType) -> (String, String) {
+    let conditions = stop.status.iter().flat_map(|status| &status.conditions);
+    let found = conditions.into_iter().find(|condition| condition.type_ == kind.as_str());
+    found.map(|found| (found.status.clone(), found.reason.clone())).unwrap_or_default()
+}
+
+pub fn ready(stop: &WorkflowRunStop) -> (String, String) {
+    condition(stop, ConditionType::Ready)
+}
+
+/// How a condition has to be.
+pub fn is(truth: Truth, reason: Reason) -> (String, String) {
+    (truth.as_str().to_owned(), reason.as_str().to_owned())
+}
