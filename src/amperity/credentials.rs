@@ -47,7 +47,7 @@ impl Token {
 }
 
 /// What a Secret holds.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub enum Credentials {
     /// A token made by hand.
     Static(Token),

@@ -10,7 +10,7 @@ pub mod wire;
 use std::{
     error::Error as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -78,10 +78,14 @@ pub enum BuildError {
 pub struct Amperity {
     http: reqwest::Client,
     clock: Clock,
+    /// Set when the API announced a removal and the log was told.
+    warned: Arc<OnceLock<()>>,
 }
 
 const API_VERSION: HeaderName = HeaderName::from_static("api-version");
 const TENANT: HeaderName = HeaderName::from_static("amperity-tenant");
+const DEPRECATION: HeaderName = HeaderName::from_static("deprecation");
+const SUNSET: HeaderName = HeaderName::from_static("sunset");
 const TOKEN_TENANT: HeaderName = HeaderName::from_static("x-amperity-tenant");
 
 impl Amperity {
@@ -110,7 +114,7 @@ impl Amperity {
             .tls_certs_merge(extra_certificates()?)
             .build()
             .map_err(BuildError::Http)?;
-        Ok(Self { http, clock })
+        Ok(Self { http, clock, warned: Arc::default() })
     }
 
     /// Asks once to stop a run, if the fence allows it when a connection is there.
@@ -160,6 +164,12 @@ impl Amperity {
         let retry_after = header(RETRY_AFTER).and_then(|value| wire::retry_after(value, now()));
         let location = header(LOCATION).and_then(|location| response.url().join(location).ok());
         let location = location.map(|url| url.origin().ascii_serialization());
+        // The API announces a removal half a year ahead in these headers.
+        if let Some(notice) = header(SUNSET).or_else(|| header(DEPRECATION)) {
+            self.warned.get_or_init(|| {
+                tracing::warn!(notice, path = response.url().path(), "Amperity announces the end of this API version");
+            });
+        }
         let bare = Reply { status, retry_after, location, ..Reply::default() };
         // The budget learns of a 429 before the body is read, which may take its time.
         if bare.is_rate_limited() {

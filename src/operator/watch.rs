@@ -21,7 +21,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::operator::report::Metrics;
 use crate::resource::{UNFINISHED, WorkflowRunStop};
-use crate::stop::{House, Known, Next, Subject, step};
+use crate::stop::{
+    House, Next, step,
+    subject::{Known, Subject},
+};
 
 /// How many resources come in one page of a list; a status may have half a MiB.
 const PAGE_SIZE: u32 = 50;

@@ -54,6 +54,31 @@ pub struct WorkflowRunStopStatus {
     pub completion_time: Option<Time>,
 }
 
+impl WorkflowRunStopStatus {
+    /// The same status, speaking of another generation of the spec.
+    #[must_use]
+    pub fn of_generation(mut self, generation: Option<i64>) -> Self {
+        self.observed_generation = generation;
+        for condition in &mut self.conditions {
+            condition.observed_generation = generation;
+        }
+        self
+    }
+
+    /// A status that surely fits and is surely valid: what was learned, without what the run carries along.
+    #[must_use]
+    pub fn bare(self) -> Self {
+        let omitted = self.task_instances.as_ref().map(Vec::len).and_then(|omitted| i32::try_from(omitted).ok());
+        Self {
+            error: None,
+            run: None,
+            task_instances: self.task_instances.map(|_| vec![]),
+            task_instances_omitted: omitted.filter(|omitted| *omitted != 0).or(self.task_instances_omitted),
+            ..self
+        }
+    }
+}
+
 /// The stop request.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]

@@ -14,21 +14,27 @@ use kube::{
     Api, Client,
     api::{Patch, PatchParams},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use thiserror::Error;
-use tokio::time::{Instant, timeout};
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::{Instant, timeout},
+};
 
 use crate::amperity::Fence;
 use crate::clock::Clock;
 use crate::resource::{Claim, WorkflowRunStop, WorkflowRunStopStatus};
 use crate::stop::decide::CLAIM_VALIDITY;
-use crate::stop::outcome::bare;
 
 /// The limit for one request to the API server.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A Secret that was read so recently is not read again: a thousand stops with one Secret read it once.
 const SECRET_FRESH: Duration = Duration::from_secs(1);
+
+/// How many requests that can wait are under way at once: ten thousand resources that all want to say
+/// that they wait must not open ten thousand connections.
+const PATIENT_REQUESTS: usize = 32;
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const MAX_RETRY: Duration = Duration::from_secs(5);
@@ -76,9 +82,10 @@ impl Claimed {
     }
 
     /// Closes when the claim no longer entitles to send, by the monotonic or the wall clock: one of
-    /// them goes on where a process was stopped and a machine suspended.
-    pub fn fence(&self) -> Fence {
-        let (until, from, clock) = (self.until, self.from_wall, self.clock.clone());
+    /// them goes on where a process was stopped and a machine suspended. Also closes at the deadline.
+    pub fn fence(&self, deadline: Option<Instant>) -> Fence {
+        let until = deadline.map_or(self.until, |deadline| deadline.min(self.until));
+        let (from, clock) = (self.from_wall, self.clock.clone());
         Arc::new(move || {
             let elapsed = clock().duration_since(from);
             Instant::now() < until && elapsed.unsigned_abs() < CLAIM_VALIDITY
@@ -104,12 +111,20 @@ pub struct Ledger {
     holder: Arc<str>,
     clock: Clock,
     secrets: Arc<Mutex<HashMap<(String, String), SecretSlot>>>,
+    /// What can wait shares these; claims and records never queue behind it.
+    patient: Arc<Semaphore>,
 }
 
 impl Ledger {
     /// A ledger that claims in the name of `holder`.
     pub fn new(client: Client, holder: &str, clock: Clock) -> Self {
-        Self { client, holder: holder.into(), clock, secrets: Arc::default() }
+        Self {
+            client,
+            holder: holder.into(),
+            clock,
+            secrets: Arc::default(),
+            patient: Arc::new(Semaphore::new(PATIENT_REQUESTS)),
+        }
     }
 
     /// The resource as it is stored now; `None` where it is gone, also where another of its name is there.
@@ -142,6 +157,7 @@ impl Ledger {
             return Ok(content.clone());
         }
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
+        let _permit = self.permit().await;
         let read = Instant::now();
         let secret = within(secrets.get_opt(name)).await?;
         let content = secret.map(|secret| SecretContent {
@@ -167,7 +183,7 @@ impl Ledger {
         let claim = Claim { id: id.clone(), holder: self.holder.to_string(), time: Time(from_wall), ended: None };
         let until = start + CLAIM_VALIDITY;
         let claimed = |resource| Claimed { resource, id: id.clone(), until, from_wall, clock: self.clock.clone() };
-        match self.update(resource, status(claim)).await {
+        match self.write(resource, status(claim)).await {
             Ok(Written::Stored(stored)) => Ok(Ok(claimed(*stored))),
             Ok(written) => Ok(Err(written)),
             Err(LedgerError::Invalid(why)) => Err(LedgerError::Invalid(why)),
@@ -180,26 +196,35 @@ impl Ledger {
     }
 
     /// Writes the outcome of a claimed request, until it is stored, the resource is gone, or the claim
-    /// is no longer ours.
+    /// is no longer ours. Where the spec changed in between, the status speaks of the new one as well.
     pub async fn record(&self, claimed: Claimed, status: WorkflowRunStopStatus) -> Written {
         let Claimed { resource, id, until: _, from_wall: _, clock: _ } = claimed;
-        let ours = |stored: &WorkflowRunStop| stored.claim().is_some_and(|claim| claim.id == id);
-        let mut status = status;
-        let mut wait = FIRST_RETRY;
+        let (mut resource, mut status, mut wait) = (resource, status, FIRST_RETRY);
         loop {
-            let guard = json!({"op": "test", "path": "/status/stopRequest/claim/id", "value": id});
-            let error = match self.patch(&resource, guard, &status).await {
+            let guards = [
+                json!({"op": "test", "path": "/status/stopRequest/claim/id", "value": id}),
+                json!({"op": "test", "path": "/metadata/generation", "value": resource.metadata.generation}),
+            ];
+            let error = match self.patch(&resource, &guards, &status).await {
                 Ok(stored) => return Written::Stored(Box::new(stored)),
                 Err(error) => error,
             };
             // Whatever went wrong, what is stored tells how to go on.
             match self.read(&resource).await {
                 Ok(None) => return Written::Gone,
-                Ok(Some(stored)) if !ours(&stored) => return Written::Changed(Box::new(stored)),
-                Ok(Some(_)) if is_invalid(&error) => status = bare(&status),
+                Ok(Some(stored)) if stored.claim().is_none_or(|claim| claim.id != id) => {
+                    return Written::Changed(Box::new(stored));
+                }
+                Ok(Some(stored)) if stored.metadata.generation != resource.metadata.generation => {
+                    status = status.of_generation(stored.metadata.generation);
+                    resource = stored;
+                    continue;
+                }
+                Ok(Some(_)) if is_invalid(&error) => status = status.bare(),
                 Ok(Some(_)) | Err(_) => {}
             }
-            tracing::warn!(namespace = resource.namespace(), name = resource.name(), %error, "the outcome is not stored yet, trying again");
+            let (namespace, name) = (resource.namespace(), resource.name());
+            tracing::warn!(namespace, name, %error, "the outcome is not stored yet, trying again");
             tokio::time::sleep(wait.mul_f64(rand::random_range(0.5..1.0))).await;
             wait = (wait * 2).min(MAX_RETRY);
         }
@@ -217,9 +242,18 @@ impl Ledger {
         if resource.status.as_ref() == Some(&status) {
             return Ok(Written::Stored(Box::new(resource.clone())));
         }
+        let _permit = self.permit().await;
+        self.write(resource, status).await
+    }
+
+    async fn permit(&self) -> SemaphorePermit<'_> {
+        self.patient.acquire().await.expect("this semaphore is never closed")
+    }
+
+    async fn write(&self, resource: &WorkflowRunStop, status: WorkflowRunStopStatus) -> Result<Written, LedgerError> {
         let version = resource.resource_version();
         let guard = json!({"op": "test", "path": "/metadata/resourceVersion", "value": version});
-        match self.patch(resource, guard, &status).await {
+        match self.patch(resource, &[guard], &status).await {
             Ok(stored) => Ok(Written::Stored(Box::new(stored))),
             Err(error) if is_refused(&error) => match self.read(resource).await? {
                 None => Ok(Written::Gone),
@@ -233,15 +267,13 @@ impl Ledger {
     async fn patch(
         &self,
         resource: &WorkflowRunStop,
-        guard: serde_json::Value,
+        guards: &[Value],
         status: &WorkflowRunStopStatus,
     ) -> Result<WorkflowRunStop, LedgerError> {
-        let operations = json!([
-            {"op": "test", "path": "/metadata/uid", "value": resource.uid()},
-            guard,
-            {"op": "add", "path": "/status", "value": status},
-        ]);
-        let patch = serde_json::from_value(operations).expect("these are operations of a JSON patch");
+        let mut operations = vec![json!({"op": "test", "path": "/metadata/uid", "value": resource.uid()})];
+        operations.extend_from_slice(guards);
+        operations.push(json!({"op": "add", "path": "/status", "value": status}));
+        let patch = serde_json::from_value(operations.into()).expect("these are operations of a JSON patch");
         let patch = Patch::Json::<()>(patch);
         let api = self.api(resource);
         within(api.patch_status(resource.name(), &PatchParams::default(), &patch)).await

@@ -6,6 +6,7 @@ pub mod backoff;
 pub mod decide;
 pub mod ledger;
 pub mod outcome;
+pub mod subject;
 
 use std::{pin::Pin, time::Duration};
 
@@ -19,7 +20,7 @@ use crate::amperity::{
     endpoint::{Endpoint, EndpointError, Endpoints},
 };
 use crate::clock::Clock;
-use crate::resource::{Claim, WorkflowRunStop, WorkflowRunStopStatus, conditions::Reason};
+use crate::resource::{WorkflowRunStop, WorkflowRunStopStatus, conditions::Reason};
 use crate::run::Phase;
 use crate::stop::{
     access::{Access, Denied, Pass},
@@ -27,6 +28,7 @@ use crate::stop::{
     decide::{Decision, Ending, Rules, Seen, decide},
     ledger::{Ledger, LedgerError, Written},
     outcome::{ActiveRead, Moment},
+    subject::{Memory, Subject},
 };
 
 /// Who waits longer for a slot is told so in the status.
@@ -47,24 +49,6 @@ pub struct House {
     pub rules: Rules,
     /// The wall clock.
     pub clock: Clock,
-}
-
-/// One resource as this replica knows it.
-pub struct Subject {
-    /// The newest version known.
-    pub resource: WorkflowRunStop,
-    memory: Memory,
-}
-
-/// What is known beside the resource. Only an optimisation, except that a claim which was not seen
-/// for long is waited for longer.
-#[derive(Default)]
-struct Memory {
-    claim: Option<(Claim, Instant)>,
-    active: Option<(String, Instant)>,
-    next_look: Option<Instant>,
-    looks: u32,
-    failures: u32,
 }
 
 /// When to look at a resource again, unless it changes before.
@@ -107,81 +91,6 @@ pub enum Did {
 /// Resolves when a step is to give up waiting: the resource changed, or no new work is to be begun.
 /// Nothing is given up between a claim and its record.
 pub type Interrupt<'a> = Pin<&'a mut (dyn Future<Output = ()> + Send)>;
-
-/// What a change of the resource is measured by: all that a decision builds on but its time.
-pub struct Known {
-    resource_version: Option<u64>,
-    generation: Option<i64>,
-    deleting: bool,
-    claim: Option<Claim>,
-    accepted: bool,
-    finished: bool,
-}
-
-impl Known {
-    fn of(resource: &WorkflowRunStop) -> Self {
-        let request = resource.status.as_ref().and_then(|status| status.stop_request.as_ref());
-        Self {
-            resource_version: version(resource),
-            generation: resource.metadata.generation,
-            deleting: resource.metadata.deletion_timestamp.is_some(),
-            claim: resource.claim().cloned(),
-            accepted: request.is_some_and(|request| request.accepted_time.is_some()),
-            finished: resource.is_finished(),
-        }
-    }
-
-    /// True where a version of the resource asks for another look: it is newer, and differs in more
-    /// than what this replica itself writes while it waits.
-    pub fn is_outdated_by(&self, resource: &WorkflowRunStop) -> bool {
-        let Self { resource_version, generation, deleting, claim, accepted, finished } = Self::of(resource);
-        let newer = resource_version.zip(self.resource_version).is_none_or(|(other, known)| known < other);
-        let same = generation == self.generation
-            && deleting == self.deleting
-            && claim == self.claim
-            && accepted == self.accepted
-            && finished == self.finished;
-        newer && !same
-    }
-}
-
-/// Versions are whole numbers that grow. Where they are not, every other version counts as newer, and
-/// the guards of the writes find out.
-fn version(resource: &WorkflowRunStop) -> Option<u64> {
-    resource.resource_version().parse().ok()
-}
-
-impl Subject {
-    /// A resource that nothing else is known of.
-    pub fn new(resource: WorkflowRunStop) -> Self {
-        Self { resource, memory: Memory::default() }
-    }
-
-    /// Takes over another version of the same resource, if it is newer than the known one.
-    pub fn refresh(&mut self, other: &WorkflowRunStop) {
-        let newer = version(other).zip(version(&self.resource)).is_none_or(|(other, known)| known < other);
-        if newer {
-            self.resource = other.clone();
-        }
-    }
-
-    /// What is known now, to measure changes by.
-    pub fn known(&self) -> Known {
-        Known::of(&self.resource)
-    }
-
-    fn seen(&mut self) -> Seen {
-        let now = Instant::now();
-        let claim = self.resource.claim();
-        if claim != self.memory.claim.as_ref().map(|(claim, _)| claim) {
-            self.memory.claim = claim.map(|claim| (claim.clone(), now));
-        }
-        Seen {
-            claim_unchanged: self.memory.claim.as_ref().map_or(Duration::ZERO, |(_, since)| now - *since),
-            next_look: self.memory.next_look.map(|at| at.saturating_duration_since(now)),
-        }
-    }
-}
 
 /// Looks at a resource, takes the next step and records what came of it.
 pub async fn step(house: &House, subject: &mut Subject, interrupt: Interrupt<'_>) -> Report {
@@ -244,7 +153,7 @@ impl House {
             Err(written) => return Ok((Did::Looked, subject.take(written))),
         };
         let run_id = &subject.resource.spec.run_id;
-        let answer = self.amperity.stop(&endpoint, run_id, &pass.token, slot, claimed.fence()).await;
+        let answer = self.amperity.stop(&endpoint, run_id, &pass.token, slot, claimed.fence(deadline)).await;
         let mut status = outcome::stop_answered(claimed.resource(), &answer, self.moment());
         if self.judge(&pass, &answer) {
             // A new token is fetched at once; the old one was simply too old.

@@ -378,15 +378,3 @@ pub fn finished(resource: &WorkflowRunStop, ending: Ending, moment: Moment) -> W
         }
     }
 }
-
-/// A status that surely fits and is surely valid: what was learned, without what the run carries along.
-pub fn bare(status: &WorkflowRunStopStatus) -> WorkflowRunStopStatus {
-    let omitted = status.task_instances.as_ref().map(Vec::len).and_then(|omitted| i32::try_from(omitted).ok());
-    WorkflowRunStopStatus {
-        error: None,
-        run: None,
-        task_instances: status.task_instances.as_ref().map(|_| vec![]),
-        task_instances_omitted: omitted,
-        ..status.clone()
-    }
-}

@@ -3,13 +3,15 @@
 
 use std::{path::PathBuf, process::Stdio, sync::Arc, time::Duration};
 
+use futures::StreamExt;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
     Api, Client, ResourceExt,
-    api::{ObjectMeta, PostParams},
+    api::{ObjectMeta, Patch, PatchParams, PostParams, WatchEvent, WatchParams},
     runtime::wait::await_condition,
 };
 use lab::{control_plane::ControlPlane, simulator::Simulator};
+use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, BufReader},
     process::{Child, Command},
@@ -17,7 +19,7 @@ use tokio::{
     time::timeout,
 };
 use workflow_run_stop_operator::resource::{
-    CredentialsSecretRef, WorkflowRunStop, WorkflowRunStopSpec,
+    CredentialsSecretRef, StopRequest, WorkflowRunStop, WorkflowRunStopSpec, WorkflowRunStopStatus,
     conditions::{ConditionType, Reason, Truth},
 };
 
@@ -99,6 +101,38 @@ impl Place {
         self.until(name, &what, |stop| ready(stop).1 == reason.as_str()).await
     }
 
+    /// What arrived for a run: its stops, how many of them took effect, and its reads.
+    pub fn sent(&self, run: &str) -> (usize, usize, usize) {
+        (self.amperity.stops(run), self.amperity.effects(run), self.amperity.reads(run))
+    }
+
+    /// Changes the spec as a person does.
+    pub async fn change(&self, name: &str, spec: Value) -> kube::Result<WorkflowRunStop> {
+        let patch = Patch::Merge(json!({"spec": spec}));
+        self.stops().patch(name, &PatchParams::default(), &patch).await
+    }
+
+    /// Writes a status as another replica would have left it.
+    pub async fn put_status(&self, name: &str, status: &WorkflowRunStopStatus) {
+        let patch = Patch::Merge(json!({"status": status}));
+        self.stops().patch_status(name, &PatchParams::default(), &patch).await.unwrap();
+    }
+
+    /// Keeps every version of every stop from here on.
+    pub async fn history(&self) -> History {
+        let params = WatchParams::default().timeout(290);
+        let mut events = self.stops().watch(&params, "0").await.unwrap().boxed();
+        let (sender, versions) = watch::channel(Arc::default());
+        tokio::spawn(async move {
+            while let Some(Ok(event)) = events.next().await {
+                if let WatchEvent::Added(stop) | WatchEvent::Modified(stop) = event {
+                    sender.send_modify(|versions: &mut Arc<Vec<_>>| Arc::make_mut(versions).push(stop));
+                }
+            }
+        });
+        History { versions }
+    }
+
     /// Starts the operator's binary for this namespace, with short waits.
     pub async fn operator(&self) -> Operator {
         self.operator_with(&[]).await
@@ -110,6 +144,32 @@ impl Place {
         // A later flag cannot override an earlier one, so the short waits come by environment.
         command.env("REQUEST_TIMEOUT", "2s").env("SETTLE_TIME", "1s").args(flags);
         Operator::start(command).await
+    }
+}
+
+/// Every version of every stop of a place, as the API server tells them.
+pub struct History {
+    versions: watch::Receiver<Arc<Vec<WorkflowRunStop>>>,
+}
+
+impl History {
+    /// The versions of one stop up to the first that is so, which is waited for.
+    pub async fn until(
+        &self,
+        name: &str,
+        what: &str,
+        is_so: impl Fn(&WorkflowRunStop) -> bool,
+    ) -> Vec<WorkflowRunStop> {
+        let of = |versions: &[WorkflowRunStop]| -> Vec<_> {
+            versions.iter().filter(|stop| stop.name() == name).cloned().collect()
+        };
+        let mut versions = self.versions.clone();
+        let found = timeout(PATIENCE, versions.wait_for(|versions| of(versions).iter().any(&is_so))).await;
+        let Ok(Ok(versions)) = found.map(|found| found.map(|versions| of(&versions))) else {
+            panic!("{name} never {what}; it was {:#?}", of(&self.versions.borrow()).last())
+        };
+        let end = versions.iter().position(&is_so).map_or(0, |last| last + 1);
+        versions.into_iter().take(end).collect()
     }
 }
 
@@ -129,8 +189,13 @@ impl Operator {
 
     /// Starts it and waits until it says so.
     pub async fn start(mut command: Command) -> Self {
-        let mut child =
-            command.stdout(Stdio::piped()).stderr(Stdio::piped()).stdin(Stdio::null()).kill_on_drop(true).spawn().unwrap();
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
         let (sender, log) = watch::channel(Arc::default());
         tokio::spawn(collect(child.stdout.take().unwrap(), sender.clone()));
         tokio::spawn(collect(child.stderr.take().unwrap(), sender));
@@ -206,4 +271,19 @@ pub fn ready(stop: &WorkflowRunStop) -> (String, String) {
 /// How a condition has to be.
 pub fn is(truth: Truth, reason: Reason) -> (String, String) {
     (truth.as_str().to_owned(), reason.as_str().to_owned())
+}
+
+/// Every condition in one line each, in a fixed order.
+pub fn told(stop: &WorkflowRunStop) -> Vec<String> {
+    use ConditionType::{Ready, Reconciling, RunEnded, Stalled, StopAccepted};
+    let line = |kind: ConditionType| match condition(stop, kind) {
+        (status, _) if status.is_empty() => None,
+        (status, reason) => Some(format!("{}: {status} {reason}", kind.as_str())),
+    };
+    [Ready, Reconciling, Stalled, StopAccepted, RunEnded].into_iter().filter_map(line).collect()
+}
+
+/// What the status says of the request.
+pub fn request(stop: &WorkflowRunStop) -> StopRequest {
+    stop.status.as_ref().and_then(|status| status.stop_request.clone()).unwrap_or_default()
 }

@@ -87,8 +87,6 @@ fn align(lines: &[Vec<String>]) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test may fail by it")]
-
     use serde_json::json;
 
     use super::*;

@@ -1,8 +1,6 @@
 //! Owns the proof that a control plane starts, lets its users in and serves them.
 //! Never touches the shared control plane's processes.
 
-#![allow(clippy::unwrap_used, reason = "a test may fail by it")]
-
 mod ending;
 
 use std::path::Path;

@@ -1,0 +1,219 @@
+//! Owns the measurements: the operator beside a bare loop, its pace under the limit, its idle memory.
+//! Never fails on a slow machine: it prints figures, and ratios of what ran side by side.
+#![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
+
+use std::{process::Stdio, time::Duration};
+
+use futures::{StreamExt, TryStreamExt, stream};
+use k8s_openapi::api::core::v1::Secret;
+use kube::{
+    Api, Client,
+    api::{ObjectMeta, Patch, PatchParams, PostParams, WatchEvent, WatchParams},
+};
+use lab::{
+    control_plane::ControlPlane,
+    simulator::{Kind, Run, Simulator},
+};
+use serde_json::json;
+use tokio::{
+    process::{Child, Command},
+    time::Instant,
+};
+use workflow_run_stop_operator::resource::{CredentialsSecretRef, WorkflowRunStop, WorkflowRunStopSpec};
+
+const TENANT: &str = "acme";
+const ROUNDS: usize = 200;
+const FINISHED: usize = 10_000;
+
+#[tokio::main]
+async fn main() {
+    rustls::crypto::ring::default_provider().install_default().unwrap();
+    let cluster = ControlPlane::start().await.unwrap();
+    cluster.apply_crd(include_str!("../crds/workflowrunstops.yaml")).await;
+    latency(&cluster).await;
+    pace(&cluster).await;
+    memory(&cluster).await;
+    cluster.stop().await;
+}
+
+/// Created → POST received: the operator and a bare loop take turns in one run.
+async fn latency(cluster: &ControlPlane) {
+    let amperity = Simulator::start().await;
+    let (bare, ours) = (namespace(cluster).await, namespace(cluster).await);
+    let looping = tokio::spawn(bare_loop(cluster.client(), bare.clone(), amperity.base_url()));
+    let operator = Operator::start(cluster, &amperity, &ours, "1000").await;
+    let client = cluster.client();
+    let (mut bare_times, mut our_times) = (vec![], vec![]);
+    for round in 0..ROUNDS {
+        for (namespace, times) in [(&bare, &mut bare_times), (&ours, &mut our_times)] {
+            let run = format!("wf-{namespace}-{round}");
+            amperity.add_run(TENANT, Run::new(&*run));
+            let api: Api<WorkflowRunStop> = Api::namespaced(client.clone(), namespace);
+            let start = Instant::now();
+            api.create(&PostParams::default(), &a_stop(&run)).await.unwrap();
+            let arrived = |kind: Kind, id: &Option<String>| kind == Kind::Stop && id.as_deref() == Some(&run);
+            amperity.wait_until(|requests| requests.iter().any(|request| arrived(request.kind, &request.run_id))).await;
+            let requests = amperity.requests();
+            let request = requests.iter().find(|request| arrived(request.kind, &request.run_id)).unwrap();
+            times.push(request.at - start);
+            amperity.forget();
+        }
+    }
+    let (bare_ms, our_ms) = (median(bare_times), median(our_times));
+    println!("created -> POST received, median of {ROUNDS}, taking turns:");
+    println!("  bare loop {bare_ms:.2} ms, operator {our_ms:.2} ms, ratio {:.2}", our_ms / bare_ms);
+    looping.abort();
+    operator.end().await;
+}
+
+/// The least that claims before it sends: watch, Secret, claim patch, POST.
+async fn bare_loop(client: Client, namespace: String, base: String) {
+    let stops: Api<WorkflowRunStop> = Api::namespaced(client.clone(), &namespace);
+    let secrets: Api<Secret> = Api::namespaced(client, &namespace);
+    let http = reqwest::Client::new();
+    let mut events = stops.watch(&WatchParams::default(), "0").await.unwrap().boxed();
+    while let Some(event) = events.try_next().await.unwrap() {
+        let WatchEvent::Added(stop) = event else { continue };
+        let secret = secrets.get("amperity").await.unwrap();
+        let token = String::from_utf8(secret.data.unwrap()["token"].0.clone()).unwrap();
+        let claim = json!({"attempts": 1, "claim": {"id": "x", "holder": "bare", "time": "2026-01-01T00:00:00Z"}});
+        let patch = serde_json::from_value(json!([
+            {"op": "test", "path": "/metadata/uid", "value": stop.uid()},
+            {"op": "test", "path": "/metadata/resourceVersion", "value": stop.resource_version()},
+            {"op": "add", "path": "/status", "value": {"stopRequest": claim}},
+        ]));
+        let patch = Patch::Json::<()>(patch.unwrap());
+        stops.patch_status(stop.name(), &PatchParams::default(), &patch).await.unwrap();
+        let request = http.post(format!("{base}/workflow/runs/{}/stop", stop.spec.run_id)).bearer_auth(token);
+        let request = request.header("amperity-tenant", TENANT).header("api-version", "2024-04-01");
+        request.send().await.unwrap().bytes().await.unwrap();
+    }
+}
+
+/// 100 stops against a limit of ten in any second that the simulator enforces.
+async fn pace(cluster: &ControlPlane) {
+    let amperity = Simulator::start().await;
+    amperity.limit(Some(10));
+    let namespace = namespace(cluster).await;
+    let api: Api<WorkflowRunStop> = Api::namespaced(cluster.client(), &namespace);
+    for index in 0..100 {
+        let run = format!("wf-{index}");
+        amperity.add_run(TENANT, Run::new(&*run));
+        let mut stop = a_stop(&run);
+        stop.spec.follow_timeout_seconds = 0;
+        api.create(&PostParams::default(), &stop).await.unwrap();
+    }
+    let operator = Operator::start(cluster, &amperity, &namespace, "10").await;
+    amperity.wait_until(|requests| requests.iter().filter(|request| request.answered.is_some()).count() >= 100).await;
+    let requests = amperity.requests();
+    let after_burst = (requests.last().unwrap().at - requests[9].at).as_secs_f64();
+    let refused = requests.iter().filter(|request| request.answered == Some(429)).count();
+    let most = amperity.max_in_any_second(TENANT);
+    let used = 100.0 * 90.0 / after_burst / 10.0;
+    println!("100 stops of one tenant, limit 10/s: {used:.1} % of the rate used after the first burst,");
+    println!("  at most {most} in any second, {refused} answers 429");
+    operator.end().await;
+}
+
+/// Resident memory with nothing to do, and with ten thousand finished resources.
+async fn memory(cluster: &ControlPlane) {
+    let amperity = Simulator::start().await;
+    let namespace = namespace(cluster).await;
+    let operator = Operator::start(cluster, &amperity, &namespace, "10").await;
+    operator.ready().await;
+    println!("idle memory: {:.1} MiB (at most {:.1})", operator.mebibytes("VmRSS"), operator.mebibytes("VmHWM"));
+    operator.end().await;
+
+    let api: Api<WorkflowRunStop> = Api::namespaced(cluster.client(), &namespace);
+    let status = json!({"status": {
+        "state": "canceled",
+        "completionTime": "2026-01-01T00:00:00Z",
+        "taskInstances": [{"id": "wft-1", "state": "succeeded"}],
+    }});
+    let create = async |index: usize| {
+        let name = format!("wf-{index}");
+        api.create(&PostParams::default(), &a_stop(&name)).await.unwrap();
+        api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&status)).await.unwrap();
+    };
+    stream::iter(0..FINISHED).for_each_concurrent(16, create).await;
+    let operator = Operator::start(cluster, &amperity, &namespace, "10").await;
+    operator.ready().await;
+    let (now, most) = (operator.mebibytes("VmRSS"), operator.mebibytes("VmHWM"));
+    println!("with {FINISHED} finished resources: {now:.1} MiB (at most {most:.1})");
+    operator.end().await;
+}
+
+/// The operator's binary, built as it is shipped.
+struct Operator {
+    child: Child,
+    health: String,
+}
+
+impl Operator {
+    async fn start(cluster: &ControlPlane, amperity: &Simulator, namespace: &str, per_second: &str) -> Self {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let health = format!("127.0.0.1:{port}");
+        let child = Command::new(env!("CARGO_BIN_EXE_workflow-run-stop-operator"))
+            .env_clear()
+            .env("KUBECONFIG", cluster.kubeconfig_path())
+            .args(["--amperity-base-url", &amperity.base_url(), "--watch-namespaces", namespace])
+            .args(["--requests-per-second", per_second, "--http-addr", &health])
+            .stdout(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let operator = Self { child, health };
+        operator.ready().await;
+        operator
+    }
+
+    async fn ready(&self) {
+        let give_up = Instant::now() + Duration::from_secs(60);
+        let http = reqwest::Client::new();
+        let ready = async || http.get(format!("http://{}/readyz", self.health)).send().await?.error_for_status();
+        while ready().await.is_err() {
+            assert!(Instant::now() < give_up, "the operator never became ready");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn mebibytes(&self, field: &str) -> f64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id().unwrap())).unwrap();
+        let line = status.lines().find(|line| line.starts_with(field)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
+    }
+
+    async fn end(mut self) {
+        self.child.kill().await.unwrap();
+    }
+}
+
+async fn namespace(cluster: &ControlPlane) -> String {
+    let namespace = cluster.namespace().await;
+    let secret = Secret {
+        metadata: ObjectMeta { name: Some("amperity".into()), ..ObjectMeta::default() },
+        string_data: Some([("token".into(), "good-token".into())].into()),
+        ..Secret::default()
+    };
+    Api::namespaced(cluster.client(), &namespace).create(&PostParams::default(), &secret).await.unwrap();
+    namespace
+}
+
+fn a_stop(run: &str) -> WorkflowRunStop {
+    let spec = WorkflowRunStopSpec {
+        run_id: run.to_owned(),
+        tenant: TENANT.to_owned(),
+        base_url: None,
+        credentials_secret_ref: CredentialsSecretRef { name: "amperity".to_owned() },
+        suspend: false,
+        stop_deadline_seconds: None,
+        follow_timeout_seconds: 3600,
+        ttl_seconds_after_finished: None,
+    };
+    WorkflowRunStop::new(run, spec)
+}
+
+fn median(mut times: Vec<Duration>) -> f64 {
+    times.sort_unstable();
+    times[times.len() / 2].as_secs_f64() * 1000.0
+}

@@ -1,0 +1,109 @@
+//! Owns what one replica knows of one resource, and which changes of it matter.
+//! Never does IO and chooses nothing.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::resource::{Claim, WorkflowRunStop};
+use crate::stop::decide::Seen;
+
+/// One resource as this replica knows it.
+pub struct Subject {
+    /// The newest version known.
+    pub resource: WorkflowRunStop,
+    /// What this process knows beside it.
+    pub memory: Memory,
+}
+
+/// What is known beside the resource. Only an optimisation, except that a claim which was not seen
+/// for long is waited for longer.
+#[derive(Default)]
+pub struct Memory {
+    /// The claim that was last seen, and since when.
+    pub claim: Option<(Claim, Instant)>,
+    /// The id of the claim for which the run was read as active, and when first.
+    pub active: Option<(String, Instant)>,
+    /// When the run is to be read again.
+    pub next_look: Option<Instant>,
+    /// How often the run was read.
+    pub looks: u32,
+    /// How many failures came one after the other.
+    pub failures: u32,
+}
+
+/// What a change of the resource is measured by: all that a decision builds on but its time.
+pub struct Known {
+    resource_version: Option<u64>,
+    generation: Option<i64>,
+    deleting: bool,
+    claim: Option<Claim>,
+    accepted: bool,
+    finished: bool,
+}
+
+impl Known {
+    fn of(resource: &WorkflowRunStop) -> Self {
+        let request = resource.status.as_ref().and_then(|status| status.stop_request.as_ref());
+        Self {
+            resource_version: version(resource),
+            generation: resource.metadata.generation,
+            deleting: resource.metadata.deletion_timestamp.is_some(),
+            claim: resource.claim().cloned(),
+            accepted: request.is_some_and(|request| request.accepted_time.is_some()),
+            finished: resource.is_finished(),
+        }
+    }
+
+    /// True where a version of the resource asks for another look: it is newer, and differs in more
+    /// than what this replica itself writes while it waits.
+    pub fn is_outdated_by(&self, resource: &WorkflowRunStop) -> bool {
+        let Self { resource_version, generation, deleting, claim, accepted, finished } = Self::of(resource);
+        let newer = resource_version.zip(self.resource_version).is_none_or(|(other, known)| known < other);
+        let same = generation == self.generation
+            && deleting == self.deleting
+            && claim == self.claim
+            && accepted == self.accepted
+            && finished == self.finished;
+        newer && !same
+    }
+}
+
+/// Versions are whole numbers that grow. Where they are not, every other version counts as newer, and
+/// the guards of the writes find out.
+fn version(resource: &WorkflowRunStop) -> Option<u64> {
+    resource.resource_version().parse().ok()
+}
+
+impl Subject {
+    /// A resource that nothing else is known of.
+    pub fn new(resource: WorkflowRunStop) -> Self {
+        Self { resource, memory: Memory::default() }
+    }
+
+    /// Takes over another version of the same resource, if it is newer than the known one.
+    pub fn refresh(&mut self, other: &WorkflowRunStop) {
+        let newer = version(other).zip(version(&self.resource)).is_none_or(|(other, known)| known < other);
+        if newer {
+            self.resource = other.clone();
+        }
+    }
+
+    /// What is known now, to measure changes by.
+    pub fn known(&self) -> Known {
+        Known::of(&self.resource)
+    }
+
+    /// What this process knows, for the decision.
+    pub fn seen(&mut self) -> Seen {
+        let now = Instant::now();
+        let claim = self.resource.claim();
+        if claim != self.memory.claim.as_ref().map(|(claim, _)| claim) {
+            self.memory.claim = claim.map(|claim| (claim.clone(), now));
+        }
+        Seen {
+            claim_unchanged: self.memory.claim.as_ref().map_or(Duration::ZERO, |(_, since)| now - *since),
+            next_look: self.memory.next_look.map(|at| at.saturating_duration_since(now)),
+        }
+    }
+}

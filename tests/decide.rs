@@ -1,0 +1,208 @@
+//! The rule book: for every situation the one next step.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use workflow_run_stop_operator::resource::{
+    Claim, ClaimEnded, CredentialsSecretRef, UnclearAnswer, WorkflowRunStop, WorkflowRunStopSpec, WorkflowRunStopStatus,
+};
+use workflow_run_stop_operator::stop::decide::{Decision, Ending, Rules, Seen, Waiting, decide};
+
+/// Created at 0 s; it is 1000 s now. A request takes 30 s at the most and settles in 30 s.
+const NOW: i64 = 1000;
+const RULES: Rules = Rules { request_timeout: Duration::from_secs(30), settle_time: Duration::from_secs(30) };
+
+/// 5 s to send, 30 s to answer, 30 s to settle.
+const QUIET: u64 = 65;
+
+fn at(second: i64) -> Time {
+    Time(Timestamp::from_second(second).unwrap())
+}
+
+fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+struct Situation {
+    stop: WorkflowRunStop,
+    seen: Seen,
+}
+
+fn a_stop() -> Situation {
+    let spec = WorkflowRunStopSpec {
+        run_id: "wf-1".into(),
+        tenant: "acme".into(),
+        base_url: None,
+        credentials_secret_ref: CredentialsSecretRef { name: "amperity".into() },
+        suspend: false,
+        stop_deadline_seconds: None,
+        follow_timeout_seconds: 3600,
+        ttl_seconds_after_finished: None,
+    };
+    let mut stop = WorkflowRunStop::new("a", spec);
+    stop.metadata.creation_timestamp = Some(at(0));
+    Situation { stop, seen: Seen::default() }
+}
+
+impl Situation {
+    fn status(mut self, change: impl FnOnce(&mut WorkflowRunStopStatus)) -> Self {
+        change(self.stop.status.get_or_insert_default());
+        self
+    }
+
+    fn finished(self) -> Self {
+        self.status(|status| status.completion_time = Some(at(900)))
+    }
+
+    fn being_deleted(mut self) -> Self {
+        self.stop.metadata.deletion_timestamp = Some(at(999));
+        self
+    }
+
+    fn suspended(mut self) -> Self {
+        self.stop.spec.suspend = true;
+        self
+    }
+
+    fn deadline(mut self, seconds: i32) -> Self {
+        self.stop.spec.stop_deadline_seconds = Some(seconds);
+        self
+    }
+
+    fn followed_for(mut self, seconds: i32) -> Self {
+        self.stop.spec.follow_timeout_seconds = seconds;
+        self
+    }
+
+    fn claimed_at(self, second: i64) -> Self {
+        let claim = Claim { id: "c".into(), holder: "pod-1".into(), time: at(second), ended: None };
+        self.status(|status| status.stop_request.get_or_insert_default().claim = Some(claim))
+    }
+
+    fn ended(self, second: i64, answer: UnclearAnswer) -> Self {
+        self.status(|status| {
+            let claim = status.stop_request.as_mut().unwrap().claim.as_mut().unwrap();
+            claim.ended = Some(ClaimEnded { time: at(second), answer });
+        })
+    }
+
+    fn seen_unchanged_for(mut self, wait: u64) -> Self {
+        self.seen.claim_unchanged = seconds(wait);
+        self
+    }
+
+    fn next_attempt_at(self, second: i64) -> Self {
+        self.status(|status| status.stop_request.get_or_insert_default().next_attempt_time = Some(at(second)))
+    }
+
+    fn accepted_at(self, second: i64) -> Self {
+        self.status(|status| status.stop_request.get_or_insert_default().accepted_time = Some(at(second)))
+    }
+
+    fn state(self, state: &str) -> Self {
+        self.status(|status| status.state = Some(state.into()))
+    }
+
+    fn tasks_known(self) -> Self {
+        self.status(|status| status.task_instances = Some(vec![]))
+    }
+
+    fn next_look_in(mut self, wait: u64) -> Self {
+        self.seen.next_look = Some(seconds(wait));
+        self
+    }
+
+    fn decide(&self) -> Decision {
+        decide(&self.stop, Timestamp::from_second(NOW).unwrap(), &self.seen, &RULES)
+    }
+}
+
+#[test]
+fn every_situation_has_its_next_step() {
+    use Decision::{Confirm, Finish, Nothing, Read, Stop, Suspended, Wait};
+    use UnclearAnswer::{Conflict, NoAnswer, NotOurRun, ServerError};
+    let claim = |wait| Wait(seconds(wait), Waiting::Claim);
+    let rules: &[(&str, Situation, Decision)] = &[
+        ("a new one is stopped", a_stop(), Stop(None)),
+        ("a finished one is a record", a_stop().finished(), Nothing),
+        ("a finished one with a claim is a record", a_stop().claimed_at(0).finished(), Nothing),
+        ("one being deleted is left alone", a_stop().being_deleted(), Nothing),
+        ("one being deleted is left alone, claim or not", a_stop().claimed_at(0).being_deleted(), Nothing),
+        // Claims.
+        ("a fresh claim is waited for", a_stop().claimed_at(999), claim(QUIET)),
+        ("a claim is waited for as long as it was not seen", a_stop().claimed_at(999).seen_unchanged_for(64), claim(1)),
+        ("a claim seen for long enough is confirmed", a_stop().claimed_at(999).seen_unchanged_for(65), Confirm),
+        ("an old claim is confirmed at once", a_stop().claimed_at(NOW - 125), Confirm),
+        ("an old claim needs a minute more, for clocks differ", a_stop().claimed_at(NOW - 124), claim(1)),
+        ("a claim of the future is judged by what was seen", a_stop().claimed_at(9000).seen_unchanged_for(65), Confirm),
+        ("suspension does not hide a claim", a_stop().claimed_at(0).suspended(), Confirm),
+        ("a deadline does not hide a claim", a_stop().claimed_at(0).deadline(1), Confirm),
+        ("after no answer it settles", a_stop().claimed_at(990).ended(999, NoAnswer), claim(30)),
+        ("after a server error it settles", a_stop().claimed_at(990).ended(999, ServerError), claim(30)),
+        ("after a strange answer it settles", a_stop().claimed_at(990).ended(999, NotOurRun), claim(30)),
+        ("settled is confirmed", a_stop().claimed_at(960).ended(969, NoAnswer).seen_unchanged_for(30), Confirm),
+        ("settled long ago is confirmed", a_stop().claimed_at(900).ended(NOW - 90, NoAnswer), Confirm),
+        ("a conflict is looked into at once", a_stop().claimed_at(999).ended(999, Conflict), Confirm),
+        ("reading has its backoff too", a_stop().claimed_at(0).next_attempt_at(1010), claim(10)),
+        // Accepted.
+        ("an accepted one is read at once after a restart", a_stop().accepted_at(990), Read),
+        ("an accepted one is read when it is due", a_stop().accepted_at(990).next_look_in(0), Read),
+        ("else it waits", a_stop().accepted_at(990).next_look_in(9), Wait(seconds(9), Waiting::NextLook)),
+        (
+            "but not beyond the time to follow",
+            a_stop().accepted_at(990).followed_for(12).next_look_in(9),
+            Wait(seconds(2), Waiting::NextLook),
+        ),
+        ("stopping is followed", a_stop().accepted_at(990).state("stopping").tasks_known(), Read),
+        ("an unknown state is followed", a_stop().accepted_at(990).state("pondering").tasks_known(), Read),
+        ("canceled ends it", a_stop().accepted_at(990).state("canceled").tasks_known(), Finish(Ending::Ended)),
+        ("failed ends it", a_stop().accepted_at(990).state("failed").tasks_known(), Finish(Ending::Ended)),
+        ("an end without tasks is read once for them", a_stop().accepted_at(990).state("canceled"), Read),
+        (
+            "but not when it is not followed",
+            a_stop().accepted_at(990).state("canceled").followed_for(0),
+            Finish(Ending::Ended),
+        ),
+        ("and not for ever", a_stop().accepted_at(900).state("canceled").followed_for(100), Finish(Ending::Ended)),
+        (
+            "not followed is done",
+            a_stop().accepted_at(990).state("stopping").followed_for(0),
+            Finish(Ending::NotFollowed),
+        ),
+        (
+            "not followed is done without a state",
+            a_stop().accepted_at(990).followed_for(0),
+            Finish(Ending::NotFollowed),
+        ),
+        (
+            "followed for long enough is over",
+            a_stop().accepted_at(900).state("stopping").followed_for(100),
+            Finish(Ending::StillActive),
+        ),
+        ("suspension does not end the following", a_stop().accepted_at(990).suspended(), Read),
+        ("the stop deadline does not end the following", a_stop().accepted_at(990).deadline(1), Read),
+        // Not sent yet.
+        ("a suspended one waits", a_stop().suspended(), Suspended),
+        ("a suspended one has no deadline", a_stop().suspended().deadline(1), Suspended),
+        ("the deadline ends it", a_stop().deadline(1000), Finish(Ending::DeadlineExceeded)),
+        ("the deadline bounds the stop", a_stop().deadline(1007), Stop(Some(seconds(7)))),
+        ("the next attempt waits", a_stop().next_attempt_at(1005), Wait(seconds(5), Waiting::NextAttempt)),
+        ("its time has come", a_stop().next_attempt_at(1000), Stop(None)),
+        (
+            "the deadline comes before the next attempt",
+            a_stop().next_attempt_at(1005).deadline(1002),
+            Wait(seconds(2), Waiting::NextAttempt),
+        ),
+        ("a time that nobody would write does not count", a_stop().next_attempt_at(NOW + 361), Stop(None)),
+        (
+            "a time that somebody may write counts",
+            a_stop().next_attempt_at(NOW + 360),
+            Wait(seconds(360), Waiting::NextAttempt),
+        ),
+    ];
+    for (name, situation, expected) in rules {
+        assert_eq!(situation.decide(), *expected, "{name}");
+    }
+}

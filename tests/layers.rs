@@ -1,0 +1,223 @@
+//! The rules of the house: reads src/ and fails where a file breaks one.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Every file with its floor: it imports only from lower ones. A folder's own number is its mod.rs.
+const FLOORS: &[(&str, u8)] = &[
+    ("clock", 0),
+    ("run", 0),
+    ("resource::conditions", 0),
+    ("resource::status", 1),
+    ("resource", 2),
+    ("amperity::endpoint", 0),
+    ("amperity::answer", 1),
+    ("amperity::budget", 1),
+    ("amperity::credentials", 1),
+    ("amperity::wire", 2),
+    ("amperity", 3),
+    ("stop::backoff", 1),
+    ("stop::decide", 3),
+    ("stop::outcome", 4),
+    ("stop::subject", 4),
+    ("stop::ledger", 5),
+    ("stop::access", 6),
+    ("stop", 7),
+    ("config", 7),
+    ("operator::report", 8),
+    ("operator::lease", 8),
+    ("operator::health", 9),
+    ("operator::watch", 9),
+    ("operator::expiry", 10),
+    ("operator", 11),
+    ("main", 12),
+    ("lib", 12),
+];
+
+/// Files that do no IO, read no clock, throw no dice and write no log, and import only each other.
+const PURE: &[&str] = &[
+    "run",
+    "resource",
+    "resource::conditions",
+    "resource::status",
+    "amperity::answer",
+    "amperity::endpoint",
+    "amperity::wire",
+    "stop::backoff",
+    "stop::decide",
+    "stop::outcome",
+];
+
+const IMPURE: &[&str] =
+    &["tokio", "reqwest", "kube::Client", "::now()", "tracing", "rand::", "async ", ".await", "std::fs", "std::env"];
+
+/// What may be said in one place only, and where.
+const ONCE: &[(&str, &str)] = &[
+    ("amperity.stop(", "stop"),
+    ("patch_status", "stop::ledger"),
+    ("Timestamp::now()", "main"),
+    ("StatusCode::", "operator::health"),
+];
+
+/// Tests of a file stand at its end and do not count.
+const LONGEST: usize = 400;
+
+struct Source {
+    name: String,
+    text: String,
+    /// Without comments and tests.
+    code: String,
+}
+
+fn sources() -> Vec<Source> {
+    fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { walk(&path, found) } else { found.push(path) }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = vec![];
+    walk(&root, &mut found);
+    let source = |path: PathBuf| {
+        let name = path.strip_prefix(&root).unwrap().with_extension("").to_string_lossy().replace('/', "::");
+        let text = fs::read_to_string(&path).unwrap();
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        let code: Vec<_> = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+        Source { name: name.trim_end_matches("::mod").to_owned(), code: code.join("\n"), text }
+    };
+    found.into_iter().map(source).collect()
+}
+
+fn fail_where(wrong: impl Fn(&Source) -> Option<String>) {
+    let wrong: Vec<_> =
+        sources().iter().filter_map(|source| Some(format!("{}: {}", source.name, wrong(source)?))).collect();
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+fn floor(name: &str) -> Option<u8> {
+    FLOORS.iter().find(|(known, _)| *known == name).map(|(_, floor)| *floor)
+}
+
+/// The modules that a file imports, as named in FLOORS.
+fn imports(source: &Source) -> Vec<&'static str> {
+    let code: String = source.code.split_whitespace().collect();
+    let mut trees: Vec<String> =
+        code.split("crate::").skip(1).map(|rest| rest.split(';').next().unwrap().to_owned()).collect();
+    // `use crate::a::{b, c::{d}}` names a::b and a::c.
+    let mut paths = vec![];
+    for tree in &mut trees {
+        match tree.split_once("::{") {
+            Some((room, inner)) if !room.contains(['(', '{', '.', '<', ',']) => {
+                let mut depth = 0;
+                let flat: String = inner
+                    .chars()
+                    .filter(|c| {
+                        depth += i32::from(*c == '{');
+                        let keep = depth == 0;
+                        depth -= i32::from(*c == '}');
+                        keep
+                    })
+                    .collect();
+                paths.extend(flat.split(',').filter(|part| part.len() > 1).map(|part| format!("{room}::{part}")));
+            }
+            _ => paths.push(tree.clone()),
+        }
+    }
+    let known = |path: &String| {
+        let words: Vec<_> = path
+            .split("::")
+            .map(|word| word.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap())
+            .collect();
+        let two = words.iter().take(2).copied().collect::<Vec<_>>().join("::");
+        FLOORS
+            .iter()
+            .map(|(name, _)| *name)
+            .find(|name| *name == two)
+            .or_else(|| FLOORS.iter().map(|(name, _)| *name).find(|name| *name == words[0]))
+    };
+    paths.iter().filter_map(known).collect()
+}
+
+#[test]
+fn every_file_imports_only_from_lower_floors() {
+    fail_where(|source| {
+        let Some(own) = floor(&source.name) else { return Some("has no floor: add it to FLOORS".into()) };
+        let wrong = imports(source).into_iter().find(|import| {
+            // A folder's mod.rs re-exports what lies in it.
+            own <= floor(import).unwrap() && !(source.name == "resource" && import.starts_with("resource"))
+        })?;
+        Some(format!("(floor {own}) imports {wrong} (floor {})", floor(wrong).unwrap()))
+    });
+}
+
+#[test]
+fn amperity_and_resource_never_meet_and_amperity_knows_no_kubernetes() {
+    let room = |name: &str| name.split("::").next().unwrap().to_owned();
+    fail_where(|source| {
+        let other = match room(&source.name).as_str() {
+            "amperity" => "resource",
+            "resource" => "amperity",
+            _ => return None,
+        };
+        let met = imports(source).into_iter().find(|import| room(import) == other).map(str::to_owned);
+        let kube = (other == "resource" && (source.code.contains("kube::") || source.code.contains("k8s_openapi")))
+            .then(|| "Kubernetes".to_owned());
+        met.or(kube).map(|met| format!("knows {met}"))
+    });
+}
+
+#[test]
+fn pure_files_do_no_io_read_no_clock_and_throw_no_dice() {
+    fail_where(|source| {
+        if !PURE.contains(&source.name.as_str()) {
+            return None;
+        }
+        let impure = IMPURE.iter().find(|word| source.code.contains(**word)).map(|word| format!("uses {word}"));
+        let import =
+            imports(source).into_iter().find(|import| !PURE.contains(import)).map(|import| format!("imports {import}"));
+        impure.or(import)
+    });
+}
+
+#[test]
+fn every_file_says_what_it_owns_and_what_it_never_does() {
+    fail_where(|source| {
+        let told = source.text.starts_with("//! Owns ") && source.text.contains("\n//! Never ");
+        (!told).then(|| "does not begin with `//! Owns` and `//! Never`".into())
+    });
+}
+
+#[test]
+fn files_stay_short_enough_to_read() {
+    fail_where(|source| {
+        let lines = source.text.split("#[cfg(test)]").next().unwrap().lines().count();
+        (LONGEST < lines).then(|| format!("has {lines} lines before its tests; look for the seam"))
+    });
+}
+
+#[test]
+fn what_may_happen_in_one_place_only_happens_there() {
+    fail_where(|source| {
+        let (word, place) = ONCE.iter().find(|(word, place)| source.name != *place && source.code.contains(word))?;
+        Some(format!("{word} belongs to {place}"))
+    });
+    for (word, place) in ONCE {
+        let here = sources().into_iter().find(|source| source.name == *place).unwrap();
+        assert!(here.code.contains(word), "{word} is no longer in {place}: mend this list");
+    }
+}
+
+#[test]
+fn every_reason_is_spelled_in_one_file() {
+    let reasons = workflow_run_stop_operator::resource::conditions::Reason::ALL;
+    fail_where(|source| {
+        // A condition type there has the name of a reason.
+        let literal =
+            |name: &str| source.name != "resource::conditions" && source.code.contains(&format!("\"{name}\""));
+        reasons.iter().map(|reason| reason.as_str()).find(|name| literal(name)).map(|name| format!("spells {name}"))
+    });
+}
