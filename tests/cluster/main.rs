@@ -2,4 +2,9 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod answers;
+mod budget;
+mod input;
+mod network;
+mod operator;
+mod protocol;
 mod support;

@@ -10,7 +10,10 @@ use kube::{
     api::{ObjectMeta, Patch, PatchParams, PostParams, WatchEvent, WatchParams},
     runtime::wait::await_condition,
 };
-use lab::{control_plane::ControlPlane, simulator::Simulator};
+use lab::{
+    control_plane::ControlPlane,
+    simulator::{Run, Simulator, StopAnswerTasks},
+};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, BufReader},
@@ -77,6 +80,11 @@ impl Place {
         self.stops().create(&PostParams::default(), &stop).await.unwrap()
     }
 
+    /// Creates many stops at once.
+    pub async fn apply_all(&self, stops: impl IntoIterator<Item = WorkflowRunStop>) {
+        futures::future::join_all(stops.into_iter().map(|stop| self.apply(stop))).await;
+    }
+
     pub async fn get(&self, name: &str) -> WorkflowRunStop {
         self.stops().get(name).await.unwrap()
     }
@@ -139,11 +147,17 @@ impl Place {
     }
 
     pub async fn operator_with(&self, flags: &[&str]) -> Operator {
-        let mut command = Operator::command(&self.cluster.kubeconfig_path());
-        command.args(["--amperity-base-url", &self.amperity.base_url(), "--watch-namespaces", &self.namespace]);
-        // A later flag cannot override an earlier one, so the short waits come by environment.
-        command.env("REQUEST_TIMEOUT", "2s").env("SETTLE_TIME", "1s").args(flags);
+        let mut command = self.command();
+        command.args(flags);
         Operator::start(command).await
+    }
+
+    /// The command of an operator for this namespace, with short waits. A flag or another variable overrides any of it.
+    pub fn command(&self) -> Command {
+        let mut command = Operator::command(&self.cluster.kubeconfig_path());
+        command.env("AMPERITY_BASE_URL", self.amperity.base_url()).env("WATCH_NAMESPACES", &self.namespace);
+        command.env("REQUEST_TIMEOUT", "2s").env("SETTLE_TIME", "1s");
+        command
     }
 }
 
@@ -183,7 +197,7 @@ impl Operator {
     /// The binary with what every test needs. Nothing of the test's own environment reaches it.
     pub fn command(kubeconfig: &PathBuf) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_workflow-run-stop-operator"));
-        command.env_clear().env("KUBECONFIG", kubeconfig).args(["--http-addr", "127.0.0.1:0"]);
+        command.env_clear().env("KUBECONFIG", kubeconfig).env("HTTP_ADDR", "127.0.0.1:0");
         command
     }
 
@@ -224,8 +238,18 @@ impl Operator {
     }
 
     /// Sends SIGTERM and waits for the end; the exit code.
-    pub async fn terminate(mut self) -> Option<i32> {
+    pub async fn terminate(self) -> Option<i32> {
+        self.tell_to_end().await;
+        self.ended().await
+    }
+
+    /// Sends SIGTERM.
+    pub async fn tell_to_end(&self) {
         Command::new("kill").arg(self.pid().to_string()).status().await.unwrap();
+    }
+
+    /// Waits for the end; the exit code.
+    pub async fn ended(mut self) -> Option<i32> {
         timeout(PATIENCE, self.child.wait()).await.expect("it ends").unwrap().code()
     }
 
@@ -255,6 +279,18 @@ pub fn a_stop(run: &str) -> WorkflowRunStop {
         ttl_seconds_after_finished: None,
     };
     WorkflowRunStop::new(&run.to_lowercase(), spec)
+}
+
+/// A run that a stop ends at once and whose stop is answered with its tasks: one request and no more.
+pub fn ends_at_once(run: &str) -> Run {
+    Run::new(run).stop_answer_tasks(StopAnswerTasks::Empty)
+}
+
+/// The message of a condition; empty where it is absent.
+pub fn message(stop: &WorkflowRunStop, kind: ConditionType) -> String {
+    let conditions = stop.status.iter().flat_map(|status| &status.conditions);
+    let found = conditions.into_iter().find(|condition| condition.type_ == kind.as_str());
+    found.map(|found| found.message.clone()).unwrap_or_default()
 }
 
 /// Status and reason of a condition; empty where it is absent.
