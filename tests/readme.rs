@@ -15,7 +15,7 @@ fn every_reason_has_a_row_that_says_what_to_do() {
 
 #[test]
 fn every_flag_has_a_row_with_its_default_and_none_has_a_row_too_many() {
-    let command = Cli::command();
+    let command = <Cli as CommandFactory>::command();
     let flags: Vec<_> =
         command.get_arguments().filter(|arg| !["help", "version"].contains(&arg.get_id().as_str())).collect();
     for flag in &flags {
