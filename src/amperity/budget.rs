@@ -3,7 +3,8 @@
 //!
 //! The API counts arrivals, which only it sees: somewhere between the start of the sending and the
 //! answer. So a request counts from its answer on, or from [`IN_TRANSIT`] after its sending where
-//! the answer takes longer.
+//! the answer takes longer. A slot is granted a moment ([`LEAD`]) before its turn, so that what has to
+//! be written down before the sending costs no part of the rate.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -13,12 +14,18 @@ use std::{
 };
 
 use jiff::Timestamp;
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until},
+};
 
 use crate::amperity::endpoint::BudgetKey;
 
 /// By then a request surely has arrived, where no answer says so earlier.
 const IN_TRANSIT: Duration = Duration::from_millis(100);
+
+/// How long before its turn a slot is granted.
+const LEAD: Duration = Duration::from_millis(50);
 
 /// How long a 429 without `Retry-After` closes the budget; doubles with each further one up to the maximum.
 const FIRST_CLOSURE: Duration = Duration::from_secs(1);
@@ -71,6 +78,7 @@ pub struct Slot {
     budget: Budget,
     key: BudgetKey,
     id: u64,
+    turn: Instant,
     sent: Option<Instant>,
 }
 
@@ -92,11 +100,11 @@ impl Budget {
                 tenant.take(now, self.rate)
             });
             match wait {
-                Ok(id) => return Slot { budget: self.clone(), key: key.clone(), id, sent: None },
+                Ok((id, turn)) => return Slot { budget: self.clone(), key: key.clone(), id, turn, sent: None },
                 Err(at) => {
                     let due = async {
                         match at {
-                            Some(at) => tokio::time::sleep_until(at).await,
+                            Some(at) => sleep_until(at).await,
                             None => pending().await,
                         }
                     };
@@ -187,22 +195,28 @@ impl Tenant {
         (burst as usize, Duration::from_secs_f64(burst / rate))
     }
 
-    /// Takes a slot, or says when to look again; `None`: when another one's request was sent or given back.
-    fn take(&mut self, now: Instant, full: f64) -> Result<u64, Option<Instant>> {
+    /// Takes a slot with the time of its turn, or says when to look again; `None`: when another one's
+    /// request was sent or given back.
+    fn take(&mut self, now: Instant, full: f64) -> Result<(u64, Instant), Option<Instant>> {
         if let Some(until) = self.closed_until.filter(|until| now < *until) {
             return Err(Some(until));
         }
         let (burst, window) = self.limits(now, full);
         self.counting.retain(|_, from| from.is_none_or(|from| now < from + window));
-        if self.counting.len() < burst {
-            self.next_id += 1;
-            self.counting.insert(self.next_id, None);
-            return Ok(self.next_id);
+        let mut turn = now;
+        if let Some(too_many) = self.counting.len().checked_sub(burst) {
+            // So many more than one have to end before there is room; those that were not sent yet end
+            // after all others.
+            let mut froms: Vec<Instant> = self.counting.values().copied().flatten().collect();
+            froms.sort_unstable();
+            turn = froms.get(too_many).map(|from| *from + window).ok_or(None)?;
+            if now + LEAD < turn {
+                return Err(Some(turn - LEAD));
+            }
         }
-        let mut froms: Vec<Instant> = self.counting.values().copied().flatten().collect();
-        froms.sort_unstable();
-        // So many have to end before there is room; those that were not sent yet end after all others.
-        Err(froms.get(self.counting.len() - burst).map(|from| *from + window))
+        self.next_id += 1;
+        self.counting.insert(self.next_id, None);
+        Ok((self.next_id, turn))
     }
 
     fn rate_limited(&mut self, sent: Instant, retry_after: Option<Duration>, full: f64) {
@@ -224,6 +238,18 @@ impl Tenant {
 }
 
 impl Slot {
+    /// Waits for its turn, also where a 429 has closed the budget since the slot was granted.
+    pub async fn turn(&self) {
+        loop {
+            let closed = self.budget.with(&self.key, |tenant| tenant.closed_until);
+            let turn = closed.map_or(self.turn, |closed| closed.max(self.turn));
+            if turn <= Instant::now() {
+                return;
+            }
+            sleep_until(turn).await;
+        }
+    }
+
     /// Says that the request is sent now.
     pub fn send(&mut self) {
         let now = Instant::now();
@@ -281,6 +307,7 @@ mod tests {
 
     async fn send(budget: &Budget, tenant: &str, takes: Duration) -> Instant {
         let mut slot = budget.acquire(&key(tenant), Purpose::Stop, age(0)).await;
+        slot.turn().await;
         slot.send();
         let sent = Instant::now();
         tokio::time::sleep(takes).await;
@@ -339,6 +366,7 @@ mod tests {
                 let (budget, order) = (budget.clone(), order.clone());
                 tokio::spawn(async move {
                     let mut slot = budget.acquire(&key("a"), purpose, age(second)).await;
+                    slot.turn().await;
                     slot.send();
                     order.lock().unwrap().push((purpose, second));
                 })
@@ -369,7 +397,7 @@ mod tests {
         let mut first = Box::pin(async { budget.acquire(&key("a"), Purpose::Stop, age(0)).await });
         let second = tokio::spawn({
             let budget = budget.clone();
-            async move { budget.acquire(&key("a"), Purpose::Stop, age(1)).await.answered() }
+            async move { budget.acquire(&key("a"), Purpose::Stop, age(1)).await.turn().await }
         });
         assert!(futures::poll!(first.as_mut()).is_pending());
         tokio::task::yield_now().await;
@@ -389,6 +417,19 @@ mod tests {
         assert_eq!(start.elapsed(), Duration::ZERO, "another tenant is not held up");
         send(&budget, "a", Duration::ZERO).await;
         assert_eq!(start.elapsed(), Duration::from_secs(7));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slot_is_granted_a_moment_before_its_turn_and_a_429_moves_the_turn() {
+        let budget = Budget::new(1);
+        send(&budget, "a", Duration::ZERO).await;
+        let start = Instant::now();
+        let slot = budget.acquire(&key("a"), Purpose::Stop, age(0)).await;
+        assert_eq!(start.elapsed(), Duration::from_secs(1) - LEAD);
+        let full = budget.rate;
+        budget.with(&key("a"), |tenant| tenant.rate_limited(Instant::now(), Some(Duration::from_secs(3)), full));
+        slot.turn().await;
+        assert_eq!(start.elapsed(), Duration::from_secs(4) - LEAD);
     }
 
     #[tokio::test(start_paused = true)]

@@ -125,9 +125,6 @@ impl Amperity {
             .header(CONTENT_LENGTH, 0)
             .header(AUTHORIZATION, token.header())
             .header(TENANT, endpoint.tenant());
-        if !fence() {
-            return StopAnswer::TooLate;
-        }
         let result = FENCE.scope(fence, self.send(request, slot)).await;
         stop_answer(result.map(|(reply, _)| reply), run_id)
     }
@@ -155,6 +152,10 @@ impl Amperity {
     }
 
     async fn send(&self, request: RequestBuilder, mut slot: Slot) -> Result<(Reply, Vec<u8>), Failure> {
+        slot.turn().await;
+        if matches!(FENCE.try_with(|fence| fence()), Ok(false)) {
+            return Err(Failure::TooLate);
+        }
         slot.send();
         let response = request.send().await.map_err(|error| failure(&error))?;
         let status = response.status().as_u16();

@@ -144,6 +144,14 @@ async fn a_run_that_ends_at_once_without_a_word_of_its_tasks_is_read_once_for_th
 }
 
 #[tokio::test]
+async fn a_run_that_ends_at_once_and_cannot_be_read_for_its_tasks_is_stopped_all_the_same() {
+    let (bench, _, stop) = answered(Run::new("wf-1").with_tasks(3).unreadable(403), []).await;
+    assert_eq!(told(&stop), STOPPED);
+    assert_eq!(bench.place.sent("wf-1"), (1, 1, 1));
+    assert_eq!(tasks_of(&stop), None);
+}
+
+#[tokio::test]
 async fn a_run_that_ends_at_once_and_tells_of_its_tasks_is_not_read() {
     let bench = Bench::new().await;
     for (run, answers, tasks) in [("wf-1", StopAnswerTasks::Full, 3), ("wf-2", StopAnswerTasks::Empty, 0)] {
@@ -327,11 +335,17 @@ async fn a_run_that_ends_by_itself_while_the_outcome_is_open_leaves_open_whether
 #[tokio::test]
 async fn without_an_answer_and_without_a_way_to_read_the_run_the_outcome_stays_unknown_and_nothing_is_sent_again() {
     let bench = Bench::new().await;
-    for (run, code) in [("wf-1", 403), ("wf-2", 404), ("wf-3", 405)] {
-        bench.add(a_run(run).unreadable(code), run, [Fault::Reset(Took::NoEffect)]);
+    let rows = [
+        ("wf-1", 403, Fault::NoAnswer(Took::NoEffect)),
+        ("wf-2", 404, Fault::Reset(Took::NoEffect)),
+        ("wf-3", 405, Fault::EndlessBody(Took::NoEffect)),
+        ("wf-4", 403, Fault::HtmlWith200(Took::NoEffect)),
+    ];
+    for (run, code, fault) in rows {
+        bench.add(a_run(run).unreadable(code), run, [fault]);
         bench.place.apply(a_stop(run)).await;
     }
-    for run in ["wf-1", "wf-2", "wf-3"] {
+    for run in ["wf-1", "wf-2", "wf-3", "wf-4"] {
         let stop = bench.finished(run).await.pop().unwrap();
         assert_eq!(
             told(&stop),

@@ -1,0 +1,113 @@
+//! The client of the API against the simulated API, without Kubernetes.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use lab::simulator::{Fault, Run, Simulator, Took::NoEffect};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use workflow_run_stop_operator::amperity::{
+    Amperity, Fence, Settings,
+    answer::StopAnswer,
+    budget::{Budget, Purpose},
+    credentials::Token,
+    endpoint::{AllowedHosts, Endpoint, Endpoints},
+};
+
+struct Client {
+    amperity: Amperity,
+    budget: Budget,
+    endpoint: Endpoint,
+    sim: Simulator,
+}
+
+impl Client {
+    async fn new() -> Self {
+        // Another test of this process may have installed it already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let sim = Simulator::start().await;
+        sim.add_run("acme", Run::new("wf-1"));
+        let settings = Settings { api_version: "2024-04-01".into(), request_timeout: Duration::from_secs(2) };
+        let amperity = Amperity::new(&settings, Arc::new(|| Timestamp::UNIX_EPOCH)).unwrap();
+        let endpoints = Endpoints::new(&sim.base_url(), AllowedHosts::parse("").unwrap()).unwrap();
+        let endpoint = endpoints.of("acme", None).unwrap();
+        Self { amperity, budget: Budget::new(10), endpoint, sim }
+    }
+
+    async fn stop(&self, fence: Fence) -> StopAnswer {
+        let slot = self.budget.acquire(&self.endpoint.budget_key(), Purpose::Stop, Timestamp::UNIX_EPOCH).await;
+        let token = Token::bearer("good-token").unwrap();
+        self.amperity.stop(&self.endpoint, "wf-1", &token, slot, fence).await
+    }
+}
+
+/// A fence that is open for so many looks.
+fn open_for(looks: usize) -> Fence {
+    let looked = AtomicUsize::new(0);
+    Arc::new(move || looked.fetch_add(1, Ordering::SeqCst) < looks)
+}
+
+#[tokio::test]
+async fn a_claim_that_is_too_old_when_the_connection_is_there_sends_nothing() {
+    let client = Client::new().await;
+    assert_eq!(client.stop(open_for(1)).await, StopAnswer::TooLate);
+    assert_eq!(client.sim.requests().len(), 0);
+}
+
+#[tokio::test]
+async fn a_claim_that_is_too_old_from_the_start_sends_nothing() {
+    let client = Client::new().await;
+    assert!(matches!(client.stop(open_for(9)).await, StopAnswer::Accepted(..)));
+    assert_eq!(client.stop(open_for(0)).await, StopAnswer::TooLate, "also where a connection waits");
+    assert_eq!(client.sim.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn a_request_is_never_repeated_by_the_client() {
+    let client = Client::new().await;
+    client.sim.always_on_stop("wf-1", Fault::Reset(NoEffect));
+    assert!(matches!(client.stop(open_for(9)).await, StopAnswer::NoAnswer(_)));
+    client.sim.always_on_stop("wf-1", Fault::NoAnswer(NoEffect));
+    assert!(matches!(client.stop(open_for(9)).await, StopAnswer::NoAnswer(_)));
+    assert_eq!(client.sim.requests().len(), 2);
+}
+
+#[tokio::test]
+async fn who_cannot_connect_has_surely_not_sent() {
+    let mut client = Client::new().await;
+    client.sim.go_offline().await;
+    assert!(matches!(client.stop(open_for(9)).await, StopAnswer::NotSent(_)));
+}
+
+#[tokio::test]
+async fn a_compressed_answer_is_understood() {
+    // {"id":"wf-1","state":"canceled","task_instances":[]}
+    const BODY: [u8; 67] = [
+        31, 139, 8, 0, 0, 0, 0, 0, 2, 3, 171, 86, 202, 76, 81, 178, 82, 42, 79, 211, 53, 84, 210, 81, 42, 46, 73, 44,
+        73, 5, 114, 147, 19, 243, 146, 83, 115, 82, 83, 128, 66, 37, 137, 197, 217, 241, 153, 121, 64, 25, 160, 80,
+        177, 146, 85, 116, 108, 45, 0, 157, 83, 54, 105, 52, 0, 0, 0,
+    ];
+    let client = Client::new().await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}/api", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = vec![0; 4096];
+        let length = stream.read(&mut request).await.unwrap();
+        assert!(String::from_utf8_lossy(&request[..length]).contains("accept-encoding: gzip"));
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: {}\r\n\r\n", BODY.len());
+        stream.write_all(&[head.as_bytes(), &BODY].concat()).await.unwrap();
+    });
+    let endpoints = Endpoints::new(&base, AllowedHosts::parse("").unwrap()).unwrap();
+    let client = Client { endpoint: endpoints.of("acme", None).unwrap(), ..client };
+    match client.stop(open_for(9)).await {
+        StopAnswer::Accepted(Some(run), _) => assert_eq!((run.state.as_str(), run.tasks), ("canceled", Some(vec![]))),
+        other => panic!("{other:?}"),
+    }
+}
