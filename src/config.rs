@@ -51,7 +51,7 @@ pub struct Flags {
     pub amperity_base_url: String,
 
     /// Version of the Amperity API, sent in the header api-version
-    #[arg(long, env, default_value = "2024-04-01", value_name = "VERSION")]
+    #[arg(long, env, default_value = "2024-04-01", value_name = "VERSION", value_parser = api_version)]
     pub amperity_api_version: String,
 
     /// Hosts that spec.baseUrl and a Secret's tokenUrl may name, separated by commas
@@ -114,6 +114,12 @@ impl Flags {
         Endpoints::new(&self.amperity_base_url, self.allowed_hosts.clone())
             .map_err(|error| format!("--amperity-base-url: {error}"))
     }
+}
+
+/// What can be sent as a header.
+fn api_version(text: &str) -> Result<String, String> {
+    let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
+    if plain { Ok(text.to_owned()) } else { Err("it is not a version such as 2024-04-01".to_owned()) }
 }
 
 /// A duration such as `30s`, `1m30s` or `2 minutes`: more than nothing and at most an hour.

@@ -24,13 +24,18 @@ fn main() -> ExitCode {
     match Cli::try_parse().map(Cli::command) {
         Ok(Command::Run(flags)) => run(&flags),
         Ok(Command::Crd) => print_crd(),
-        Err(error) if error.use_stderr() => fail(USAGE, error.to_string().lines().next().unwrap_or_default()),
+        Err(error) if error.use_stderr() => fail(USAGE, &in_one_line(&error.to_string())),
         // Help and version.
         Err(text) => match text.print() {
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::FAILURE,
         },
     }
+}
+
+/// What is wrong, without the usage that follows behind an empty line.
+fn in_one_line(error: &str) -> String {
+    error.split("\n\n").next().unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 fn run(flags: &Flags) -> ExitCode {

@@ -106,8 +106,7 @@ async fn a_compressed_answer_is_understood() {
     });
     let endpoints = Endpoints::new(&base, AllowedHosts::parse("").unwrap()).unwrap();
     let client = Client { endpoint: endpoints.of("acme", None).unwrap(), ..client };
-    match client.stop(open_for(9)).await {
-        StopAnswer::Accepted(Some(run), _) => assert_eq!((run.state.as_str(), run.tasks), ("canceled", Some(vec![]))),
-        other => panic!("{other:?}"),
-    }
+    let answer = client.stop(open_for(9)).await;
+    let StopAnswer::Accepted(Some(run), _) = &answer else { panic!("{answer:?}") };
+    assert_eq!((run.state.as_str(), &run.tasks), ("canceled", &Some(vec![])));
 }

@@ -25,6 +25,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("stop::subject", 4),
     ("stop::ledger", 5),
     ("stop::access", 6),
+    ("stop::report", 6),
     ("stop", 7),
     ("config", 7),
     ("operator::report", 8),

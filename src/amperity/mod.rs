@@ -66,7 +66,7 @@ pub enum BuildError {
     #[error("SSL_CERT_FILE names {0}, which is not a readable file of PEM certificates")]
     Certificates(PathBuf),
     /// The API version cannot be sent as a header.
-    #[error("the API version '{0}' cannot be sent as a header")]
+    #[error("the API version {0:?} cannot be sent as a header")]
     ApiVersion(String),
     /// The HTTP client refuses its settings.
     #[error("the HTTP client cannot be built: {}", reason(.0))]

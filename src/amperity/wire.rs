@@ -32,7 +32,8 @@ pub fn access_token(body: &[u8]) -> Option<(String, Duration)> {
     Some((token, Duration::from_secs(seconds.unwrap_or(3600).min(86_400))))
 }
 
-/// `Retry-After` in seconds or as an HTTP date, at most [`MAX_RETRY_AFTER`]. `None` where it is neither.
+/// `Retry-After` in seconds or as an HTTP date, at most [`MAX_RETRY_AFTER`]. `None` where it is neither, or
+/// says that there is nothing to wait for: the caller's own backoff is better than that.
 pub fn retry_after(header: &str, now: Timestamp) -> Option<Duration> {
     let header = header.trim();
     let wait = match header.parse::<u64>() {
@@ -43,7 +44,7 @@ pub fn retry_after(header: &str, now: Timestamp) -> Option<Duration> {
             Duration::try_from(date.duration_since(now)).unwrap_or(Duration::ZERO)
         }
     };
-    Some(wait.min(MAX_RETRY_AFTER))
+    Some(wait.min(MAX_RETRY_AFTER)).filter(|wait| !wait.is_zero())
 }
 
 /// A run; only `id` and `state` are required, since the API's descriptions differ in the rest.
@@ -190,7 +191,8 @@ mod tests {
         let seconds = |header| retry_after(header, now).map(|wait| wait.as_secs());
         assert_eq!(seconds("7"), Some(7));
         assert_eq!(seconds("Wed, 25 Nov 2026 02:00:09 GMT"), Some(9));
-        assert_eq!(seconds("Wed, 25 Nov 2026 01:00:00 GMT"), Some(0));
+        assert_eq!(seconds("Wed, 25 Nov 2026 01:00:00 GMT"), None);
+        assert_eq!(seconds("0"), None);
         assert_eq!(seconds("86400"), Some(300));
         assert_eq!(seconds("99999999999999999999999"), Some(300));
         assert_eq!(seconds("soon"), None);

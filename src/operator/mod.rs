@@ -9,7 +9,6 @@ pub mod watch;
 
 use std::{net::SocketAddr, time::Duration};
 
-use k8s_controller::LeaderElection;
 use kube::Client;
 use thiserror::Error;
 use tokio::{net::TcpListener, sync::watch::channel, time::timeout};
@@ -111,7 +110,7 @@ pub async fn run(setup: Setup, shutdown: CancellationToken) -> Result<(), StartE
     let (leads, mut leading) = channel(lease.is_none());
     let election = lease.map(|(namespace, name)| {
         let namespace = namespace.unwrap_or(own_namespace);
-        LeaderElection::new(client.clone(), &namespace, &name, &identity)
+        lease::election(client.clone(), &namespace, &name, &identity)
     });
     let competing = match &election {
         Some(election) => {

@@ -13,7 +13,7 @@ use crate::resource::{
     WorkflowRunStop,
     conditions::{self, ConditionType},
 };
-use crate::stop::{Did, Report};
+use crate::stop::report::{Did, Report};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Answer {

@@ -22,7 +22,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::operator::report::Metrics;
 use crate::resource::{UNFINISHED, WorkflowRunStop};
 use crate::stop::{
-    House, Next, step,
+    House,
+    report::Next,
+    step,
     subject::{Known, Subject},
 };
 

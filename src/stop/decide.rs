@@ -153,8 +153,22 @@ fn quiet_time(claim: &Claim, now: Timestamp, seen: &Seen, rules: &Rules) -> Dura
     observed.min(written)
 }
 
+/// How long until the resource has to be looked at whatever else it waits for: its stop deadline or the
+/// end of its following.
+pub fn at_the_latest(resource: &WorkflowRunStop, now: Timestamp) -> Option<Duration> {
+    let request = resource.status.as_ref().and_then(|status| status.stop_request.as_ref());
+    let accepted = request.and_then(|request| request.accepted_time.as_ref());
+    let end = match accepted {
+        _ if resource.is_finished() || resource.claim().is_some() => None,
+        Some(accepted) => Some(follow_end(resource, accepted)),
+        None if resource.spec.suspend => None,
+        None => deadline(resource),
+    };
+    end.map(|end| until(now, end))
+}
+
 /// The last moment in which a stop request may be sent.
-pub fn deadline(resource: &WorkflowRunStop) -> Option<Timestamp> {
+fn deadline(resource: &WorkflowRunStop) -> Option<Timestamp> {
     let seconds = u64::try_from(resource.spec.stop_deadline_seconds?).ok()?;
     let Time(created) = resource.metadata.creation_timestamp.as_ref()?;
     Some(created.saturating_add(Duration::from_secs(seconds)).unwrap_or(Timestamp::MAX))

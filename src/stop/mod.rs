@@ -6,9 +6,13 @@ pub mod backoff;
 pub mod decide;
 pub mod ledger;
 pub mod outcome;
+pub mod report;
 pub mod subject;
 
-use std::{pin::Pin, time::Duration};
+use std::{
+    pin::{Pin, pin},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -25,9 +29,10 @@ use crate::run::Phase;
 use crate::stop::{
     access::{Access, Denied, Pass},
     backoff::{MAX_CREDENTIALS_DELAY, delay, next_look},
-    decide::{Decision, Ending, Rules, Seen, decide},
+    decide::{Decision, Ending, Rules, Seen, at_the_latest, decide},
     ledger::{Ledger, LedgerError, Written},
     outcome::{ActiveRead, Moment},
+    report::{Did, Next, Report},
     subject::{Memory, Subject},
 };
 
@@ -49,43 +54,6 @@ pub struct House {
     pub rules: Rules,
     /// The wall clock.
     pub clock: Clock,
-}
-
-/// When to look at a resource again, unless it changes before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
-    /// At once.
-    Now,
-    /// Then.
-    At(Instant),
-    /// When it changes.
-    OnChange,
-}
-
-/// What a step did, for those who tell it.
-#[derive(Debug)]
-pub struct Report {
-    /// What was done.
-    pub did: Did,
-    /// When to look again.
-    pub next: Next,
-}
-
-/// What was done in a step.
-#[derive(Debug)]
-pub enum Did {
-    /// Nothing but to look.
-    Looked,
-    /// A stop request was sent (or not, as its class tells) and answered, and the outcome is recorded.
-    Stopped(&'static str),
-    /// The run was read.
-    Read,
-    /// The status tells something new.
-    Told,
-    /// The resource finished.
-    Finished,
-    /// The API server gave no usable answer.
-    Failed(LedgerError),
 }
 
 /// Resolves when a step is to give up waiting: the resource changed, or no new work is to be begun.
@@ -111,7 +79,8 @@ pub async fn step(house: &House, subject: &mut Subject, interrupt: Interrupt<'_>
         let wait = delay(subject.memory.failures, MAX_CREDENTIALS_DELAY, jitter());
         (Did::Failed(error), Next::At(Instant::now() + wait))
     });
-    Report { did, next }
+    let latest = at_the_latest(&subject.resource, (house.clock)()).map(|wait| Instant::now() + wait);
+    Report { did, next: next.bounded(latest) }
 }
 
 type Done = Result<(Did, Next), LedgerError>;
@@ -260,22 +229,32 @@ impl House {
         let created = subject.resource.metadata.creation_timestamp.as_ref();
         let created = created.map_or(Timestamp::UNIX_EPOCH, |created| created.0);
         let key = endpoint.budget_key();
-        let mut turn = Box::pin(self.access.budget.acquire(&key, purpose, created));
-        if let Ok(slot) = timeout(PATIENCE, &mut turn).await {
+        let mut turn = pin!(self.access.budget.acquire(&key, purpose, created));
+        // Not all that wait are to write at the same moment.
+        if let Ok(slot) = timeout(PATIENCE.mul_f64(1.0 + jitter()), turn.as_mut()).await {
             let good = self.access.is_admitted(&pass);
             return Ok(if good { Ok(Prepared { endpoint, pass, slot }) } else { Err(Unprepared::LookAgain) });
         }
-        if purpose == Purpose::Stop {
+        let slot = if purpose == Purpose::Stop {
             let status = outcome::waiting(&subject.resource, Reason::WaitingForBudget, "", self.moment());
-            match self.ledger.update(&subject.resource, status).await? {
-                Written::Stored(stored) => subject.resource = *stored,
-                written => {
-                    subject.take(written);
-                    return Ok(Err(Unprepared::LookAgain));
-                }
+            tokio::select! {
+                biased;
+                // The turn does not wait for the writing: others stand behind it.
+                slot = turn.as_mut() => slot,
+                written = self.ledger.update(&subject.resource, status) => match written? {
+                    Written::Stored(stored) => {
+                        subject.resource = *stored;
+                        turn.await
+                    }
+                    written @ (Written::Changed(_) | Written::Gone) => {
+                        subject.take(written);
+                        return Ok(Err(Unprepared::LookAgain));
+                    }
+                },
             }
-        }
-        let slot = turn.await;
+        } else {
+            turn.await
+        };
         let good = self.access.is_current(&subject.resource, &pass).await?;
         Ok(if good { Ok(Prepared { endpoint, pass, slot }) } else { Err(Unprepared::LookAgain) })
     }
@@ -325,7 +304,7 @@ impl House {
                 subject.resource = *stored;
                 Ok((Did::Told, next))
             }
-            written => Ok((Did::Looked, subject.take(written))),
+            written @ (Written::Changed(_) | Written::Gone) => Ok((Did::Looked, subject.take(written))),
         }
     }
 

@@ -186,10 +186,8 @@ pub fn claimed(resource: &WorkflowRunStop, claim: Claim, url: String, moment: Mo
 
 /// The status while something has to be waited for before a request may be sent.
 pub fn waiting(resource: &WorkflowRunStop, reason: Reason, detail: &str, moment: Moment) -> WorkflowRunStopStatus {
-    let ready = match reason {
-        Reason::Suspended | Reason::WaitingForBudget => Truth::Unknown,
-        _ => Truth::False,
-    };
+    let in_order = matches!(reason, Reason::Suspended | Reason::WaitingForBudget);
+    let ready = if in_order { Truth::Unknown } else { Truth::False };
     Draft::of(resource, moment).going_on(ready, (reason, detail))
 }
 

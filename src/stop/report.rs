@@ -1,0 +1,55 @@
+//! Owns what a step returns: what it did and when to look again.
+//! Never tells anybody: that is done above.
+
+use tokio::time::Instant;
+
+use crate::stop::ledger::LedgerError;
+
+/// When to look at a resource again, unless it changes before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// At once.
+    Now,
+    /// Then.
+    At(Instant),
+    /// When it changes.
+    OnChange,
+}
+
+impl Next {
+    /// The same, but not later than `latest`.
+    #[must_use]
+    pub fn bounded(self, latest: Option<Instant>) -> Self {
+        match (self, latest) {
+            (Self::Now, _) | (_, None) => self,
+            (Self::OnChange, Some(latest)) => Self::At(latest),
+            (Self::At(then), Some(latest)) => Self::At(then.min(latest)),
+        }
+    }
+}
+
+/// What a step did, for those who tell it.
+#[derive(Debug)]
+pub struct Report {
+    /// What was done.
+    pub did: Did,
+    /// When to look again.
+    pub next: Next,
+}
+
+/// What was done in a step.
+#[derive(Debug)]
+pub enum Did {
+    /// Nothing but to look.
+    Looked,
+    /// A stop request was sent (or not, as its class tells) and answered, and the outcome is recorded.
+    Stopped(&'static str),
+    /// The run was read.
+    Read,
+    /// The status tells something new.
+    Told,
+    /// The resource finished.
+    Finished,
+    /// The API server gave no usable answer.
+    Failed(LedgerError),
+}
