@@ -19,7 +19,7 @@ use tokio::{
     process::{Child, Command},
     time::Instant,
 };
-use workflow_run_stop_operator::resource::{CredentialsSecretRef, WorkflowRunStop, WorkflowRunStopSpec};
+use workflow_run_stop_operator::resource::{WorkflowRunStop, WorkflowRunStopSpec};
 
 /// The argument by which this program runs as the bare loop.
 const BARE_LOOP: &str = "bare-loop";
@@ -214,17 +214,7 @@ async fn namespace(cluster: &ControlPlane) -> String {
 }
 
 fn a_stop(run: &str) -> WorkflowRunStop {
-    let spec = WorkflowRunStopSpec {
-        run_id: run.to_owned(),
-        tenant: TENANT.to_owned(),
-        base_url: None,
-        credentials_secret_ref: CredentialsSecretRef { name: "amperity".to_owned() },
-        suspend: false,
-        stop_deadline_seconds: None,
-        follow_timeout_seconds: 3600,
-        ttl_seconds_after_finished: None,
-    };
-    WorkflowRunStop::new(run, spec)
+    WorkflowRunStop::new(run, WorkflowRunStopSpec::new(run, TENANT, "amperity"))
 }
 
 fn median(mut times: Vec<Duration>) -> f64 {

@@ -103,7 +103,10 @@ impl Flags {
     /// The namespaces to watch; none stands for all.
     pub fn namespaces(&self) -> Vec<String> {
         let names = self.watch_namespaces.split(',').map(str::trim).filter(|name| !name.is_empty());
-        names.map(str::to_owned).collect()
+        let mut names: Vec<_> = names.map(str::to_owned).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
     }
 
     /// Where the API is.
@@ -161,7 +164,7 @@ mod tests {
 
     #[test]
     fn namespaces_are_a_list() {
-        assert_eq!(flags(&["--watch-namespaces", "a, b,"]).unwrap().namespaces(), ["a", "b"]);
+        assert_eq!(flags(&["--watch-namespaces", "b, a,b,"]).unwrap().namespaces(), ["a", "b"]);
         assert!(flags(&[]).unwrap().namespaces().is_empty());
     }
 

@@ -12,7 +12,7 @@ use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::Sub
 use workflow_run_stop_operator::{
     amperity::Settings,
     config::{Cli, Command, Flags, LogFormat},
-    operator::{self, Setup},
+    operator::{self, LeaseName, Setup},
     resource::WorkflowRunStop,
 };
 
@@ -50,7 +50,9 @@ fn run(flags: &Flags) -> ExitCode {
         requests_per_second: flags.requests_per_second,
         settle_time: flags.settle_time,
         namespaces: flags.namespaces(),
-        lease: flags.leader_elect.then(|| (flags.lease_namespace.clone(), flags.lease_name.clone())),
+        lease: flags
+            .leader_elect
+            .then(|| LeaseName { namespace: flags.lease_namespace.clone(), name: flags.lease_name.clone() }),
         http_addr: flags.http_addr,
         drain_timeout: flags.drain_timeout,
         clock: Arc::new(now),
@@ -96,6 +98,10 @@ async fn cancel_on_signal(shutdown: CancellationToken) {
     }
     tracing::info!("told to end: no new work is begun, requests in flight are recorded");
     shutdown.cancel();
+    // Who sits at a terminal and cannot wait says so twice.
+    interrupt.recv().await;
+    tracing::warn!("ended at once: claims of requests in flight are confirmed by the next replica");
+    std::process::exit(130);
 }
 
 fn start_log(format: LogFormat) {
@@ -108,6 +114,10 @@ fn start_log(format: LogFormat) {
         LogFormat::Text => lines.boxed(),
     };
     tracing_subscriber::registry().with(lines.with_filter(targets)).init();
+    // A panic is a line of the log as well.
+    std::panic::set_hook(Box::new(|panic| {
+        tracing::error!(location = panic.location().map(tracing::field::display), "{panic}")
+    }));
 }
 
 fn print_crd() -> ExitCode {
@@ -117,6 +127,8 @@ fn print_crd() -> ExitCode {
     };
     match std::io::stdout().write_all(yaml.as_bytes()) {
         Ok(()) => ExitCode::SUCCESS,
+        // Who reads has had enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => fail(1, &format!("error: {error}")),
     }
 }

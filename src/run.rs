@@ -56,8 +56,8 @@ impl Phase {
     }
 }
 
-/// The largest status in bytes of JSON that holds a run's tasks; etcd's limit is 1.5 MiB for the whole object.
-pub const MAX_TASKS_BYTES: usize = 440 * 1024;
+/// How many bytes of JSON a run's tasks may have; with the rest the status stays under 512 KiB.
+const MAX_TASKS_BYTES: usize = 440 * 1024;
 
 /// The largest `data` of one error in bytes of JSON; a larger one is left out.
 pub const MAX_DATA_BYTES: usize = 16 * 1024;
@@ -65,7 +65,7 @@ pub const MAX_DATA_BYTES: usize = 16 * 1024;
 /// The longest text of one field in bytes; a longer one is cut.
 pub const MAX_TEXT_BYTES: usize = 4096;
 
-/// Keeps as many tasks as fit, the unsuccessful and the unended first, in the order received.
+/// Keeps tasks until the next one does not fit, the unsuccessful and the unended first, in the order received.
 /// Returns them and how many were left out.
 pub fn fit_tasks(tasks: Vec<TaskInstance>) -> (Vec<TaskInstance>, usize) {
     let total = tasks.len();

@@ -11,7 +11,10 @@ use std::{
 
 use jiff::Timestamp;
 use lab::simulator::{Fault, Run, Simulator, Took::NoEffect};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::Instant,
+};
 use workflow_run_stop_operator::amperity::{
     Amperity, Fence, Settings,
     answer::StopAnswer,
@@ -50,12 +53,14 @@ impl Client {
 /// A fence that is open for so many looks.
 fn open_for(looks: usize) -> Fence {
     let looked = AtomicUsize::new(0);
-    Arc::new(move || looked.fetch_add(1, Ordering::SeqCst) < looks)
+    let is_open = Arc::new(move || looked.fetch_add(1, Ordering::SeqCst) < looks);
+    Fence { until: Instant::now() + Duration::from_secs(60), is_open }
 }
 
 #[tokio::test]
 async fn a_claim_that_is_too_old_when_the_connection_is_there_sends_nothing() {
     let client = Client::new().await;
+    // One look before the connection is asked for, one when it is there.
     assert_eq!(client.stop(open_for(1)).await, StopAnswer::TooLate);
     assert_eq!(client.sim.requests().len(), 0);
 }
@@ -109,4 +114,17 @@ async fn a_compressed_answer_is_understood() {
     let answer = client.stop(open_for(9)).await;
     let StopAnswer::Accepted(Some(run), _) = &answer else { panic!("{answer:?}") };
     assert_eq!((run.state.as_str(), &run.tasks), ("canceled", &Some(vec![])));
+}
+
+#[tokio::test]
+async fn a_claim_whose_turn_a_429_has_moved_is_given_up_when_it_is_over() {
+    let client = Client::new().await;
+    let slot = client.budget.acquire(&client.endpoint.budget_key(), Purpose::Stop, Timestamp::UNIX_EPOCH).await;
+    let mut other = client.budget.acquire(&client.endpoint.budget_key(), Purpose::Stop, Timestamp::UNIX_EPOCH).await;
+    other.send();
+    other.rate_limited(Some(Duration::from_secs(300)));
+    let token = Token::bearer("good-token").unwrap();
+    let fence = Fence { until: Instant::now() + Duration::from_millis(10), ..open_for(9) };
+    let answer = client.amperity.stop(&client.endpoint, "wf-1", &token, slot, fence).await;
+    assert_eq!((answer, client.sim.requests().len()), (StopAnswer::TooLate, 0));
 }

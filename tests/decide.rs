@@ -6,9 +6,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use workflow_run_stop_operator::resource::{
-    Claim, ClaimEnded, CredentialsSecretRef, UnclearAnswer, WorkflowRunStop, WorkflowRunStopSpec, WorkflowRunStopStatus,
+    Claim, ClaimEnded, UnclearAnswer, WorkflowRunStop, WorkflowRunStopSpec, WorkflowRunStopStatus,
 };
-use workflow_run_stop_operator::stop::decide::{Decision, Ending, Rules, Seen, Waiting, decide};
+use workflow_run_stop_operator::stop::decide::{ActiveRead, Decision, Ending, Rules, Seen, at_the_latest, decide};
 
 /// Created at 0 s; it is 1000 s now. A request takes 30 s at the most and settles in 30 s.
 const NOW: i64 = 1000;
@@ -31,17 +31,7 @@ struct Situation {
 }
 
 fn a_stop() -> Situation {
-    let spec = WorkflowRunStopSpec {
-        run_id: "wf-1".into(),
-        tenant: "acme".into(),
-        base_url: None,
-        credentials_secret_ref: CredentialsSecretRef { name: "amperity".into() },
-        suspend: false,
-        stop_deadline_seconds: None,
-        follow_timeout_seconds: 3600,
-        ttl_seconds_after_finished: None,
-    };
-    let mut stop = WorkflowRunStop::new("a", spec);
+    let mut stop = WorkflowRunStop::new("a", WorkflowRunStopSpec::new("wf-1", "acme", "amperity"));
     stop.metadata.creation_timestamp = Some(at(0));
     Situation { stop, seen: Seen::default() }
 }
@@ -109,6 +99,11 @@ impl Situation {
         self.status(|status| status.task_instances = Some(vec![]))
     }
 
+    fn active_for(mut self, wait: u64) -> Self {
+        self.seen.active_for = Some(seconds(wait));
+        self
+    }
+
     fn next_look_in(mut self, wait: u64) -> Self {
         self.seen.next_look = Some(seconds(wait));
         self
@@ -123,7 +118,8 @@ impl Situation {
 fn every_situation_has_its_next_step() {
     use Decision::{Confirm, Finish, Nothing, Read, Stop, Suspended, Wait};
     use UnclearAnswer::{Conflict, NoAnswer, NotOurRun, ServerError};
-    let claim = |wait| Wait(seconds(wait), Waiting::Claim);
+    let wait = |wait| Wait(seconds(wait));
+    let first = Confirm(ActiveRead::First);
     let rules: &[(&str, Situation, Decision)] = &[
         ("a new one is stopped", a_stop(), Stop(None)),
         ("a finished one is a record", a_stop().finished(), Nothing),
@@ -131,30 +127,31 @@ fn every_situation_has_its_next_step() {
         ("one being deleted is left alone", a_stop().being_deleted(), Nothing),
         ("one being deleted is left alone, claim or not", a_stop().claimed_at(0).being_deleted(), Nothing),
         // Claims.
-        ("a fresh claim is waited for", a_stop().claimed_at(999), claim(QUIET)),
-        ("a claim is waited for as long as it was not seen", a_stop().claimed_at(999).seen_unchanged_for(64), claim(1)),
-        ("a claim seen for long enough is confirmed", a_stop().claimed_at(999).seen_unchanged_for(65), Confirm),
-        ("an old claim is confirmed at once", a_stop().claimed_at(NOW - 125), Confirm),
-        ("an old claim needs a minute more, for clocks differ", a_stop().claimed_at(NOW - 124), claim(1)),
-        ("a claim of the future is judged by what was seen", a_stop().claimed_at(9000).seen_unchanged_for(65), Confirm),
-        ("suspension does not hide a claim", a_stop().claimed_at(0).suspended(), Confirm),
-        ("a deadline does not hide a claim", a_stop().claimed_at(0).deadline(1), Confirm),
-        ("after no answer it settles", a_stop().claimed_at(990).ended(999, NoAnswer), claim(30)),
-        ("after a server error it settles", a_stop().claimed_at(990).ended(999, ServerError), claim(30)),
-        ("after a strange answer it settles", a_stop().claimed_at(990).ended(999, NotOurRun), claim(30)),
-        ("settled is confirmed", a_stop().claimed_at(960).ended(969, NoAnswer).seen_unchanged_for(30), Confirm),
-        ("settled long ago is confirmed", a_stop().claimed_at(900).ended(NOW - 90, NoAnswer), Confirm),
-        ("a conflict is looked into at once", a_stop().claimed_at(999).ended(999, Conflict), Confirm),
-        ("reading has its backoff too", a_stop().claimed_at(0).next_attempt_at(1010), claim(10)),
+        ("a fresh claim is waited for", a_stop().claimed_at(999), wait(QUIET)),
+        ("a claim is waited for as long as it was not seen", a_stop().claimed_at(999).seen_unchanged_for(64), wait(1)),
+        ("a claim seen for long enough is confirmed", a_stop().claimed_at(999).seen_unchanged_for(65), first),
+        ("an old claim is confirmed at once", a_stop().claimed_at(NOW - 125), first),
+        ("an old claim needs a minute more, for clocks differ", a_stop().claimed_at(NOW - 124), wait(1)),
+        ("a claim of the future is judged by what was seen", a_stop().claimed_at(9000).seen_unchanged_for(65), first),
+        ("suspension does not hide a claim", a_stop().claimed_at(0).suspended(), first),
+        ("a deadline does not hide a claim", a_stop().claimed_at(0).deadline(1), first),
+        ("after no answer it settles", a_stop().claimed_at(990).ended(999, NoAnswer), wait(30)),
+        ("after a server error it settles", a_stop().claimed_at(990).ended(999, ServerError), wait(30)),
+        ("after a strange answer it settles", a_stop().claimed_at(990).ended(999, NotOurRun), wait(30)),
+        ("settled is confirmed", a_stop().claimed_at(960).ended(969, NoAnswer).seen_unchanged_for(30), first),
+        ("settled long ago is confirmed", a_stop().claimed_at(900).ended(NOW - 90, NoAnswer), first),
+        ("a conflict is looked into at once", a_stop().claimed_at(999).ended(999, Conflict), first),
+        ("an active run seen once tells nothing yet", a_stop().claimed_at(0).active_for(29), first),
+        (
+            "an active run seen twice, with the settle time between, tells that there was no effect",
+            a_stop().claimed_at(0).active_for(30),
+            Confirm(ActiveRead::Again),
+        ),
+        ("reading has its backoff too", a_stop().claimed_at(0).next_attempt_at(1010), wait(10)),
         // Accepted.
         ("an accepted one is read at once after a restart", a_stop().accepted_at(990), Read),
         ("an accepted one is read when it is due", a_stop().accepted_at(990).next_look_in(0), Read),
-        ("else it waits", a_stop().accepted_at(990).next_look_in(9), Wait(seconds(9), Waiting::NextLook)),
-        (
-            "but not beyond the time to follow",
-            a_stop().accepted_at(990).followed_for(12).next_look_in(9),
-            Wait(seconds(2), Waiting::NextLook),
-        ),
+        ("else it waits", a_stop().accepted_at(990).next_look_in(9), Wait(seconds(9))),
         ("stopping is followed", a_stop().accepted_at(990).state("stopping").tasks_known(), Read),
         ("an unknown state is followed", a_stop().accepted_at(990).state("pondering").tasks_known(), Read),
         ("canceled ends it", a_stop().accepted_at(990).state("canceled").tasks_known(), Finish(Ending::Ended)),
@@ -188,21 +185,35 @@ fn every_situation_has_its_next_step() {
         ("a suspended one has no deadline", a_stop().suspended().deadline(1), Suspended),
         ("the deadline ends it", a_stop().deadline(1000), Finish(Ending::DeadlineExceeded)),
         ("the deadline bounds the stop", a_stop().deadline(1007), Stop(Some(seconds(7)))),
-        ("the next attempt waits", a_stop().next_attempt_at(1005), Wait(seconds(5), Waiting::NextAttempt)),
+        ("the next attempt waits", a_stop().next_attempt_at(1005), Wait(seconds(5))),
         ("its time has come", a_stop().next_attempt_at(1000), Stop(None)),
-        (
-            "the deadline comes before the next attempt",
-            a_stop().next_attempt_at(1005).deadline(1002),
-            Wait(seconds(2), Waiting::NextAttempt),
-        ),
         ("a time that nobody would write does not count", a_stop().next_attempt_at(NOW + 361), Stop(None)),
-        (
-            "a time that somebody may write counts",
-            a_stop().next_attempt_at(NOW + 360),
-            Wait(seconds(360), Waiting::NextAttempt),
-        ),
+        ("a time that somebody may write counts", a_stop().next_attempt_at(NOW + 360), Wait(seconds(360))),
     ];
     for (name, situation, expected) in rules {
         assert_eq!(situation.decide(), *expected, "{name}");
     }
+}
+
+#[test]
+fn no_wait_outlasts_a_deadline() {
+    let latest = |situation: Situation| {
+        at_the_latest(&situation.stop, Timestamp::from_second(NOW).unwrap()).map(|wait| wait.as_secs())
+    };
+    assert_eq!(latest(a_stop()), None);
+    assert_eq!(latest(a_stop().deadline(1002)), Some(2));
+    assert_eq!(latest(a_stop().deadline(1)), Some(0), "a deadline that is over");
+    assert_eq!(latest(a_stop().deadline(1002).suspended()), None, "suspended, it has none");
+    assert_eq!(latest(a_stop().deadline(1002).claimed_at(999)), None, "a claim has to be cleared up first");
+    assert_eq!(latest(a_stop().deadline(1002).accepted_at(990).followed_for(15)), Some(5), "the following ends");
+    assert_eq!(latest(a_stop().deadline(1002).finished()), None);
+}
+
+#[test]
+fn a_long_settle_time_is_waited_for() {
+    let rules = Rules { settle_time: seconds(600), ..RULES };
+    let situation = a_stop().claimed_at(0).ended(990, UnclearAnswer::NoAnswer).next_attempt_at(NOW + 590);
+    let now = Timestamp::from_second(NOW).unwrap();
+    let seen = Seen { claim_unchanged: seconds(600), ..Seen::default() };
+    assert_eq!(decide(&situation.stop, now, &seen, &rules), Decision::Wait(seconds(590)));
 }

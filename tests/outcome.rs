@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use workflow_run_stop_operator::amperity::answer::{ReadAnswer, Said, StopAnswer};
+use workflow_run_stop_operator::amperity::answer::{ReadAnswer, ReadFailure, Said, StopAnswer};
 use workflow_run_stop_operator::resource::{
-    Claim, ClaimEnded, CredentialsSecretRef, UnclearAnswer, WorkflowRunStop, WorkflowRunStopSpec,
-    WorkflowRunStopStatus,
+    Claim, ClaimEnded, UnclearAnswer, WorkflowRunStop, WorkflowRunStopSpec, WorkflowRunStopStatus,
     conditions::{ConditionType, find},
 };
 use workflow_run_stop_operator::run::{Run, TaskInstance};
-use workflow_run_stop_operator::stop::outcome::{
-    ActiveRead, Moment, claimed, confirmed, followed, stop_answered, waiting,
+use workflow_run_stop_operator::stop::{
+    decide::{ActiveRead, Ending},
+    outcome::{Moment, Retry, claimed, confirmed, finished, followed, stop_answered, waiting},
 };
 
 const MOMENT: fn() -> Moment = || Moment {
@@ -31,17 +31,7 @@ fn a_claim() -> Claim {
 }
 
 fn a_stop() -> WorkflowRunStop {
-    let spec = WorkflowRunStopSpec {
-        run_id: "wf-1".into(),
-        tenant: "acme".into(),
-        base_url: None,
-        credentials_secret_ref: CredentialsSecretRef { name: "amperity".into() },
-        suspend: false,
-        stop_deadline_seconds: None,
-        follow_timeout_seconds: 3600,
-        ttl_seconds_after_finished: None,
-    };
-    let mut stop = WorkflowRunStop::new("a", spec);
+    let mut stop = WorkflowRunStop::new("a", WorkflowRunStopSpec::new("wf-1", "acme", "amperity"));
     stop.metadata.generation = Some(3);
     stop
 }
@@ -64,7 +54,7 @@ fn unclear(answer: UnclearAnswer) -> WorkflowRunStop {
 
 fn accepted() -> WorkflowRunStop {
     let mut stop = a_claimed_stop();
-    stop.status = Some(stop_answered(&stop, &StopAnswer::Accepted(None, said(202)), MOMENT()));
+    stop.status = Some(stop_answered(&stop, &StopAnswer::Accepted(None, said(202)), Retry::Backoff, MOMENT()));
     stop
 }
 
@@ -140,7 +130,7 @@ fn every_answer_to_a_stop_has_its_status() {
         ),
     ];
     for (answer, expected) in rows {
-        let status = stop_answered(&a_claimed_stop(), answer, MOMENT());
+        let status = stop_answered(&a_claimed_stop(), answer, Retry::Backoff, MOMENT());
         assert_eq!(told(&status), *expected, "{answer:?}");
         assert_eq!(status.observed_generation, Some(3));
         assert_eq!(status.stop_request.unwrap().attempts, 3);
@@ -170,13 +160,13 @@ fn every_reading_after_an_unclear_answer_has_its_status() {
             of(NoAnswer),
             ReadAnswer::Run(run("succeeded")),
             First,
-            "True/RunEndedOtherwise Unknown/StopRequested True/RunEndedOtherwise end",
+            "True/RunEndedOtherwise Unknown/RunEndedOtherwise True/RunEndedOtherwise end",
         ),
         (
             of(NoAnswer),
             ReadAnswer::Run(run("running")),
             First,
-            "Unknown/OutcomeUnknown Unknown/StopRequested False/OutcomeUnknown claim again@31",
+            "Unknown/OutcomeUnknown Unknown/OutcomeUnknown False/OutcomeUnknown claim again@31",
         ),
         (
             of(NoAnswer),
@@ -191,7 +181,7 @@ fn every_reading_after_an_unclear_answer_has_its_status() {
             First,
             "Unknown/FollowingRun True/ConfirmedByRead False/FollowingRun",
         ),
-        (of(Conflict), unreadable(), First, "False/Conflict False/Conflict Unknown/Conflict stalled"),
+        (of(Conflict), unreadable(), First, "False/Rejected False/Rejected Unknown/Rejected stalled"),
         (of(ServerError), unreadable(), First, "False/Unavailable False/Unavailable Unknown/Unavailable again@3"),
         (
             of(NoAnswer),
@@ -213,19 +203,19 @@ fn every_reading_after_an_unclear_answer_has_its_status() {
         ),
         (
             of(NoAnswer),
-            ReadAnswer::Unavailable("HTTP 503".into()),
+            ReadAnswer::Failed(ReadFailure::Unavailable("HTTP 503".into())),
             First,
             "False/Unavailable Unknown/StopRequested Unknown/Unavailable claim again@1",
         ),
         (
             of(NoAnswer),
-            ReadAnswer::Unauthorized(said(401)),
+            ReadAnswer::Failed(ReadFailure::Unauthorized(said(401))),
             First,
             "False/Unauthorized Unknown/StopRequested Unknown/Unauthorized claim again@1",
         ),
         (
             of(NoAnswer),
-            ReadAnswer::RateLimited(said(429)),
+            ReadAnswer::Failed(ReadFailure::RateLimited(said(429))),
             First,
             "False/RateLimited Unknown/StopRequested Unknown/RateLimited claim again@1",
         ),
@@ -242,9 +232,18 @@ fn every_reading_of_a_stopped_run_has_its_status() {
         (ReadAnswer::Run(run("stopping")), "Unknown/FollowingRun True/StopAccepted False/FollowingRun"),
         (ReadAnswer::Run(run("canceled")), "Unknown/FollowingRun True/StopAccepted True/RunStopped"),
         (ReadAnswer::Unreadable(said(404)), "True/RunUnreadable True/StopAccepted Unknown/RunUnreadable end"),
-        (ReadAnswer::Unauthorized(said(401)), "False/Unauthorized True/StopAccepted Unknown/Unauthorized"),
-        (ReadAnswer::RateLimited(said(429)), "False/RateLimited True/StopAccepted Unknown/RateLimited"),
-        (ReadAnswer::Unavailable("HTTP 502".into()), "False/Unavailable True/StopAccepted Unknown/Unavailable"),
+        (
+            ReadAnswer::Failed(ReadFailure::Unauthorized(said(401))),
+            "False/Unauthorized True/StopAccepted Unknown/Unauthorized",
+        ),
+        (
+            ReadAnswer::Failed(ReadFailure::RateLimited(said(429))),
+            "False/RateLimited True/StopAccepted Unknown/RateLimited",
+        ),
+        (
+            ReadAnswer::Failed(ReadFailure::Unavailable("HTTP 502".into())),
+            "False/Unavailable True/StopAccepted Unknown/Unavailable",
+        ),
     ];
     for (answer, expected) in rows {
         assert_eq!(told(&followed(&accepted(), answer, MOMENT())), *expected, "{answer:?}");
@@ -269,4 +268,50 @@ fn the_same_cause_makes_the_same_status() {
     stop.status = Some(first.clone());
     let later = Moment { now: Timestamp::from_second(5000).unwrap(), jitter: 0.9, ..MOMENT() };
     assert_eq!(waiting(&stop, Reason::CredentialsMissing, "there is no Secret amperity", later), first);
+}
+
+#[test]
+fn every_ending_has_its_status() {
+    let in_state = |state: &str| {
+        let mut stop = accepted();
+        stop.status.as_mut().unwrap().state = Some(state.into());
+        stop
+    };
+    let rows: &[(WorkflowRunStop, Ending, &str)] = &[
+        (in_state("canceled"), Ending::Ended, "True/RunStopped True/StopAccepted True/RunStopped end"),
+        (in_state("failed"), Ending::Ended, "True/RunEndedOtherwise True/StopAccepted True/RunEndedOtherwise end"),
+        (in_state("stopping"), Ending::NotFollowed, "True/StopAccepted True/StopAccepted False/StopAccepted end"),
+        (
+            in_state("stopping"),
+            Ending::StillActive,
+            "False/RunStillActive True/StopAccepted False/RunStillActive stalled",
+        ),
+    ];
+    for (stop, ending, expected) in rows {
+        assert_eq!(told(&finished(stop, *ending, MOMENT())), *expected, "{ending:?}");
+    }
+    let refused = stop_answered(&a_claimed_stop(), &StopAnswer::Forbidden(said(403)), Retry::Backoff, MOMENT());
+    let stop = WorkflowRunStop { status: Some(refused), ..a_stop() };
+    let status = finished(&stop, Ending::DeadlineExceeded, MOMENT());
+    assert_eq!(told(&status), "False/DeadlineExceeded False/Forbidden Unknown/DeadlineExceeded stalled");
+    let message = &find(&status.conditions, ConditionType::Ready).unwrap().message;
+    assert!(message.contains("the last reason was Forbidden"), "{message}");
+}
+
+#[test]
+fn a_new_token_is_tried_at_once() {
+    let answer = StopAnswer::Unauthorized(said(401));
+    let status = stop_answered(&a_claimed_stop(), &answer, Retry::AtOnce, MOMENT());
+    assert_eq!(told(&status), "False/Unauthorized False/Unauthorized Unknown/Unauthorized");
+}
+
+#[test]
+fn a_bare_status_keeps_what_was_learned_and_counts_what_it_leaves_out() {
+    let mut run = run("canceled");
+    run.tasks = Some(vec![TaskInstance::default(); 3]);
+    let full = stop_answered(&a_claimed_stop(), &StopAnswer::Accepted(Some(run), said(200)), Retry::Backoff, MOMENT());
+    let full = WorkflowRunStopStatus { task_instances_omitted: Some(2), ..full };
+    let bare = full.clone().bare();
+    assert_eq!((bare.task_instances, bare.task_instances_omitted), (Some(vec![]), Some(5)));
+    assert_eq!((bare.conditions, bare.stop_request), (full.conditions, full.stop_request));
 }

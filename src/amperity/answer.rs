@@ -64,7 +64,7 @@ impl Said {
 /// The answer to a stop request.
 #[derive(Clone, Debug, PartialEq)]
 pub enum StopAnswer {
-    /// Any 2xx: accepted; with the run where the body was one.
+    /// Any 2xx, but a 200 without our run: accepted; with the run where the body was one.
     Accepted(Option<Box<Run>>, Said),
     /// A 200 whose body is no run, or another run: a proxy's page, say. The outcome is unknown.
     NotOurRun(Said),
@@ -97,13 +97,22 @@ pub enum StopAnswer {
 pub enum ReadAnswer {
     /// The run.
     Run(Box<Run>),
+    /// 403, 404, 405 and every other 4xx and 3xx: this run cannot be read.
+    Unreadable(Said),
+    /// Reading again may help.
+    Failed(ReadFailure),
+}
+
+/// Why a run was not read this time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReadFailure {
     /// 429.
     RateLimited(Said),
     /// 401.
     Unauthorized(Said),
-    /// 403, 404, 405 and every other 4xx and 3xx: this run cannot be read.
-    Unreadable(Said),
-    /// 5xx, no answer, or one that is not of the API; reading again may help.
+    /// No connection could be made.
+    NotSent(String),
+    /// 5xx, no answer, or one that is not of the API.
     Unavailable(String),
 }
 
@@ -112,10 +121,12 @@ pub enum ReadAnswer {
 pub enum TokenAnswer<T> {
     /// A token, and for how long it is valid.
     Token(T, Duration),
-    /// 400, 401, 403: the client's id or secret is wrong.
+    /// 400, 401, 403 and every other 4xx but 404, 409 and 429: the client's id or secret is wrong.
     Refused(Said),
     /// 429.
     RateLimited(Said),
+    /// No connection could be made.
+    NotSent(String),
     /// Everything else; asking again may help.
     Unavailable(String),
 }
@@ -168,6 +179,16 @@ impl Reply {
     }
 }
 
+impl From<Failure> for ReadFailure {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::NotSent(why) => Self::NotSent(why),
+            Failure::TooLate => Self::NotSent(String::new()),
+            Failure::NoAnswer(why) => Self::Unavailable(why),
+        }
+    }
+}
+
 /// Judges the answer to a request that asked to stop `run_id`.
 pub fn stop_answer(result: Result<Reply, Failure>, run_id: &str) -> StopAnswer {
     let reply = match result {
@@ -196,21 +217,20 @@ pub fn stop_answer(result: Result<Reply, Failure>, run_id: &str) -> StopAnswer {
 pub fn read_answer(result: Result<Reply, Failure>, run_id: &str) -> ReadAnswer {
     let reply = match result {
         Ok(reply) => reply,
-        Err(Failure::NotSent(why) | Failure::NoAnswer(why)) => return ReadAnswer::Unavailable(why),
-        Err(Failure::TooLate) => return ReadAnswer::Unavailable(String::new()),
+        Err(failure) => return ReadAnswer::Failed(failure.into()),
     };
     let said = reply.said();
     match Code::of(said.status) {
         Code::Ok | Code::OtherSuccess => match reply.body.run.filter(|run| run.id == run_id) {
             Some(run) => ReadAnswer::Run(Box::new(run)),
-            None => ReadAnswer::Unavailable(format!("{} without this run", said.detail())),
+            None => ReadAnswer::Failed(ReadFailure::Unavailable(format!("{} without this run", said.detail()))),
         },
-        Code::Unauthorized => ReadAnswer::Unauthorized(said),
-        Code::TooManyRequests => ReadAnswer::RateLimited(said),
+        Code::Unauthorized => ReadAnswer::Failed(ReadFailure::Unauthorized(said)),
+        Code::TooManyRequests => ReadAnswer::Failed(ReadFailure::RateLimited(said)),
         Code::Forbidden | Code::NotFound | Code::Conflict | Code::OtherClientError | Code::Redirect => {
             ReadAnswer::Unreadable(said)
         }
-        Code::ServerError => ReadAnswer::Unavailable(said.detail()),
+        Code::ServerError => ReadAnswer::Failed(ReadFailure::Unavailable(said.detail())),
     }
 }
 
@@ -218,8 +238,9 @@ pub fn read_answer(result: Result<Reply, Failure>, run_id: &str) -> ReadAnswer {
 pub fn token_answer<T>(result: Result<(Reply, Option<(T, Duration)>), Failure>) -> TokenAnswer<T> {
     let (reply, token) = match result {
         Ok(answer) => answer,
-        Err(Failure::NotSent(why) | Failure::NoAnswer(why)) => return TokenAnswer::Unavailable(why),
-        Err(Failure::TooLate) => return TokenAnswer::Unavailable(String::new()),
+        Err(Failure::NotSent(why)) => return TokenAnswer::NotSent(why),
+        Err(Failure::NoAnswer(why)) => return TokenAnswer::Unavailable(why),
+        Err(Failure::TooLate) => return TokenAnswer::NotSent(String::new()),
     };
     let said = reply.said();
     match (Code::of(said.status), token) {
@@ -293,11 +314,14 @@ mod tests {
 
     #[test]
     fn a_run_that_another_id_answers_for_was_not_read() {
-        assert!(matches!(read_answer(reply(200, Some("wf-2")), "wf-1"), ReadAnswer::Unavailable(_)));
+        assert!(matches!(
+            read_answer(reply(200, Some("wf-2")), "wf-1"),
+            ReadAnswer::Failed(ReadFailure::Unavailable(_))
+        ));
         assert!(matches!(read_answer(reply(200, Some("wf-1")), "wf-1"), ReadAnswer::Run(_)));
         for status in [302, 400, 403, 404, 405, 410, 422] {
             assert!(matches!(read_answer(reply(status, None), "wf-1"), ReadAnswer::Unreadable(_)), "{status}");
         }
-        assert!(matches!(read_answer(reply(503, None), "wf-1"), ReadAnswer::Unavailable(_)));
+        assert!(matches!(read_answer(reply(503, None), "wf-1"), ReadAnswer::Failed(ReadFailure::Unavailable(_))));
     }
 }

@@ -128,22 +128,24 @@ impl Budget {
         Waiting { budget: self, key: key.clone(), place, woken }
     }
 
-    /// Works on one tenant's budget and then lets the first in its queue look again.
+    /// Looks at one tenant's budget. When a new tenant comes, those that need no memory are forgotten.
     fn with<T>(&self, key: &BudgetKey, work: impl FnOnce(&mut Tenant) -> T) -> T {
         let mut tenants = self.lock();
+        if !tenants.contains_key(key) {
+            let now = Instant::now();
+            tenants.retain(|_, tenant| !tenant.is_idle(now, self.rate));
+        }
         let tenant = tenants.entry(key.clone()).or_insert_with(|| Tenant::new(self.rate));
         work(tenant)
     }
 
+    /// Changes one tenant's budget and lets the first in its queue look again.
     fn change(&self, key: &BudgetKey, work: impl FnOnce(&mut Tenant)) {
         let mut tenants = self.lock();
         let Some(tenant) = tenants.get_mut(key) else { return };
         work(tenant);
         if let Some((_, first)) = tenant.queue.first_key_value() {
             first.notify_one();
-        }
-        if tenant.is_idle(Instant::now(), self.rate) {
-            tenants.remove(key);
         }
     }
 
@@ -190,8 +192,7 @@ impl Tenant {
     fn limits(&self, now: Instant, full: f64) -> (usize, Duration) {
         let rate = self.rate(now, full);
         let burst = rate.floor().max(1.0);
-        // `burst` is a whole number of at least 1 and at most the u32 of the configuration.
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        // A whole number of at least 1 and at most the u32 of the configuration.
         (burst as usize, Duration::from_secs_f64(burst / rate))
     }
 
@@ -232,8 +233,13 @@ impl Tenant {
         self.closed_until = self.closed_until.max(Some(now + wait));
     }
 
+    /// True where a new budget would be no other: nobody waits, no request counts any more, and the rate
+    /// has grown back.
     fn is_idle(&self, now: Instant, full: f64) -> bool {
-        self.queue.is_empty() && self.counting.is_empty() && self.strikes == 0 && self.rate(now, full) >= full
+        let (_, window) = self.limits(now, full);
+        let counts = |from: &Option<Instant>| from.is_none_or(|from| now < from + window);
+        let open = self.closed_until.is_none_or(|until| until <= now);
+        self.queue.is_empty() && open && self.rate(now, full) >= full && !self.counting.values().any(counts)
     }
 }
 
@@ -430,6 +436,22 @@ mod tests {
         budget.with(&key("a"), |tenant| tenant.rate_limited(Instant::now(), Some(Duration::from_secs(3)), full));
         slot.turn().await;
         assert_eq!(start.elapsed(), Duration::from_secs(4) - LEAD);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tenants_that_nobody_uses_any_more_are_forgotten() {
+        let budget = Budget::new(10);
+        for tenant in ["a", "b", "c"] {
+            send(&budget, tenant, Duration::ZERO).await;
+        }
+        let mut slot = budget.acquire(&key("limited"), Purpose::Stop, age(0)).await;
+        slot.send();
+        slot.rate_limited(None);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        send(&budget, "d", Duration::ZERO).await;
+        let mut known: Vec<_> = budget.lock().keys().cloned().collect();
+        known.sort_by_key(|known| format!("{known:?}"));
+        assert_eq!(known, [key("d"), key("limited")], "a lowered rate is remembered");
     }
 
     #[tokio::test(start_paused = true)]

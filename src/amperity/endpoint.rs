@@ -1,8 +1,6 @@
 //! Owns where requests may go: base URL, `{tenant}`, the list of allowed hosts.
 //! Never resolves a name or opens a connection.
 
-use std::fmt;
-
 use thiserror::Error;
 use url::Url;
 
@@ -53,18 +51,23 @@ pub enum EndpointError {
     HostNotAllowed(String),
 }
 
+impl EndpointError {
+    /// The same without the URL.
+    fn hidden(self) -> Self {
+        let hidden = "(hidden)".to_owned();
+        match self {
+            Self::Unusable(_, why) => Self::Unusable(hidden, why),
+            Self::NotHttps(_) => Self::NotHttps(hidden),
+            Self::HostNotAllowed(host) => Self::HostNotAllowed(host),
+        }
+    }
+}
+
 /// Whose requests share one budget: one tenant at one scheme, host and port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct BudgetKey {
     origin: String,
     tenant: String,
-}
-
-impl BudgetKey {
-    /// The tenant.
-    pub fn tenant(&self) -> &str {
-        &self.tenant
-    }
 }
 
 /// A checked base URL for one tenant.
@@ -128,9 +131,13 @@ impl Endpoints {
     ///
     /// # Errors
     /// As for an endpoint.
+    /// Of the URL, which comes from a Secret, no more than its host stands in the error.
     pub fn token_url(&self, url: &str, endpoint: &Endpoint) -> Result<Url, EndpointError> {
-        let url = parse(url, &endpoint.tenant)?;
-        if url.origin() == endpoint.base.origin() { Ok(url) } else { self.allowed(url) }
+        let url = parse(url, &endpoint.tenant).map_err(EndpointError::hidden)?;
+        if url.origin() == endpoint.base.origin() {
+            return Ok(url);
+        }
+        self.allowed(url).map_err(EndpointError::hidden)
     }
 
     fn allowed(&self, url: Url) -> Result<Url, EndpointError> {
@@ -176,12 +183,6 @@ impl Endpoint {
         let mut url = self.base.clone();
         url.path_segments_mut().expect("an http URL has a path").pop_if_empty().extend(segments);
         url
-    }
-}
-
-impl fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.base.as_str())
     }
 }
 
@@ -235,6 +236,10 @@ mod tests {
         assert!(endpoints.token_url("https://tokens.example.org/token", &endpoint).is_ok());
         assert!(endpoints.token_url("http://tokens.example.org/token", &endpoint).is_err());
         assert!(endpoints.token_url("https://elsewhere.org/token", &endpoint).is_err());
+        for secret in ["hush", "http://hush/hush", "https://hush:hush@x", "https://x/?hush"] {
+            let error = endpoints.token_url(secret, &endpoint).unwrap_err().to_string();
+            assert!(!error.contains("hush"), "{error}");
+        }
     }
 
     #[test]

@@ -19,6 +19,7 @@ use reqwest::{
     header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, DATE, HeaderMap, HeaderName, LOCATION, RETRY_AFTER},
 };
 use thiserror::Error;
+use tokio::time::{Instant, timeout_at};
 use tower::{BoxError, util::MapResultLayer};
 
 use crate::amperity::{
@@ -30,7 +31,7 @@ use crate::amperity::{
 use crate::clock::Clock;
 
 /// The largest body that is read, after decompression.
-pub const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
+const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
 
 /// A connection that was idle for longer is not used again: the gateways on the way close theirs
 /// after a minute, and a request that meets such an end has an unknown outcome.
@@ -38,8 +39,14 @@ const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Says in the last instant whether a request may still be written.
-pub type Fence = Arc<dyn Fn() -> bool + Send + Sync>;
+/// The right to write a request, which ends.
+#[derive(Clone)]
+pub struct Fence {
+    /// By then it is over for sure.
+    pub until: Instant,
+    /// Says in the last instant whether it is still there.
+    pub is_open: Arc<dyn Fn() -> bool + Send + Sync>,
+}
 
 tokio::task_local! {
     /// The fence of the request that waits for a connection in this task.
@@ -125,6 +132,10 @@ impl Amperity {
             .header(CONTENT_LENGTH, 0)
             .header(AUTHORIZATION, token.header())
             .header(TENANT, endpoint.tenant());
+        // A 429 that came in since the slot was granted moves its turn, perhaps beyond the claim.
+        if timeout_at(fence.until, slot.turn()).await.is_err() {
+            return StopAnswer::TooLate;
+        }
         let result = FENCE.scope(fence, self.send(request, slot)).await;
         stop_answer(result.map(|(reply, _)| reply), run_id)
     }
@@ -136,6 +147,7 @@ impl Amperity {
             .get(endpoint.run_url(run_id))
             .header(AUTHORIZATION, token.header())
             .header(TENANT, endpoint.tenant());
+        slot.turn().await;
         let result = self.send(request, slot).await;
         read_answer(result.map(|(reply, _)| reply), run_id)
     }
@@ -144,6 +156,7 @@ impl Amperity {
     pub async fn token(&self, url: Url, endpoint: &Endpoint, client: &OauthClient, slot: Slot) -> TokenAnswer<Token> {
         let form = [("grant_type", "client_credentials"), ("client_id", &client.id), ("client_secret", &client.secret)];
         let request = self.http.post(url).header(TOKEN_TENANT, endpoint.tenant()).form(&form);
+        slot.turn().await;
         let result = self.send(request, slot).await;
         token_answer(result.map(|(reply, body)| {
             let token = wire::access_token(&body);
@@ -152,8 +165,7 @@ impl Amperity {
     }
 
     async fn send(&self, request: RequestBuilder, mut slot: Slot) -> Result<(Reply, Vec<u8>), Failure> {
-        slot.turn().await;
-        if matches!(FENCE.try_with(|fence| fence()), Ok(false)) {
+        if matches!(FENCE.try_with(|fence| (fence.is_open)()), Ok(false)) {
             return Err(Failure::TooLate);
         }
         slot.send();
@@ -189,7 +201,7 @@ impl Amperity {
 /// Lets a new connection pass only while the fence of the request that waits for it is open. A
 /// connection that no request waits for any more is just kept for later.
 fn fenced<C>(connection: Result<C, BoxError>) -> Result<C, BoxError> {
-    match FENCE.try_with(|fence| fence()) {
+    match FENCE.try_with(|fence| (fence.is_open)()) {
         Ok(false) => Err(Box::new(TooLate)),
         Ok(true) | Err(_) => connection,
     }

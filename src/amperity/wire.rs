@@ -1,5 +1,5 @@
 //! Owns the bytes: JSON bodies and headers of the API, decoded tolerantly.
-//! Never fails on an unknown field, a null, an absent field or a number in another form.
+//! Never fails on an unknown field, a null, an absent field or an integer sent as a double.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::amperity::answer::Body;
 use crate::run::{MAX_DATA_BYTES, MAX_TEXT_BYTES, Run, RunDetails, RunError, TaskInstance};
 
 /// The longest time that a `Retry-After` is honoured for.
-pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
 /// What a body says; nothing where it is no JSON object.
 pub fn said(body: &[u8]) -> Body {
@@ -124,7 +124,6 @@ fn text(object: &Map<String, Value>, key: &str) -> Option<String> {
 fn integer(object: &Map<String, Value>, key: &str) -> Option<i64> {
     let number = object.get(key)?.as_number()?;
     // The cast saturates; a fraction of a millisecond has no meaning here.
-    #[allow(clippy::cast_possible_truncation)]
     number.as_i64().or_else(|| number.as_f64().map(|double| double as i64))
 }
 

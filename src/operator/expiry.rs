@@ -17,8 +17,8 @@ use crate::clock::Clock;
 use crate::operator::watch::{apis, changes};
 use crate::resource::{EXPIRING, WorkflowRunStop};
 
-/// The wait after a deletion that failed.
-const RETRY: Duration = Duration::from_secs(10);
+/// The wait after a deletion that failed: the right to delete may be missing for long.
+const RETRY: Duration = Duration::from_secs(60);
 
 /// The parts of a resource that its expiry depends on: a whole status need not be kept in memory.
 type Expiring = Object<Ttl, Completion>;
@@ -112,7 +112,7 @@ async fn delete(client: &Client, due: &Due, uid: &str) -> bool {
         // Gone already, or another one of this name.
         Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => true,
         Err(error) => {
-            tracing::warn!(namespace = due.namespace, name = due.name, %error, "not deleted, trying again");
+            tracing::warn!(namespace = due.namespace, name = due.name, %error, "not deleted although ttlSecondsAfterFinished are over; may the operator delete workflowrunstops? it is tried again");
             false
         }
     }

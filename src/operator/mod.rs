@@ -7,9 +7,9 @@ pub mod lease;
 pub mod report;
 pub mod watch;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use kube::Client;
+use kube::{Client, config::Kubeconfig};
 use thiserror::Error;
 use tokio::{net::TcpListener, sync::watch::channel, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -17,7 +17,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::amperity::{Amperity, BuildError, Settings, budget::Budget, credentials::Wallet, endpoint::Endpoints};
 use crate::clock::Clock;
 use crate::operator::{report::Metrics, watch::Watch};
-use crate::stop::{House, access::Access, decide::Rules, ledger::Ledger};
+use crate::stop::{decide::Rules, house::House, ledger::Ledger};
 
 /// What the operator runs with.
 pub struct Setup {
@@ -31,8 +31,8 @@ pub struct Setup {
     pub settle_time: Duration,
     /// The namespaces to watch; none stands for all.
     pub namespaces: Vec<String>,
-    /// The lease to compete for, where one replica of several is to work: its namespace and name.
-    pub lease: Option<(Option<String>, String)>,
+    /// The lease to compete for, where one replica of several is to work.
+    pub lease: Option<LeaseName>,
     /// Where the health endpoints are served.
     pub http_addr: SocketAddr,
     /// Longest wait at the end for requests in flight.
@@ -41,6 +41,14 @@ pub struct Setup {
     pub clock: Clock,
     /// This process, unlike any other.
     pub identity: String,
+}
+
+/// Names a lease.
+pub struct LeaseName {
+    /// Its namespace; the operator's own where it is not given.
+    pub namespace: Option<String>,
+    /// Its name.
+    pub name: String,
 }
 
 /// Why the operator cannot start.
@@ -56,7 +64,7 @@ pub enum StartError {
     #[error(transparent)]
     Amperity(#[from] BuildError),
     /// The address is in use, say.
-    #[error("cannot serve on {0}: {1}")]
+    #[error("cannot serve on {0}: {1}; choose another --http-addr")]
     Listen(SocketAddr, std::io::Error),
 }
 
@@ -80,12 +88,8 @@ pub async fn run(setup: Setup, shutdown: CancellationToken) -> Result<(), StartE
     let mut config = kube::Config::infer().await?;
     // A retried write would hide what became of the first one; every caller here has its own way.
     config.default_retry = false;
-    // HTTPS_PROXY is the way to Amperity. To the cluster only its own configuration names a proxy.
-    if ["HTTPS_PROXY", "https_proxy"]
-        .iter()
-        .filter_map(|name| std::env::var(name).ok())
-        .any(|proxy| config.proxy_url.as_ref().is_some_and(|url| Some(url) == proxy.parse().ok().as_ref()))
-    {
+    // HTTPS_PROXY is the way to Amperity. To the cluster only its own entry in the kubeconfig names a proxy.
+    if config.proxy_url.is_some() && !kubeconfig_names_a_proxy() {
         config.proxy_url = None;
     }
     let own_namespace = config.default_namespace.clone();
@@ -95,33 +99,22 @@ pub async fn run(setup: Setup, shutdown: CancellationToken) -> Result<(), StartE
     let rules = Rules { request_timeout: amperity.request_timeout, settle_time };
     let amperity = Amperity::new(&amperity, clock.clone())?;
     let ledger = Ledger::new(client.clone(), &identity, clock.clone());
-    let access = Access {
-        ledger: ledger.clone(),
-        amperity: amperity.clone(),
-        endpoints: endpoints.clone(),
-        budget: Budget::new(requests_per_second),
-        wallet: Wallet::default(),
-    };
-    let house = House { ledger, amperity, access, endpoints, rules, clock };
+    let (budget, wallet) = (Budget::new(requests_per_second), Wallet::default());
+    let house = Arc::new(House { ledger, amperity, budget, wallet, endpoints, rules, clock });
     let metrics = Metrics::default();
 
     let (ready, is_ready) = channel(false);
     let health = tokio::spawn(health::serve(listener, metrics.clone(), is_ready));
     let (leads, mut leading) = channel(lease.is_none());
-    let election = lease.map(|(namespace, name)| {
+    let election = lease.map(|LeaseName { namespace, name }| {
         let namespace = namespace.unwrap_or(own_namespace);
         lease::election(client.clone(), &namespace, &name, &identity)
     });
-    let competing = match &election {
-        Some(election) => {
-            // Who waits for the lease is as ready as can be.
-            ready.send_replace(true);
-            tokio::spawn(lease::compete(election.clone(), leads))
-        }
-        None => tokio::spawn(async move {
-            leads.closed().await;
-        }),
-    };
+    let competing = election.as_ref().map(|election| {
+        // Who waits for the lease is as ready as can be.
+        ready.send_replace(true);
+        tokio::spawn(lease::compete(election.clone(), leads.clone()))
+    });
     tracing::info!(version = env!("CARGO_PKG_VERSION"), identity, %http_addr, "started");
 
     let tasks = TaskTracker::new();
@@ -142,16 +135,27 @@ pub async fn run(setup: Setup, shutdown: CancellationToken) -> Result<(), StartE
         }
         stop.cancel();
         metrics.set_leading(false);
+        metrics.set_unfinished(0);
         drain(&tasks, drain_timeout).await;
     }
     ready.send_replace(false);
-    competing.abort();
+    if let Some(competing) = competing {
+        competing.abort();
+    }
     if let Some(election) = election {
         election.release().await;
     }
     health.abort();
     tracing::info!("ended");
     Ok(())
+}
+
+fn kubeconfig_names_a_proxy() -> bool {
+    let Ok(Kubeconfig { clusters, contexts, current_context, .. }) = Kubeconfig::read() else { return false };
+    let context = contexts.into_iter().find(|context| Some(&context.name) == current_context.as_ref());
+    let name = context.and_then(|context| context.context).map(|context| context.cluster);
+    let cluster = clusters.into_iter().find(|cluster| Some(&cluster.name) == name.as_ref());
+    cluster.and_then(|cluster| cluster.cluster).is_some_and(|cluster| cluster.proxy_url.is_some())
 }
 
 /// Waits until all requests that were begun are answered and recorded, at most so long.

@@ -1,7 +1,7 @@
 //! Owns what others see of a step: its log line and its counters, made from the returned report.
 //! Never decides, writes or calls anything.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
@@ -83,50 +83,53 @@ impl Metrics {
             Did::Looked => return,
             Did::Stopped(class) => {
                 self.answers.get_or_create(&Answer { answer: class }).inc();
-                ("stop", *class)
+                ("stop", Some(*class))
             }
-            Did::Read => ("read", ""),
-            Did::Told => ("wait", ""),
-            Did::Finished => ("finish", ""),
+            Did::Read => ("read", None),
+            Did::Told => ("wait", None),
+            Did::Finished => ("finish", None),
             Did::Failed(error) => {
                 self.failures.inc();
-                tracing::warn!(
-                    namespace = resource.namespace(),
-                    name = resource.name(),
-                    tenant = resource.spec.tenant,
-                    run = resource.spec.run_id,
-                    %error,
-                    "the API server gave no usable answer, trying again",
-                );
+                let (namespace, name) = (resource.namespace(), resource.name());
+                let (tenant, run) = (&resource.spec.tenant, &resource.spec.run_id);
+                tracing::warn!(namespace, name, tenant, run, %error, "the API server gave no usable answer; it is tried again");
                 return;
             }
         };
         if resource.is_finished() {
             self.finished.inc();
         }
-        let ready =
-            resource.status.as_ref().and_then(|status| conditions::find(&status.conditions, ConditionType::Ready));
-        tracing::info!(
-            namespace = resource.namespace(),
-            name = resource.name(),
-            tenant = resource.spec.tenant,
-            run = resource.spec.run_id,
-            step,
-            answer,
-            state = resource.status.as_ref().and_then(|status| status.state.as_deref()).unwrap_or_default(),
-            reason = ready.map(|ready| ready.reason.as_str()).unwrap_or_default(),
-            "{}",
-            ready.map(|ready| ready.message.as_str()).unwrap_or_default(),
-        );
+        let status = resource.status.as_ref();
+        let find = |kind| status.and_then(|status| conditions::find(&status.conditions, kind));
+        let ready = find(ConditionType::Ready);
+        macro_rules! line {
+            ($level:ident) => {
+                tracing::$level!(
+                    namespace = resource.namespace(),
+                    name = resource.name(),
+                    tenant = resource.spec.tenant,
+                    run = resource.spec.run_id,
+                    step,
+                    answer,
+                    state = status.and_then(|status| status.state.as_deref()),
+                    reason = ready.map(|ready| ready.reason.as_str()),
+                    "{}",
+                    ready.map(|ready| ready.message.as_str()).unwrap_or_default(),
+                )
+            };
+        }
+        // Who has to act is warned.
+        if find(ConditionType::Stalled).is_some() { line!(warn) } else { line!(info) }
     }
 
     /// Tells of a panic that was caught while a resource was handled.
-    pub fn panic(&self, resource: &WorkflowRunStop) {
+    pub fn panic(&self, resource: &WorkflowRunStop, rest: Duration) {
         self.panics.inc();
         tracing::error!(
             namespace = resource.namespace(),
             name = resource.name(),
-            "a panic was caught while this resource was handled; it is looked at again in a while",
+            "a panic was caught while this resource was handled; it is looked at again in {} s; this is a fault of the operator, please report it",
+            rest.as_secs(),
         );
     }
 }

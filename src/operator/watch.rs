@@ -5,6 +5,7 @@ use std::{
     collections::{HashMap, HashSet},
     panic::AssertUnwindSafe,
     pin::pin,
+    sync::Arc,
     time::Duration,
 };
 
@@ -22,7 +23,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::operator::report::Metrics;
 use crate::resource::{UNFINISHED, WorkflowRunStop};
 use crate::stop::{
-    House,
+    house::House,
     report::Next,
     step,
     subject::{Known, Subject},
@@ -47,21 +48,42 @@ where
 {
     let settings = watcher::Config::default().fields(fields).page_size(PAGE_SIZE);
     select_all(apis.into_iter().enumerate().map(|(number, api)| {
-        let events = watcher(api, settings.clone()).default_backoff().filter_map(async |event| match event {
-            Ok(event) => Some(event),
-            Err(error) => {
-                tracing::warn!(%error, "the watch failed and is begun again; is the CRD installed, and may the operator list and watch it?");
-                None
-            }
+        let path = api.resource_url().to_owned();
+        let events = watcher(api, settings.clone()).default_backoff().filter_map(move |event| {
+            let event = event.inspect_err(|error| tell_of(error, &path)).ok();
+            std::future::ready(event.map(|event| (number, event)))
         });
-        events.map(move |event| (number, event)).boxed()
+        events.boxed()
     }))
+}
+
+fn tell_of(error: &watcher::Error, path: &str) {
+    let status = match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status)) => Some(status),
+        watcher::Error::WatchError(status) => Some(status),
+        watcher::Error::InitialListFailed(_)
+        | watcher::Error::WatchStartFailed(_)
+        | watcher::Error::WatchFailed(_)
+        | watcher::Error::NoResourceVersion => None,
+    };
+    match status {
+        Some(status) if status.is_not_found() => {
+            tracing::error!(path, %error, "the watch failed: install the CustomResourceDefinition; it is tried again");
+        }
+        Some(status) if status.is_forbidden() => {
+            tracing::error!(path, %error, "the watch failed: let the operator list and watch workflowrunstops; it is tried again");
+        }
+        // A watch ends now and then: its version is too old, a connection breaks.
+        Some(_) | None => tracing::warn!(path, %error, "the watch failed and is begun again"),
+    }
 }
 
 /// Works on the unfinished resources.
 pub struct Watch {
     /// What to work with.
-    pub house: House,
+    pub house: Arc<House>,
     /// Whom to tell.
     pub metrics: Metrics,
     /// When cancelled, no new work is begun.
@@ -133,7 +155,7 @@ impl Watch {
 }
 
 /// Tends one resource until it is no longer among the unfinished, or until no new work is to be begun.
-async fn tend(house: House, metrics: Metrics, stop: CancellationToken, mut subject: Subject, mut inbox: Inbox) {
+async fn tend(house: Arc<House>, metrics: Metrics, stop: CancellationToken, mut subject: Subject, mut inbox: Inbox) {
     loop {
         subject.refresh(&inbox.borrow_and_update());
         if stop.is_cancelled() || inbox.has_changed().is_err() {
@@ -150,7 +172,7 @@ async fn tend(house: House, metrics: Metrics, stop: CancellationToken, mut subje
                 report.next
             }
             Err(_) => {
-                metrics.panic(&subject.resource);
+                metrics.panic(&subject.resource, REST_AFTER_PANIC);
                 Next::At(Instant::now() + REST_AFTER_PANIC)
             }
         };
@@ -158,7 +180,7 @@ async fn tend(house: House, metrics: Metrics, stop: CancellationToken, mut subje
         let changed = interrupted(&mut inbox, &known, &stop);
         match next {
             Next::Now => {}
-            Next::OnChange => changed.await,
+            Next::OnChange | Next::Never => changed.await,
             Next::At(then) => tokio::select! {
                 () = tokio::time::sleep_until(then) => {}
                 () = changed => {}

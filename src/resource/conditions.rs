@@ -69,12 +69,12 @@ macro_rules! reasons {
             }
 
             /// What happened, without a full stop.
-            pub fn summary(self) -> &'static str {
+            fn summary(self) -> &'static str {
                 match self { $(Self::$name => $summary,)* }
             }
 
             /// What a person can do, as a sentence; empty where nothing is to be done.
-            pub fn remedy(self) -> &'static str {
+            fn remedy(self) -> &'static str {
                 match self { $(Self::$name => $remedy,)* }
             }
         }
@@ -106,10 +106,10 @@ reasons! {
         "Let the credentials read workflow runs if you want the end to be recorded.";
     /// The Secret or one of its keys is missing.
     CredentialsMissing: "The credentials cannot be used",
-        "Create the Secret in the namespace of this resource with the key token, or clientId and clientSecret; it is looked up again by itself.";
+        "Create the Secret in the namespace of this resource with the key token, or with clientId and clientSecret; it is looked up again by itself.";
     /// 401.
     Unauthorized: "Amperity refused the credentials or the API version (HTTP 401)",
-        "Put a valid token into the Secret, and check that it belongs to this tenant and that the operator's API version is a valid one; it is tried again by itself.";
+        "Put a valid token, or clientId and clientSecret, into the Secret, and check that it belongs to this tenant and that the operator's API version is a valid one; it is tried again by itself.";
     /// 403.
     Forbidden: "The credentials lack the right to stop or read this run (HTTP 403)",
         "Use a key with the right to run workflow actions in this tenant; it is tried again by itself.";
@@ -124,8 +124,8 @@ reasons! {
     /// 429.
     RateLimited: "Amperity's rate limit for the tenant is used up (HTTP 429)",
         "It is tried again by itself; other clients of the tenant share the limit.";
-    /// 5xx.
-    Unavailable: "Amperity's endpoint is unavailable", "It is tried again by itself as soon as that is safe.";
+    /// 5xx, or a request that had no effect.
+    Unavailable: "Amperity is unavailable or did not carry out the request", "It is tried again by itself as soon as that is safe.";
     /// No connection could be made.
     Unreachable: "Amperity cannot be reached",
         "Check the name resolution, network policy, proxy and certificates on the way; it is tried again by itself.";
@@ -236,7 +236,7 @@ mod tests {
         );
         assert_eq!(
             Reason::Unavailable.message("HTTP 503."),
-            "Amperity's endpoint is unavailable: HTTP 503. It is tried again by itself as soon as that is safe."
+            "Amperity is unavailable or did not carry out the request: HTTP 503. It is tried again by itself as soon as that is safe."
         );
     }
 }

@@ -4,13 +4,15 @@
 pub mod conditions;
 mod status;
 
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
 pub use self::status::{Claim, ClaimEnded, StopRequest, UnclearAnswer, WorkflowRunStopStatus};
 
 /// The default of `followTimeoutSeconds`: one hour.
-pub const DEFAULT_FOLLOW_TIMEOUT_SECONDS: i32 = 3600;
+const DEFAULT_FOLLOW_TIMEOUT_SECONDS: i32 = 3600;
 
 /// The field selector that matches just the unfinished resources: those without a completion time.
 pub const UNFINISHED: &str = "status.completionTime=";
@@ -119,13 +121,34 @@ fn default_follow_timeout() -> i32 {
     DEFAULT_FOLLOW_TIMEOUT_SECONDS
 }
 
+impl WorkflowRunStopSpec {
+    /// A spec with all defaults.
+    pub fn new(run_id: &str, tenant: &str, secret: &str) -> Self {
+        Self {
+            run_id: run_id.to_owned(),
+            tenant: tenant.to_owned(),
+            base_url: None,
+            credentials_secret_ref: CredentialsSecretRef { name: secret.to_owned() },
+            suspend: false,
+            stop_deadline_seconds: None,
+            follow_timeout_seconds: DEFAULT_FOLLOW_TIMEOUT_SECONDS,
+            ttl_seconds_after_finished: None,
+        }
+    }
+}
+
 impl WorkflowRunStop {
     /// The resource's uid; empty only for an object that no API server has stored.
     pub fn uid(&self) -> &str {
         self.metadata.uid.as_deref().unwrap_or_default()
     }
 
-    /// The version of the stored object, opaque but for equality.
+    /// When it was created; long ago for an object that no API server has stored.
+    pub fn created(&self) -> Timestamp {
+        self.metadata.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |Time(created)| *created)
+    }
+
+    /// The version of the stored object.
     pub fn resource_version(&self) -> &str {
         self.metadata.resource_version.as_deref().unwrap_or_default()
     }

@@ -68,12 +68,13 @@ impl WorkflowRunStopStatus {
     /// A status that surely fits and is surely valid: what was learned, without what the run carries along.
     #[must_use]
     pub fn bare(self) -> Self {
-        let omitted = self.task_instances.as_ref().map(Vec::len).and_then(|omitted| i32::try_from(omitted).ok());
+        let kept = self.task_instances.as_ref().map_or(0, Vec::len);
+        let omitted = i32::try_from(kept).unwrap_or(i32::MAX).saturating_add(self.task_instances_omitted.unwrap_or(0));
         Self {
             error: None,
             run: None,
             task_instances: self.task_instances.map(|_| vec![]),
-            task_instances_omitted: omitted.filter(|omitted| *omitted != 0).or(self.task_instances_omitted),
+            task_instances_omitted: Some(omitted).filter(|omitted| *omitted != 0),
             ..self
         }
     }

@@ -30,6 +30,9 @@ pub struct Rules {
 pub struct Seen {
     /// For how long the resource's claim was seen unchanged.
     pub claim_unchanged: Duration,
+    /// For how long the run has been known to be active after the claim's request ended; `None` where it
+    /// was not read since.
+    pub active_for: Option<Duration>,
     /// How long until the run is to be read again; `None` where this process has not read it yet.
     pub next_look: Option<Duration>,
 }
@@ -47,15 +50,13 @@ pub enum Ending {
     DeadlineExceeded,
 }
 
-/// What is waited for.
+/// What it means when the run is read as active after an unclear request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Waiting {
-    /// The claim's request must surely have ended and settled.
-    Claim,
-    /// The time of the next attempt.
-    NextAttempt,
-    /// The time of the next look at the run.
-    NextLook,
+pub enum ActiveRead {
+    /// Nothing yet: the request may still be at work.
+    First,
+    /// That the request had no effect: it was active before, and the settle time has passed since.
+    Again,
 }
 
 /// The next step.
@@ -66,11 +67,11 @@ pub enum Decision {
     /// Suspended: wait for a change.
     Suspended,
     /// Wait so long, unless something changes.
-    Wait(Duration, Waiting),
+    Wait(Duration),
     /// Send the stop request, at the latest in so long.
     Stop(Option<Duration>),
     /// Read the run to learn what became of the claim's request.
-    Confirm,
+    Confirm(ActiveRead),
     /// Read the run that was stopped.
     Read,
     /// Write the end.
@@ -88,14 +89,17 @@ pub fn decide(resource: &WorkflowRunStop, now: Timestamp, seen: &Seen, rules: &R
     let next_attempt = request.and_then(|request| request.next_attempt_time.as_ref()).and_then(|Time(next)| {
         let ahead = until(now, *next);
         // A time that no operator would have written comes from a clock that was wrong.
-        (Duration::ZERO < ahead && ahead <= MAX_DELAY + CLOCK_SKEW).then_some(ahead)
+        (Duration::ZERO < ahead && ahead <= MAX_DELAY.max(rules.settle_time) + CLOCK_SKEW).then_some(ahead)
     });
 
     if let Some(claim) = resource.claim() {
         let quiet = quiet_time(claim, now, seen, rules);
         return match quiet.max(next_attempt.unwrap_or_default()) {
-            Duration::ZERO => Decision::Confirm,
-            wait => Decision::Wait(wait, Waiting::Claim),
+            Duration::ZERO => Decision::Confirm(match seen.active_for {
+                Some(active) if rules.settle_time <= active => ActiveRead::Again,
+                Some(_) | None => ActiveRead::First,
+            }),
+            wait => Decision::Wait(wait),
         };
     }
     if let Some(accepted) = request.and_then(|request| request.accepted_time.as_ref()) {
@@ -109,7 +113,7 @@ pub fn decide(resource: &WorkflowRunStop, now: Timestamp, seen: &Seen, rules: &R
         return Decision::Finish(Ending::DeadlineExceeded);
     }
     match next_attempt {
-        Some(ahead) => Decision::Wait(deadline.map_or(ahead, |deadline| deadline.min(ahead)), Waiting::NextAttempt),
+        Some(ahead) => Decision::Wait(ahead),
         None => Decision::Stop(deadline),
     }
 }
@@ -131,7 +135,7 @@ fn follow(resource: &WorkflowRunStop, status: &WorkflowRunStopStatus, left: Dura
     }
     match seen.next_look.unwrap_or_default() {
         Duration::ZERO => Decision::Read,
-        wait => Decision::Wait(wait.min(left), Waiting::NextLook),
+        wait => Decision::Wait(wait),
     }
 }
 
@@ -154,7 +158,7 @@ fn quiet_time(claim: &Claim, now: Timestamp, seen: &Seen, rules: &Rules) -> Dura
 }
 
 /// How long until the resource has to be looked at whatever else it waits for: its stop deadline or the
-/// end of its following.
+/// end of its following. A claim has to be cleared up first, however long that takes.
 pub fn at_the_latest(resource: &WorkflowRunStop, now: Timestamp) -> Option<Duration> {
     let request = resource.status.as_ref().and_then(|status| status.stop_request.as_ref());
     let accepted = request.and_then(|request| request.accepted_time.as_ref());

@@ -58,6 +58,8 @@ pub enum LedgerError {
 pub enum Written {
     /// It is stored; the object as it is now.
     Stored(Box<WorkflowRunStop>),
+    /// It was so already and nothing was written.
+    Same,
     /// Something changed in between and nothing was written; the object as it is now.
     Changed(Box<WorkflowRunStop>),
     /// The resource is gone.
@@ -86,10 +88,11 @@ impl Claimed {
     pub fn fence(&self, deadline: Option<Instant>) -> Fence {
         let until = deadline.map_or(self.until, |deadline| deadline.min(self.until));
         let (from, clock) = (self.from_wall, self.clock.clone());
-        Arc::new(move || {
+        let is_open = Arc::new(move || {
             let elapsed = clock().duration_since(from);
             Instant::now() < until && elapsed.unsigned_abs() < CLAIM_VALIDITY
-        })
+        });
+        Fence { until, is_open }
     }
 }
 
@@ -240,7 +243,7 @@ impl Ledger {
         status: WorkflowRunStopStatus,
     ) -> Result<Written, LedgerError> {
         if resource.status.as_ref() == Some(&status) {
-            return Ok(Written::Stored(Box::new(resource.clone())));
+            return Ok(Written::Same);
         }
         let _permit = self.permit().await;
         self.write(resource, status).await
@@ -293,6 +296,13 @@ fn is_refused(error: &LedgerError) -> bool {
 /// True for the answers of the API server to content that it does not take, and to a failed test.
 fn is_invalid(error: &LedgerError) -> bool {
     matches!(code(error), Some(400 | 413 | 422))
+}
+
+impl LedgerError {
+    /// True where the operator lacks the right.
+    pub fn is_forbidden(&self) -> bool {
+        matches!(code(self), Some(403))
+    }
 }
 
 fn code(error: &LedgerError) -> Option<u16> {

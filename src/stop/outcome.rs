@@ -6,12 +6,12 @@ use std::time::Duration;
 use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use crate::amperity::answer::{ReadAnswer, Said, StopAnswer};
+use crate::amperity::answer::{ReadAnswer, ReadFailure, Said, StopAnswer};
 use crate::resource::conditions::{self, ConditionType, Reason, Truth};
 use crate::resource::{Claim, ClaimEnded, StopRequest, UnclearAnswer, WorkflowRunStop, WorkflowRunStopStatus};
 use crate::run::{Phase, Run, fit_tasks};
 use crate::stop::backoff::{MAX_CREDENTIALS_DELAY, MAX_DELAY, delay};
-use crate::stop::decide::Ending;
+use crate::stop::decide::{ActiveRead, Ending};
 
 /// When an outcome came, and the dice for what follows.
 #[derive(Clone, Copy, Debug)]
@@ -49,14 +49,17 @@ impl Draft {
 
     /// Not before then: a written time has whole seconds, so it is rounded up.
     fn next_attempt_in(&mut self, wait: Duration) {
+        if wait.is_zero() {
+            self.request().next_attempt_time = None;
+            return;
+        }
         let at = self.moment.now.saturating_add(wait).unwrap_or(Timestamp::MAX);
         self.request().next_attempt_time = Some(Time(rounded(at, RoundMode::Ceil)));
     }
 
-    fn retry_with_backoff(&mut self, max: Duration) {
+    fn backoff(&mut self, max: Duration) -> Duration {
         let attempts = u32::try_from(self.request().attempts).unwrap_or_default();
-        let wait = delay(attempts, max, self.moment.jitter);
-        self.next_attempt_in(wait);
+        delay(attempts, max, self.moment.jitter)
     }
 
     fn set(&mut self, kind: ConditionType, truth: Truth, (reason, detail): (Reason, &str)) {
@@ -68,9 +71,7 @@ impl Draft {
     fn going_on(mut self, ready: Truth, why: (Reason, &str)) -> WorkflowRunStopStatus {
         self.set(ConditionType::Ready, ready, why);
         self.set(ConditionType::Reconciling, Truth::True, why);
-        if conditions::find(&self.status.conditions, ConditionType::StopAccepted).is_none() {
-            self.set(ConditionType::StopAccepted, Truth::False, why);
-        }
+        self.not_sent_by_default(why);
         self.run_ended(why.0);
         self.status
     }
@@ -80,9 +81,7 @@ impl Draft {
         if !well {
             self.set(ConditionType::Stalled, Truth::True, why);
         }
-        if conditions::find(&self.status.conditions, ConditionType::StopAccepted).is_none() {
-            self.set(ConditionType::StopAccepted, Truth::False, why);
-        }
+        self.not_sent_by_default(why);
         conditions::remove(&mut self.status.conditions, ConditionType::Reconciling);
         self.run_ended(why.0);
         if let Some(request) = &mut self.status.stop_request {
@@ -90,6 +89,12 @@ impl Draft {
         }
         self.status.completion_time = Some(self.now());
         self.status
+    }
+
+    fn not_sent_by_default(&mut self, why: (Reason, &str)) {
+        if conditions::find(&self.status.conditions, ConditionType::StopAccepted).is_none() {
+            self.set(ConditionType::StopAccepted, Truth::False, why);
+        }
     }
 
     fn run_ended(&mut self, reason: Reason) {
@@ -136,9 +141,9 @@ impl Draft {
     }
 
     /// Surely without effect: the claim is dropped and the request is made again later.
-    fn refused(mut self, max_delay: Duration, why: (Reason, &str)) -> WorkflowRunStopStatus {
+    fn refused(mut self, wait: Duration, why: (Reason, &str)) -> WorkflowRunStopStatus {
         self.request().claim = None;
-        self.retry_with_backoff(max_delay);
+        self.next_attempt_in(wait);
         self.set(ConditionType::StopAccepted, Truth::False, why);
         self.going_on(Truth::False, why)
     }
@@ -191,8 +196,22 @@ pub fn waiting(resource: &WorkflowRunStop, reason: Reason, detail: &str, moment:
     Draft::of(resource, moment).going_on(ready, (reason, detail))
 }
 
+/// When refused credentials may be used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// At once: the token was simply too old, and a new one is fetched.
+    AtOnce,
+    /// After a while.
+    Backoff,
+}
+
 /// The status after the answer to the claimed stop request.
-pub fn stop_answered(resource: &WorkflowRunStop, answer: &StopAnswer, moment: Moment) -> WorkflowRunStopStatus {
+pub fn stop_answered(
+    resource: &WorkflowRunStop,
+    answer: &StopAnswer,
+    retry: Retry,
+    moment: Moment,
+) -> WorkflowRunStopStatus {
     let mut draft = Draft::of(resource, moment);
     let detail = match answer {
         StopAnswer::Accepted(_, said)
@@ -220,18 +239,22 @@ pub fn stop_answered(resource: &WorkflowRunStop, answer: &StopAnswer, moment: Mo
             draft.accepted(Reason::StopAccepted)
         }
         StopAnswer::RateLimited(_, retry_after) => {
-            let why = (Reason::RateLimited, detail.as_str());
-            let wait = *retry_after;
-            let mut status = draft.refused(MAX_DELAY, why);
-            if let (Some(wait), Some(request)) = (wait, status.stop_request.as_mut()) {
-                let at = moment.now.saturating_add(wait).unwrap_or(Timestamp::MAX);
-                request.next_attempt_time = Some(Time(rounded(at, RoundMode::Ceil)));
-            }
-            status
+            let wait = retry_after.unwrap_or_else(|| draft.backoff(MAX_DELAY));
+            draft.refused(wait, (Reason::RateLimited, &detail))
         }
-        StopAnswer::Unauthorized(_) => draft.refused(MAX_CREDENTIALS_DELAY, (Reason::Unauthorized, &detail)),
-        StopAnswer::Forbidden(_) => draft.refused(MAX_CREDENTIALS_DELAY, (Reason::Forbidden, &detail)),
-        StopAnswer::NotSent(_) => draft.refused(MAX_DELAY, (Reason::Unreachable, &detail)),
+        StopAnswer::Unauthorized(_) | StopAnswer::Forbidden(_) => {
+            let wait = match retry {
+                Retry::AtOnce => Duration::ZERO,
+                Retry::Backoff => draft.backoff(MAX_CREDENTIALS_DELAY),
+            };
+            let forbidden = matches!(answer, StopAnswer::Forbidden(_));
+            let reason = if forbidden { Reason::Forbidden } else { Reason::Unauthorized };
+            draft.refused(wait, (reason, &detail))
+        }
+        StopAnswer::NotSent(_) => {
+            let wait = draft.backoff(MAX_DELAY);
+            draft.refused(wait, (Reason::Unreachable, &detail))
+        }
         StopAnswer::TooLate => {
             draft.request().claim = None;
             draft.set(ConditionType::StopAccepted, Truth::False, (Reason::StopRequested, ""));
@@ -257,15 +280,6 @@ pub fn stop_answered(resource: &WorkflowRunStop, answer: &StopAnswer, moment: Mo
     }
 }
 
-/// Whether a run that is active was seen active before, with the settle time in between.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ActiveRead {
-    /// For the first time since the claim's request ended.
-    First,
-    /// Again, after the settle time.
-    Again,
-}
-
 /// The status after reading the run to learn what became of the claim's request.
 pub fn confirmed(
     resource: &WorkflowRunStop,
@@ -285,36 +299,44 @@ pub fn confirmed(
                 (Phase::Stopping | Phase::Stopped, _) => draft.accepted(Reason::ConfirmedByRead),
                 (Phase::EndedOtherwise, _) => {
                     draft.request().claim = None;
+                    draft.set(ConditionType::StopAccepted, Truth::Unknown, (Reason::RunEndedOtherwise, &detail));
                     draft.finished(true, (Reason::RunEndedOtherwise, &detail))
                 }
-                (Phase::Active, Some(UnclearAnswer::Conflict)) => draft.refused(MAX_DELAY, (Reason::Conflict, &detail)),
+                (Phase::Active, Some(UnclearAnswer::Conflict)) => {
+                    let wait = draft.backoff(MAX_DELAY);
+                    draft.refused(wait, (Reason::Conflict, &detail))
+                }
                 (Phase::Active, _) => match active {
                     ActiveRead::First => {
                         draft.next_attempt_in(moment.settle_time);
+                        draft.set(ConditionType::StopAccepted, Truth::Unknown, (Reason::OutcomeUnknown, &detail));
                         draft.going_on(Truth::Unknown, (Reason::OutcomeUnknown, &detail))
                     }
                     ActiveRead::Again => {
                         let detail = format!("the request had no effect, {detail}");
-                        draft.refused(MAX_DELAY, (Reason::Unavailable, &detail))
+                        let wait = draft.backoff(MAX_DELAY);
+                        draft.refused(wait, (Reason::Unavailable, &detail))
                     }
                 },
             }
         }
-        ReadAnswer::Unreadable(said) => match ended {
-            Some(UnclearAnswer::Conflict) => draft.rejected((Reason::Conflict, "the run cannot be read")),
-            Some(UnclearAnswer::ServerError) => {
-                let detail = format!("the run cannot be read to find out more ({})", said.detail());
-                draft.refused(MAX_DELAY, (Reason::Unavailable, &detail))
+        ReadAnswer::Unreadable(said) => {
+            let detail = format!("the run cannot be read to find out more ({})", said.detail());
+            match ended {
+                Some(UnclearAnswer::Conflict) => draft.rejected((Reason::Rejected, &format!("HTTP 409, and {detail}"))),
+                Some(UnclearAnswer::ServerError) => {
+                    let wait = draft.backoff(MAX_DELAY);
+                    draft.refused(wait, (Reason::Unavailable, &detail))
+                }
+                Some(UnclearAnswer::NoAnswer | UnclearAnswer::NotOurRun) | None => {
+                    draft.set(ConditionType::StopAccepted, Truth::Unknown, (Reason::OutcomeUnknown, &detail));
+                    draft.finished(false, (Reason::OutcomeUnknown, &detail))
+                }
             }
-            Some(UnclearAnswer::NoAnswer | UnclearAnswer::NotOurRun) | None => {
-                let detail = format!("the run cannot be read ({})", said.detail());
-                draft.set(ConditionType::StopAccepted, Truth::Unknown, (Reason::OutcomeUnknown, &detail));
-                draft.finished(false, (Reason::OutcomeUnknown, &detail))
-            }
-        },
-        ReadAnswer::RateLimited(_) | ReadAnswer::Unauthorized(_) | ReadAnswer::Unavailable(_) => {
+        }
+        ReadAnswer::Failed(failure) => {
             draft.next_attempt_in(delay(failures, MAX_DELAY, moment.jitter));
-            let (reason, detail) = read_failure(answer);
+            let (reason, detail) = read_failure(failure);
             draft.going_on(Truth::False, (reason, &detail))
         }
     }
@@ -338,20 +360,19 @@ pub fn followed(resource: &WorkflowRunStop, answer: &ReadAnswer, moment: Moment)
                 None => draft.finished(true, (Reason::RunUnreadable, &said.detail())),
             }
         }
-        ReadAnswer::RateLimited(_) | ReadAnswer::Unauthorized(_) | ReadAnswer::Unavailable(_) => {
-            let (reason, detail) = read_failure(answer);
+        ReadAnswer::Failed(failure) => {
+            let (reason, detail) = read_failure(failure);
             draft.going_on(Truth::False, (reason, &detail))
         }
     }
 }
 
-fn read_failure(answer: &ReadAnswer) -> (Reason, String) {
-    match answer {
-        ReadAnswer::RateLimited(said) => (Reason::RateLimited, said.detail()),
-        ReadAnswer::Unauthorized(said) => (Reason::Unauthorized, said.detail()),
-        ReadAnswer::Unreadable(said) => (Reason::RunUnreadable, said.detail()),
-        ReadAnswer::Unavailable(why) => (Reason::Unavailable, why.clone()),
-        ReadAnswer::Run(run) => (Reason::FollowingRun, state_detail(Some(&run.state))),
+fn read_failure(failure: &ReadFailure) -> (Reason, String) {
+    match failure {
+        ReadFailure::RateLimited(said) => (Reason::RateLimited, said.detail()),
+        ReadFailure::Unauthorized(said) => (Reason::Unauthorized, said.detail()),
+        ReadFailure::NotSent(why) => (Reason::Unreachable, why.clone()),
+        ReadFailure::Unavailable(why) => (Reason::Unavailable, why.clone()),
     }
 }
 

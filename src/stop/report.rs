@@ -14,6 +14,8 @@ pub enum Next {
     At(Instant),
     /// When it changes.
     OnChange,
+    /// It is gone, and the watch will say so.
+    Never,
 }
 
 impl Next {
@@ -21,7 +23,7 @@ impl Next {
     #[must_use]
     pub fn bounded(self, latest: Option<Instant>) -> Self {
         match (self, latest) {
-            (Self::Now, _) | (_, None) => self,
+            (Self::Now | Self::Never, _) | (_, None) => self,
             (Self::OnChange, Some(latest)) => Self::At(latest),
             (Self::At(then), Some(latest)) => Self::At(then.min(latest)),
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::resource::{Claim, WorkflowRunStop};
-use crate::stop::decide::Seen;
+use crate::stop::{decide::Seen, ledger::Written, report::Next};
 
 /// One resource as this replica knows it.
 pub struct Subject {
@@ -32,7 +32,8 @@ pub struct Memory {
     pub failures: u32,
 }
 
-/// What a change of the resource is measured by: all that a decision builds on but its time.
+/// What a change of the resource is measured by: what others may change that a decision builds on. Its
+/// state, tasks and times only this replica writes while it works on the resource.
 pub struct Known {
     resource_version: Option<u64>,
     generation: Option<i64>,
@@ -103,7 +104,33 @@ impl Subject {
         }
         Seen {
             claim_unchanged: self.memory.claim.as_ref().map_or(Duration::ZERO, |(_, since)| now - *since),
+            active_for: match (&self.memory.active, claim) {
+                (Some((of, since)), Some(claim)) if *of == claim.id => Some(now - *since),
+                (Some(_) | None, _) => None,
+            },
             next_look: self.memory.next_look.map(|at| at.saturating_duration_since(now)),
+        }
+    }
+
+    /// Remembers that the run was read for an unclear claim; the next look has time until then.
+    pub fn read_unconfirmed(&mut self, next_look: Instant) {
+        self.memory.failures = 0;
+        self.memory.next_look = Some(next_look);
+        let claim = self.resource.claim().map(|claim| claim.id.clone()).unwrap_or_default();
+        if self.memory.active.as_ref().is_none_or(|(of, _)| *of != claim) {
+            self.memory.active = Some((claim, Instant::now()));
+        }
+    }
+
+    /// Takes over what a write left behind, and says when to look again.
+    pub fn take(&mut self, written: Written) -> Next {
+        match written {
+            Written::Stored(now) | Written::Changed(now) => {
+                self.resource = *now;
+                Next::Now
+            }
+            Written::Same => Next::Now,
+            Written::Gone => Next::Never,
         }
     }
 }

@@ -22,7 +22,7 @@ use tokio::{
     time::timeout,
 };
 use workflow_run_stop_operator::resource::{
-    CredentialsSecretRef, StopRequest, WorkflowRunStop, WorkflowRunStopSpec, WorkflowRunStopStatus,
+    StopRequest, WorkflowRunStop, WorkflowRunStopSpec, WorkflowRunStopStatus,
     conditions::{ConditionType, Reason, Truth},
 };
 
@@ -232,7 +232,7 @@ impl Operator {
         self.log.borrow().to_vec()
     }
 
-    /// The address of its health endpoints.
+    /// The number of its process.
     pub fn pid(&self) -> u32 {
         self.child.id().unwrap()
     }
@@ -268,17 +268,7 @@ async fn collect(pipe: impl AsyncRead + Unpin, log: watch::Sender<Arc<Vec<String
 
 /// A stop of this run, with the Secret `amperity`; named after the run.
 pub fn a_stop(run: &str) -> WorkflowRunStop {
-    let spec = WorkflowRunStopSpec {
-        run_id: run.to_owned(),
-        tenant: TENANT.to_owned(),
-        base_url: None,
-        credentials_secret_ref: CredentialsSecretRef { name: "amperity".to_owned() },
-        suspend: false,
-        stop_deadline_seconds: None,
-        follow_timeout_seconds: 3600,
-        ttl_seconds_after_finished: None,
-    };
-    WorkflowRunStop::new(&run.to_lowercase(), spec)
+    WorkflowRunStop::new(&run.to_lowercase(), WorkflowRunStopSpec::new(run, TENANT, "amperity"))
 }
 
 /// A run that a stop ends at once and whose stop is answered with its tasks: one request and no more.

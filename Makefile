@@ -1,0 +1,58 @@
+# Owns the commands of this repository; `make` alone lists them.
+# Never hides anything: each calls cargo, or prints what it does instead. Nothing is downloaded but by cargo and go.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench build fmt fmt-check clippy lint crd check-drift tools control-plane
+
+CRD := crds/workflowrunstops.yaml
+
+# Builds the programs, all at once so that they share their dependencies, and prints where cargo put the one of this
+# name: the folder for what it builds is the user's choice.
+program = cargo build --locked --workspace --bins --message-format=json-render-diagnostics | \
+  sed -n 's|.*"executable":"\([^"]*/$(1)\)".*|\1|p'
+operator = operator=$$($(call program,workflow-run-stop-operator)) && [ -n "$$operator" ]
+
+help: ## Lists these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-13s%s\n", $$1, $$2}' Makefile
+
+demo: tools control-plane ## Shows the operator at work; KEEP=1 leaves everything running until Ctrl-C
+	@[ -d "$${CARGO_TARGET_DIR:-target}/debug" ] || echo 'cargo: building the operator and the demo, once: about 3 minutes on 2 cores' >&2
+	@demo=$$($(call program,demo)) && [ -n "$$demo" ] && exec "$$demo" $(if $(filter-out 0,$(KEEP)),--keep)
+
+test: tools control-plane ## Runs all tests, also against a real API server
+	@[ -d "$${CARGO_TARGET_DIR:-target}/debug" ] || echo 'cargo: building the operator and its tests, once: about 4 minutes on 2 cores' >&2
+	cargo test --workspace --locked
+
+bench: tools control-plane ## Measures latency, pace and memory
+	cargo bench --locked
+
+build: ## Builds the operator for use: target/release/workflow-run-stop-operator
+	cargo build --release --locked
+
+fmt: ## Formats the code
+	cargo fmt --all
+
+lint: fmt-check clippy ## Checks format and lints, warnings denied
+
+fmt-check:
+	cargo fmt --all --check
+
+clippy:
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+# Written beside it first, so that a failed build leaves it as it was.
+crd: ## Writes crds/workflowrunstops.yaml anew, from the Rust types
+	@$(operator) && "$$operator" crd >$(CRD).new && mv -f $(CRD).new $(CRD) || { rm -f $(CRD).new; exit 1; }
+
+check-drift: ## Fails where crds/workflowrunstops.yaml is not what the Rust types say
+	@$(operator) && printed=$$("$$operator" crd) || exit 1; printf '%s\n' "$$printed" | diff -u $(CRD) - || \
+	  { echo '$(CRD) is not what `workflow-run-stop-operator crd` prints: run `make crd` and commit the result' >&2; exit 1; }
+	@echo '$(CRD) is up to date'
+
+tools:
+	@command -v cargo >/dev/null || { echo 'cargo is missing: install Rust (see rust-version in Cargo.toml)' >&2; exit 1; }
+	@command -v cc >/dev/null || { echo 'cc is missing: install a C compiler, which the TLS library is built with' >&2; exit 1; }
+
+# Builds what is missing and says so; nothing to do otherwise.
+control-plane:
+	@sh tests/lab/control-plane/build.sh >/dev/null

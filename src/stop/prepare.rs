@@ -1,0 +1,244 @@
+//! Owns what comes before a request: the endpoint, the Secret, read fresh, a token, a slot of the budget.
+//! Never claims and never sends a stop.
+
+use std::{pin::pin, time::Duration};
+
+use tokio::time::{Instant, timeout};
+
+use crate::amperity::{
+    answer::{StopAnswer, TokenAnswer},
+    budget::{Purpose, Slot},
+    credentials::{Admitted, Client, Credentials, CredentialsKey, Token},
+    endpoint::Endpoint,
+};
+use crate::resource::{WorkflowRunStop, conditions::Reason};
+use crate::stop::{
+    house::{House, jitter},
+    ledger::{LedgerError, Written},
+    outcome::{self, Retry},
+    subject::Subject,
+};
+
+/// Who waits longer for a slot is told so in the status.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What is needed to send one request.
+pub struct Prepared {
+    /// Where it goes.
+    pub endpoint: Endpoint,
+    /// With which credentials.
+    pub pass: Pass,
+    /// The right to send it.
+    pub slot: Slot,
+}
+
+/// The right credentials for one request.
+pub struct Pass {
+    /// The token to send.
+    pub token: Token,
+    key: CredentialsKey,
+    admitted: Admitted,
+    origin: Origin,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// The Secret holds it.
+    Secret,
+    /// It was fetched for this request.
+    Fetched,
+    /// It was fetched a while ago: where it is refused, a new one may help.
+    Kept,
+}
+
+/// Why no request is sent now.
+pub enum Unprepared {
+    /// Something is missing or not allowed.
+    Denied(Denied),
+    /// What is known of the resource changed.
+    Changed,
+    /// The API server gave no usable answer.
+    Failed(LedgerError),
+}
+
+/// What is missing or not allowed.
+pub struct Denied {
+    /// The reason for the status.
+    pub reason: Reason,
+    /// More of it.
+    pub detail: String,
+    /// When to look again.
+    pub again: Again,
+}
+
+/// When to look again at what is missing or not allowed.
+pub enum Again {
+    /// When the resource changes: nothing else can mend it.
+    OnChange,
+    /// After a while, again and again.
+    Backoff,
+    /// Then.
+    At(Instant),
+}
+
+impl From<LedgerError> for Unprepared {
+    fn from(error: LedgerError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+fn denied(reason: Reason, detail: String, again: Again) -> Unprepared {
+    Unprepared::Denied(Denied { reason, detail, again })
+}
+
+impl House {
+    /// Gets all that one request needs. A stop that waits long for its slot says so in the status, and
+    /// looks at the Secret again before it goes on.
+    ///
+    /// # Errors
+    /// Where no request can be sent now. Nothing was sent or claimed then.
+    pub async fn prepare(&self, subject: &mut Subject, purpose: Purpose) -> Result<Prepared, Unprepared> {
+        let spec = &subject.resource.spec;
+        let endpoint = self
+            .endpoints
+            .of(&spec.tenant, spec.base_url.as_deref())
+            .map_err(|error| denied(Reason::EndpointNotAllowed, error.to_string(), Again::OnChange))?;
+        let pass = self.pass(&subject.resource, &endpoint).await?;
+        let key = endpoint.budget_key();
+        let mut turn = pin!(self.budget.acquire(&key, purpose, subject.resource.created()));
+        // Not all that wait are to write at the same moment.
+        if let Ok(slot) = timeout(PATIENCE.mul_f64(1.0 + jitter()), turn.as_mut()).await {
+            let admitted = !self.wallet.was_refused_since(&pass.key, pass.admitted);
+            return if admitted { Ok(Prepared { endpoint, pass, slot }) } else { Err(Unprepared::Changed) };
+        }
+        let slot = if purpose == Purpose::Stop {
+            let status = outcome::waiting(&subject.resource, Reason::WaitingForBudget, "", self.moment());
+            tokio::select! {
+                biased;
+                // The turn does not wait for the writing: others stand behind it.
+                slot = turn.as_mut() => slot,
+                written = self.ledger.update(&subject.resource, status) => match written? {
+                    Written::Stored(stored) => {
+                        subject.resource = *stored;
+                        turn.await
+                    }
+                    Written::Same => turn.await,
+                    written @ (Written::Changed(_) | Written::Gone) => {
+                        subject.take(written);
+                        return Err(Unprepared::Changed);
+                    }
+                },
+            }
+        } else {
+            turn.await
+        };
+        let current = self.is_current(&subject.resource, &pass).await?;
+        if current { Ok(Prepared { endpoint, pass, slot }) } else { Err(Unprepared::Changed) }
+    }
+
+    /// Looks up the Secret that the resource names and gets a token with it.
+    async fn pass(&self, resource: &WorkflowRunStop, endpoint: &Endpoint) -> Result<Pass, Unprepared> {
+        let name = &resource.spec.credentials_secret_ref.name;
+        let missing = |detail| denied(Reason::CredentialsMissing, detail, Again::Backoff);
+        let secret = match self.ledger.secret(resource.namespace(), name).await {
+            Ok(Some(secret)) => secret,
+            Ok(None) => return Err(missing(format!("there is no Secret {name}"))),
+            Err(error) if error.is_forbidden() => {
+                return Err(missing(format!("the operator is not allowed to read the Secret {name}")));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let credentials =
+            Credentials::parse(&secret.data).map_err(|error| missing(format!("the Secret {name}: {error}")))?;
+        let key = CredentialsKey { secret: secret.version, budget: endpoint.budget_key() };
+        let admitted = self.wallet.admit(&key).map_err(|resting| {
+            let reason = if resting.forbidden { Reason::Forbidden } else { Reason::Unauthorized };
+            denied(reason, resting.detail, Again::At(resting.until))
+        })?;
+        match credentials {
+            Credentials::Static(token) => Ok(Pass { token, key, admitted, origin: Origin::Secret }),
+            Credentials::Client(client) => self.fetched(resource, endpoint, &client, key, admitted).await,
+        }
+    }
+
+    async fn fetched(
+        &self,
+        resource: &WorkflowRunStop,
+        endpoint: &Endpoint,
+        client: &Client,
+        key: CredentialsKey,
+        admitted: Admitted,
+    ) -> Result<Pass, Unprepared> {
+        let _turn = self.wallet.turn(&key).await;
+        if let Some(token) = self.wallet.token(&key) {
+            return Ok(Pass { token, key, admitted, origin: Origin::Kept });
+        }
+        let url = match &client.token_url {
+            None => endpoint.default_token_url(),
+            Some(url) => self.endpoints.token_url(url, endpoint).map_err(|error| {
+                let detail = format!("the key tokenUrl of the Secret: {error}");
+                denied(Reason::EndpointNotAllowed, detail, Again::Backoff)
+            })?,
+        };
+        let slot = self.budget.acquire(&endpoint.budget_key(), Purpose::Token, resource.created()).await;
+        let failed = |reason, why: String| denied(reason, format!("the token request: {why}"), Again::Backoff);
+        match self.amperity.token(url, endpoint, client, slot).await {
+            TokenAnswer::Token(token, valid) => {
+                self.wallet.keep(key.clone(), token.clone(), valid);
+                Ok(Pass { token, key, admitted, origin: Origin::Fetched })
+            }
+            TokenAnswer::Refused(said) => {
+                let detail = format!("the token request: {}", said.detail());
+                self.wallet.refused(&key, admitted, false, &detail);
+                Err(denied(Reason::Unauthorized, detail, Again::Backoff))
+            }
+            TokenAnswer::RateLimited(said) => Err(failed(Reason::RateLimited, said.detail())),
+            TokenAnswer::NotSent(why) => Err(failed(Reason::Unreachable, why)),
+            TokenAnswer::Unavailable(why) => Err(failed(Reason::Unavailable, why)),
+        }
+    }
+
+    /// True where the Secret and the token are still those of this pass, after a long wait.
+    async fn is_current(&self, resource: &WorkflowRunStop, pass: &Pass) -> Result<bool, Unprepared> {
+        let name = &resource.spec.credentials_secret_ref.name;
+        let secret = self.ledger.secret(resource.namespace(), name).await?;
+        let same = secret.is_some_and(|secret| secret.version == pass.key.secret);
+        let valid = pass.origin == Origin::Secret || self.wallet.token(&pass.key).as_ref() == Some(&pass.token);
+        Ok(same && valid && !self.wallet.was_refused_since(&pass.key, pass.admitted))
+    }
+
+    /// Tells all that use the same credentials what the answer to a stop says of them, and the stop how
+    /// to go on where they were refused.
+    pub fn judge(&self, pass: &Pass, answer: &StopAnswer) -> Retry {
+        match answer {
+            StopAnswer::Unauthorized(said) => return self.refused(pass, false, &said.detail()),
+            StopAnswer::Forbidden(said) => return self.refused(pass, true, &said.detail()),
+            StopAnswer::Accepted(..) | StopAnswer::NotFound(_) | StopAnswer::Conflict(_) | StopAnswer::Rejected(_) => {
+                self.took(pass);
+            }
+            StopAnswer::NotOurRun(_)
+            | StopAnswer::RateLimited(..)
+            | StopAnswer::Redirected(..)
+            | StopAnswer::ServerError(_)
+            | StopAnswer::NotSent(_)
+            | StopAnswer::TooLate
+            | StopAnswer::NoAnswer(_) => {}
+        }
+        Retry::Backoff
+    }
+
+    /// Says that the API took these credentials.
+    pub fn took(&self, pass: &Pass) {
+        self.wallet.accepted(&pass.key);
+    }
+
+    /// Says that the API refused these credentials, and how.
+    pub fn refused(&self, pass: &Pass, forbidden: bool, detail: &str) -> Retry {
+        self.wallet.forget(&pass.key, &pass.token);
+        if pass.origin == Origin::Kept && !forbidden {
+            return Retry::AtOnce;
+        }
+        self.wallet.refused(&pass.key, pass.admitted, forbidden, detail);
+        Retry::Backoff
+    }
+}
