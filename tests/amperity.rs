@@ -16,11 +16,12 @@ use tokio::{
     time::Instant,
 };
 use workflow_run_stop_operator::amperity::{
-    Amperity, Fence, Settings,
+    Amperity, Settings,
     answer::StopAnswer,
     budget::{Budget, Purpose},
     credentials::Token,
     endpoint::{AllowedHosts, Endpoint, Endpoints},
+    http::Fence,
 };
 
 struct Client {
@@ -60,16 +61,8 @@ fn open_for(looks: usize) -> Fence {
 #[tokio::test]
 async fn a_claim_that_is_too_old_when_the_connection_is_there_sends_nothing() {
     let client = Client::new().await;
-    // One look before the connection is asked for, one when it is there.
-    assert_eq!(client.stop(open_for(1)).await, StopAnswer::TooLate);
-    assert_eq!(client.sim.requests().len(), 0);
-}
-
-#[tokio::test]
-async fn a_claim_that_is_too_old_from_the_start_sends_nothing() {
-    let client = Client::new().await;
-    assert!(matches!(client.stop(open_for(9)).await, StopAnswer::Accepted(..)));
-    assert_eq!(client.stop(open_for(0)).await, StopAnswer::TooLate, "also where a connection waits");
+    assert!(matches!(client.stop(open_for(1)).await, StopAnswer::Accepted(..)));
+    assert_eq!(client.stop(open_for(0)).await, StopAnswer::TooLate, "also after others were sent");
     assert_eq!(client.sim.requests().len(), 1);
 }
 
@@ -120,11 +113,40 @@ async fn a_compressed_answer_is_understood() {
 async fn a_claim_whose_turn_a_429_has_moved_is_given_up_when_it_is_over() {
     let client = Client::new().await;
     let slot = client.budget.acquire(&client.endpoint.budget_key(), Purpose::Stop, Timestamp::UNIX_EPOCH).await;
-    let mut other = client.budget.acquire(&client.endpoint.budget_key(), Purpose::Stop, Timestamp::UNIX_EPOCH).await;
+    let other = client.budget.acquire(&client.endpoint.budget_key(), Purpose::Stop, Timestamp::UNIX_EPOCH).await;
     other.send();
     other.rate_limited(Some(Duration::from_secs(300)));
     let token = Token::bearer("good-token").unwrap();
     let fence = Fence { until: Instant::now() + Duration::from_millis(10), ..open_for(9) };
     let answer = client.amperity.stop(&client.endpoint, "wf-1", &token, slot, fence).await;
     assert_eq!((answer, client.sim.requests().len()), (StopAnswer::TooLate, 0));
+}
+
+#[tokio::test]
+async fn every_request_has_a_connection_of_its_own() {
+    let client = Client::new().await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}/api", listener.local_addr().unwrap());
+    let accepted = Arc::new(AtomicUsize::new(0));
+    tokio::spawn({
+        let accepted = accepted.clone();
+        async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                accepted.fetch_add(1, Ordering::SeqCst);
+                tokio::spawn(async move {
+                    let mut request = vec![0; 4096];
+                    while stream.read(&mut request).await.unwrap_or_default() != 0 {
+                        stream.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+                    }
+                });
+            }
+        }
+    });
+    let endpoints = Endpoints::new(&base, AllowedHosts::parse("").unwrap()).unwrap();
+    let client = Client { endpoint: endpoints.of("acme", None).unwrap(), ..client };
+    for _ in 0..3 {
+        assert!(matches!(client.stop(open_for(1)).await, StopAnswer::NotFound(_)));
+    }
+    assert_eq!(accepted.load(Ordering::SeqCst), 3);
 }

@@ -207,6 +207,7 @@ fn no_wait_outlasts_a_deadline() {
     assert_eq!(latest(a_stop().deadline(1002).claimed_at(999)), None, "a claim has to be cleared up first");
     assert_eq!(latest(a_stop().deadline(1002).accepted_at(990).followed_for(15)), Some(5), "the following ends");
     assert_eq!(latest(a_stop().deadline(1002).finished()), None);
+    assert_eq!(latest(a_stop().deadline(1).being_deleted()), None, "it is left alone, however long its deletion takes");
 }
 
 #[test]

@@ -18,10 +18,12 @@ const FLOORS: &[(&str, u8)] = &[
     ("amperity::budget", 1),
     ("amperity::credentials", 1),
     ("amperity::wire", 2),
+    ("amperity::http", 2),
     ("amperity", 3),
     ("stop::backoff", 1),
     ("stop::decide", 3),
-    ("stop::outcome", 4),
+    ("stop::draft", 4),
+    ("stop::outcome", 5),
     ("stop::ledger", 5),
     ("stop::house", 6),
     ("stop::report", 6),
@@ -50,6 +52,7 @@ const PURE: &[&str] = &[
     "amperity::wire",
     "stop::backoff",
     "stop::decide",
+    "stop::draft",
     "stop::outcome",
 ];
 

@@ -13,7 +13,8 @@ use workflow_run_stop_operator::resource::{
 use workflow_run_stop_operator::run::{Run, TaskInstance};
 use workflow_run_stop_operator::stop::{
     decide::{ActiveRead, Ending},
-    outcome::{Moment, Retry, claimed, confirmed, finished, followed, stop_answered, waiting},
+    draft::Moment,
+    outcome::{Retry, claimed, confirmed, finished, followed, stop_answered, waiting},
 };
 
 const MOMENT: fn() -> Moment = || Moment {
@@ -108,7 +109,7 @@ fn every_answer_to_a_stop_has_its_status() {
         (StopAnswer::Unauthorized(said(401)), "False/Unauthorized False/Unauthorized Unknown/Unauthorized again@3"),
         (StopAnswer::Forbidden(said(403)), "False/Forbidden False/Forbidden Unknown/Forbidden again@3"),
         (StopAnswer::NotSent("refused".into()), "False/Unreachable False/Unreachable Unknown/Unreachable again@3"),
-        (StopAnswer::TooLate, "Unknown/StopRequested False/StopRequested Unknown/StopRequested"),
+        (StopAnswer::TooLate, "Unknown/StopRequested False/StopRequested Unknown/StopRequested again@3"),
         (StopAnswer::Conflict(said(409)), "False/Conflict Unknown/Conflict Unknown/Conflict claim"),
         (
             StopAnswer::ServerError(said(503)),

@@ -82,7 +82,7 @@ pub enum StopAnswer {
     Rejected(Said),
     /// 3xx, and where it points to. Never followed.
     Redirected(Said, String),
-    /// 5xx, and every status that HTTP does not define. The outcome is unknown.
+    /// 5xx, 408 and 499, and every status that HTTP does not define. The outcome is unknown.
     ServerError(Said),
     /// Surely not sent, and why.
     NotSent(String),
@@ -156,6 +156,8 @@ impl Code {
             404 => Self::NotFound,
             409 => Self::Conflict,
             429 => Self::TooManyRequests,
+            // A gateway's word that the client or the request took too long: it may have been passed on.
+            408 | 499 => Self::ServerError,
             400..=499 => Self::OtherClientError,
             _ => Self::ServerError,
         }
@@ -297,6 +299,7 @@ mod tests {
             (403, None, "forbidden"),
             (404, None, "not_found"),
             (405, None, "rejected"),
+            (408, None, "server_error"),
             (409, None, "conflict"),
             (410, None, "rejected"),
             (422, None, "rejected"),

@@ -3,13 +3,13 @@
 //!
 //! The API counts arrivals, which only it sees: somewhere between the start of the sending and the
 //! answer. So a request counts from its answer on, or from [`IN_TRANSIT`] after its sending where
-//! the answer takes longer. A slot is granted a moment ([`LEAD`]) before its turn, so that what has to
-//! be written down before the sending costs no part of the rate.
+//! the answer takes longer. A slot is granted a moment before its turn: as long as the claim and the
+//! connection took lately, so that they cost no part of the rate.
 
 use std::{
     collections::{BTreeMap, HashMap},
     future::pending,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, OnceLock},
     time::Duration,
 };
 
@@ -24,8 +24,9 @@ use crate::amperity::endpoint::BudgetKey;
 /// By then a request surely has arrived, where no answer says so earlier.
 const IN_TRANSIT: Duration = Duration::from_millis(100);
 
-/// How long before its turn a slot is granted.
-const LEAD: Duration = Duration::from_millis(50);
+/// How long before its turn a slot is granted, at the least and at the most.
+const MIN_LEAD: Duration = Duration::from_millis(50);
+const MAX_LEAD: Duration = Duration::from_secs(1);
 
 /// How long a 429 without `Retry-After` closes the budget; doubles with each further one up to the maximum.
 const FIRST_CLOSURE: Duration = Duration::from_secs(1);
@@ -66,6 +67,8 @@ struct Tenant {
     closed_until: Option<Instant>,
     /// How many 429s came one after the other.
     strikes: u32,
+    /// How long it lately took from a slot to a request that can be written.
+    lead: Duration,
     next_id: u64,
     /// The requests that count: from when on, or `None` while it has a slot and was not sent.
     counting: BTreeMap<u64, Option<Instant>>,
@@ -78,8 +81,9 @@ pub struct Slot {
     budget: Budget,
     key: BudgetKey,
     id: u64,
+    granted: Instant,
     turn: Instant,
-    sent: Option<Instant>,
+    sent: OnceLock<Instant>,
 }
 
 impl Budget {
@@ -100,7 +104,10 @@ impl Budget {
                 tenant.take(now, self.rate)
             });
             match wait {
-                Ok((id, turn)) => return Slot { budget: self.clone(), key: key.clone(), id, turn, sent: None },
+                Ok((id, turn)) => {
+                    let (budget, key, granted) = (self.clone(), key.clone(), Instant::now());
+                    return Slot { budget, key, id, granted, turn, sent: OnceLock::new() };
+                }
                 Err(at) => {
                     let due = async {
                         match at {
@@ -177,6 +184,7 @@ impl Tenant {
             since: Instant::now(),
             closed_until: None,
             strikes: 0,
+            lead: MIN_LEAD,
             next_id: 0,
             counting: BTreeMap::new(),
             queue: BTreeMap::new(),
@@ -211,13 +219,18 @@ impl Tenant {
             let mut froms: Vec<Instant> = self.counting.values().copied().flatten().collect();
             froms.sort_unstable();
             turn = froms.get(too_many).map(|from| *from + window).ok_or(None)?;
-            if now + LEAD < turn {
-                return Err(Some(turn - LEAD));
+            if now + self.lead < turn {
+                return Err(Some(turn - self.lead));
             }
         }
         self.next_id += 1;
         self.counting.insert(self.next_id, None);
         Ok((self.next_id, turn))
+    }
+
+    /// A request was answered, so it has arrived.
+    fn arrived(&mut self, id: u64, sent: Instant) {
+        self.counting.insert(id, Some(Instant::now().min(sent + IN_TRANSIT)));
     }
 
     fn rate_limited(&mut self, sent: Instant, retry_after: Option<Duration>, full: f64) {
@@ -244,38 +257,56 @@ impl Tenant {
 }
 
 impl Slot {
-    /// Waits for its turn, also where a 429 has closed the budget since the slot was granted.
-    pub async fn turn(&self) {
+    /// Waits while a 429 that came in since the slot was granted closes the budget.
+    pub async fn reopened(&self) {
         loop {
             let closed = self.budget.with(&self.key, |tenant| tenant.closed_until);
-            let turn = closed.map_or(self.turn, |closed| closed.max(self.turn));
-            if turn <= Instant::now() {
-                return;
+            match closed.filter(|until| Instant::now() < *until) {
+                Some(until) => sleep_until(until).await,
+                None => return,
             }
-            sleep_until(turn).await;
         }
     }
 
-    /// Says that the request is sent now.
-    pub fn send(&mut self) {
-        let now = Instant::now();
-        self.sent = Some(now);
+    /// Waits for its turn. To be called when all else is ready.
+    pub async fn turn(&self) {
+        let took = self.granted.elapsed();
+        self.budget.with(&self.key, |tenant| {
+            tenant.lead = ((tenant.lead * 3 + took) / 4).clamp(MIN_LEAD, MAX_LEAD);
+        });
+        sleep_until(self.turn).await;
+        self.reopened().await;
+    }
+
+    /// Says that the request is written now. It counts from here on.
+    pub fn send(&self) {
+        let now = *self.sent.get_or_init(Instant::now);
         self.budget.change(&self.key, |tenant| {
             tenant.counting.insert(self.id, Some(now + IN_TRANSIT));
         });
     }
 
+    /// True from when the request was written.
+    pub fn is_sent(&self) -> bool {
+        self.sent.get().is_some()
+    }
+
     /// Says that the answer was a 429: closes the tenant's budget for everybody.
-    pub fn rate_limited(self, retry_after: Option<Duration>) {
-        let Some(sent) = self.sent else { return };
+    pub fn rate_limited(&self, retry_after: Option<Duration>) {
+        let Some(sent) = self.sent.get() else { return };
         let full = self.budget.rate;
-        self.budget.change(&self.key, |tenant| tenant.rate_limited(sent, retry_after, full));
+        self.budget.change(&self.key, |tenant| {
+            tenant.arrived(self.id, *sent);
+            tenant.rate_limited(*sent, retry_after, full);
+        });
     }
 
     /// Says that there was an answer other than 429.
-    pub fn answered(self) {
+    pub fn answered(&self) {
+        let Some(sent) = self.sent.get() else { return };
         self.budget.change(&self.key, |tenant| {
-            if tenant.closed_until.is_none_or(|until| self.sent.is_some_and(|sent| until <= sent)) {
+            tenant.arrived(self.id, *sent);
+            if tenant.closed_until.is_none_or(|until| until <= *sent) {
                 tenant.strikes = 0;
                 tenant.closed_until = None;
             }
@@ -285,15 +316,11 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let now = Instant::now();
-        self.budget.change(&self.key, |tenant| match self.sent {
-            Some(sent) => {
-                tenant.counting.insert(self.id, Some(now.min(sent + IN_TRANSIT)));
-            }
-            None => {
+        if !self.is_sent() {
+            self.budget.change(&self.key, |tenant| {
                 tenant.counting.remove(&self.id);
-            }
-        });
+            });
+        }
     }
 }
 
@@ -312,7 +339,7 @@ mod tests {
     }
 
     async fn send(budget: &Budget, tenant: &str, takes: Duration) -> Instant {
-        let mut slot = budget.acquire(&key(tenant), Purpose::Stop, age(0)).await;
+        let slot = budget.acquire(&key(tenant), Purpose::Stop, age(0)).await;
         slot.turn().await;
         slot.send();
         let sent = Instant::now();
@@ -371,7 +398,7 @@ mod tests {
             .map(|(purpose, second)| {
                 let (budget, order) = (budget.clone(), order.clone());
                 tokio::spawn(async move {
-                    let mut slot = budget.acquire(&key("a"), purpose, age(second)).await;
+                    let slot = budget.acquire(&key("a"), purpose, age(second)).await;
                     slot.turn().await;
                     slot.send();
                     order.lock().unwrap().push((purpose, second));
@@ -416,7 +443,7 @@ mod tests {
     async fn a_429_closes_the_budget_for_all_of_its_tenant_and_for_nobody_else() {
         let budget = Budget::new(10);
         let start = Instant::now();
-        let mut slot = budget.acquire(&key("a"), Purpose::Stop, age(0)).await;
+        let slot = budget.acquire(&key("a"), Purpose::Stop, age(0)).await;
         slot.send();
         slot.rate_limited(Some(Duration::from_secs(7)));
         send(&budget, "b", Duration::ZERO).await;
@@ -431,11 +458,42 @@ mod tests {
         send(&budget, "a", Duration::ZERO).await;
         let start = Instant::now();
         let slot = budget.acquire(&key("a"), Purpose::Stop, age(0)).await;
-        assert_eq!(start.elapsed(), Duration::from_secs(1) - LEAD);
+        assert_eq!(start.elapsed(), Duration::from_secs(1) - MIN_LEAD);
         let full = budget.rate;
         budget.with(&key("a"), |tenant| tenant.rate_limited(Instant::now(), Some(Duration::from_secs(3)), full));
         slot.turn().await;
-        assert_eq!(start.elapsed(), Duration::from_secs(4) - LEAD);
+        assert_eq!(start.elapsed(), Duration::from_secs(4) - MIN_LEAD);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_way_to_the_api_costs_no_part_of_the_rate() {
+        let budget = Budget::new(10);
+        let start = Instant::now();
+        let tasks: Vec<_> = (0..100)
+            .map(|_| {
+                let budget = budget.clone();
+                tokio::spawn(async move {
+                    let slot = budget.acquire(&key("a"), Purpose::Stop, age(0)).await;
+                    // The claim and the connection.
+                    tokio::time::sleep(Duration::from_millis(400)).await;
+                    slot.turn().await;
+                    slot.send();
+                    let sent = Instant::now();
+                    slot.answered();
+                    sent
+                })
+            })
+            .collect();
+        let mut sent = vec![];
+        for task in tasks {
+            sent.push(task.await.unwrap());
+        }
+        sent.sort_unstable();
+        for window in sent.windows(11) {
+            assert!(Duration::from_secs(1) <= window[10] - window[0], "{:?}", window[10] - window[0]);
+        }
+        let whole = sent[99] - start;
+        assert!(whole < Duration::from_secs(11), "{whole:?}");
     }
 
     #[tokio::test(start_paused = true)]
@@ -444,7 +502,7 @@ mod tests {
         for tenant in ["a", "b", "c"] {
             send(&budget, tenant, Duration::ZERO).await;
         }
-        let mut slot = budget.acquire(&key("limited"), Purpose::Stop, age(0)).await;
+        let slot = budget.acquire(&key("limited"), Purpose::Stop, age(0)).await;
         slot.send();
         slot.rate_limited(None);
         tokio::time::sleep(Duration::from_secs(2)).await;
@@ -459,7 +517,7 @@ mod tests {
         let budget = Budget::new(10);
         let mut slots = vec![];
         for _ in 0..10 {
-            let mut slot = budget.acquire(&key("a"), Purpose::Stop, age(0)).await;
+            let slot = budget.acquire(&key("a"), Purpose::Stop, age(0)).await;
             slot.send();
             slots.push(slot);
         }
@@ -479,7 +537,7 @@ mod tests {
         let budget = Budget::new(10);
         let mut closures = vec![];
         for _ in 0..9 {
-            let mut slot = budget.acquire(&key("a"), Purpose::Stop, age(0)).await;
+            let slot = budget.acquire(&key("a"), Purpose::Stop, age(0)).await;
             slot.send();
             let start = Instant::now();
             tokio::time::advance(Duration::from_millis(1)).await;

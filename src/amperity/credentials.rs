@@ -18,7 +18,7 @@ use tokio::{
 
 use crate::amperity::endpoint::BudgetKey;
 
-/// A token is renewed so long before it expires.
+/// A token is renewed so long before it expires, or when nine tenths of its time are over.
 const RENEW_BEFORE_EXPIRY: Duration = Duration::from_secs(60);
 
 /// How long refused credentials rest at first; doubles up to the maximum.
@@ -130,7 +130,7 @@ struct Pockets {
 
 struct Refused {
     times: u32,
-    forbidden: bool,
+    refusal: Refusal,
     detail: String,
     since: Instant,
     until: Instant,
@@ -140,11 +140,26 @@ struct Refused {
 #[derive(Clone, Copy, Debug)]
 pub struct Admitted(Instant);
 
+/// Why credentials rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// 401, or the token endpoint refused the client.
+    Unauthorized,
+    /// 403.
+    Forbidden,
+    /// The token endpoint answered 429.
+    RateLimited,
+    /// No connection to the token endpoint.
+    Unreachable,
+    /// The token endpoint gave no token.
+    Unavailable,
+}
+
 /// Refused credentials rest; so long, and for that reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resting {
-    /// True for a 403, false for a 401.
-    pub forbidden: bool,
+    /// Why.
+    pub refusal: Refusal,
     /// What the API said.
     pub detail: String,
     /// When to look again.
@@ -155,16 +170,17 @@ impl Wallet {
     /// A fetched token that is still valid for a while.
     pub fn token(&self, key: &CredentialsKey) -> Option<Token> {
         let pockets = self.lock();
-        let (token, expiry) = pockets.tokens.get(key)?;
-        (Instant::now() + RENEW_BEFORE_EXPIRY < *expiry).then(|| token.clone())
+        let (token, renew) = pockets.tokens.get(key)?;
+        (Instant::now() < *renew).then(|| token.clone())
     }
 
     /// Keeps a fetched token for as long as it is valid.
     pub fn keep(&self, key: CredentialsKey, token: Token, valid: Duration) {
         let now = Instant::now();
         let mut pockets = self.lock();
-        pockets.tokens.retain(|_, (_, expiry)| now < *expiry);
-        pockets.tokens.insert(key, (token, now + valid));
+        pockets.tokens.retain(|_, (_, renew)| now < *renew);
+        let renew = now + (valid - RENEW_BEFORE_EXPIRY.min(valid / 10));
+        pockets.tokens.insert(key, (token, renew));
     }
 
     /// Forgets a fetched token that was refused, so that a new one is fetched.
@@ -195,8 +211,8 @@ impl Wallet {
         let mut pockets = self.lock();
         let Some(refused) = pockets.refused.get_mut(key) else { return Ok(Admitted(now)) };
         if now < refused.until {
-            let Refused { forbidden, detail, until, times: _, since: _ } = refused;
-            return Err(Resting { forbidden: *forbidden, detail: detail.clone(), until: *until });
+            let Refused { refusal, detail, until, times: _, since: _ } = refused;
+            return Err(Resting { refusal: *refusal, detail: detail.clone(), until: *until });
         }
         refused.until = now + TRIAL;
         Ok(Admitted(now))
@@ -208,7 +224,7 @@ impl Wallet {
     }
 
     /// Says that the API refused these credentials; they rest for everybody who uses them.
-    pub fn refused(&self, key: &CredentialsKey, Admitted(at): Admitted, forbidden: bool, detail: &str) {
+    pub fn refused(&self, key: &CredentialsKey, Admitted(at): Admitted, refusal: Refusal, detail: &str) {
         let now = Instant::now();
         let mut pockets = self.lock();
         pockets.refused.retain(|_, refused| now < refused.until + MAX_REST * 10);
@@ -220,13 +236,21 @@ impl Wallet {
         };
         let rest = FIRST_REST.saturating_mul(1 << times.min(10)).min(MAX_REST);
         let until = now + rest.mul_f64(rand::random_range(0.5..1.0));
-        let refused = Refused { times: times + 1, forbidden, detail: detail.to_owned(), since: now, until };
+        let refused = Refused { times: times + 1, refusal, detail: detail.to_owned(), since: now, until };
         pockets.refused.insert(key.clone(), refused);
     }
 
     /// Says that the API took these credentials.
     pub fn accepted(&self, key: &CredentialsKey) {
         self.lock().refused.remove(key);
+    }
+
+    /// Says that the API knows these credentials, though perhaps not their right to stop a run.
+    pub fn authorized(&self, key: &CredentialsKey) {
+        let mut pockets = self.lock();
+        if pockets.refused.get(key).is_some_and(|refused| refused.refusal != Refusal::Forbidden) {
+            pockets.refused.remove(key);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Pockets> {
@@ -274,6 +298,16 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_token_that_lives_shortly_is_used_for_most_of_its_time() {
+        let wallet = Wallet::default();
+        wallet.keep(key("1"), Token::bearer("t").unwrap(), Duration::from_secs(30));
+        tokio::time::advance(Duration::from_secs(26)).await;
+        assert!(wallet.token(&key("1")).is_some());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(wallet.token(&key("1")).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_token_is_renewed_a_minute_before_it_expires() {
         let wallet = Wallet::default();
         wallet.keep(key("1"), Token::bearer("t").unwrap(), Duration::from_secs(3600));
@@ -290,7 +324,7 @@ mod tests {
         let together: Vec<_> = (0..10).map(|_| wallet.admit(&key("1")).unwrap()).collect();
         tokio::time::advance(Duration::from_millis(5)).await;
         for admitted in together {
-            wallet.refused(&key("1"), admitted, false, "");
+            wallet.refused(&key("1"), admitted, Refusal::Unauthorized, "");
         }
         let resting = wallet.admit(&key("1")).unwrap_err();
         assert!(resting.until <= Instant::now() + FIRST_REST, "ten refusals at once count once");
@@ -298,9 +332,10 @@ mod tests {
         tokio::time::sleep_until(resting.until).await;
         let trial = wallet.admit(&key("1")).unwrap();
         assert!(wallet.admit(&key("1")).is_err(), "the others wait for the trial");
-        wallet.refused(&key("1"), trial, true, "");
+        wallet.refused(&key("1"), trial, Refusal::Forbidden, "");
+        wallet.authorized(&key("1"));
         let resting = wallet.admit(&key("1")).unwrap_err();
-        assert!(resting.forbidden && Instant::now() + FIRST_REST <= resting.until);
+        assert!(resting.refusal == Refusal::Forbidden && Instant::now() + FIRST_REST <= resting.until);
         wallet.accepted(&key("1"));
         assert!(wallet.admit(&key("1")).is_ok());
     }

@@ -1,7 +1,11 @@
 //! Owns the deletion of resources that outlived `ttlSecondsAfterFinished`.
 //! Never deletes an unfinished resource, or another one of the same name.
 
-use std::{collections::HashMap, pin::pin, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    pin::pin,
+    time::Duration,
+};
 
 use futures::StreamExt;
 use jiff::Timestamp;
@@ -12,6 +16,7 @@ use kube::{
     runtime::watcher::Event,
 };
 use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
 
 use crate::clock::Clock;
 use crate::operator::watch::{apis, changes};
@@ -19,6 +24,9 @@ use crate::resource::{EXPIRING, WorkflowRunStop};
 
 /// The wait after a deletion that failed: the right to delete may be missing for long.
 const RETRY: Duration = Duration::from_secs(60);
+
+/// The limit for one deletion.
+const DELETE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The parts of a resource that its expiry depends on: a whole status need not be kept in memory.
 type Expiring = Object<Ttl, Completion>;
@@ -35,23 +43,49 @@ struct Completion {
     completion_time: Option<Time>,
 }
 
+/// A finished resource that is to be deleted.
 struct Due {
     namespace: String,
     name: String,
-    at: Timestamp,
     stream: usize,
 }
 
+/// What is to be deleted, by uid, and when.
+#[derive(Default)]
+struct Agenda {
+    due: HashMap<String, (Timestamp, Due)>,
+    order: BTreeSet<(Timestamp, String)>,
+}
+
+impl Agenda {
+    fn put(&mut self, uid: String, at: Timestamp, due: Due) {
+        self.remove(&uid);
+        self.order.insert((at, uid.clone()));
+        self.due.insert(uid, (at, due));
+    }
+
+    fn remove(&mut self, uid: &str) -> Option<Due> {
+        let (at, due) = self.due.remove(uid)?;
+        self.order.remove(&(at, uid.to_owned()));
+        Some(due)
+    }
+
+    fn forget(&mut self, stream: usize) {
+        self.due.retain(|_, (_, due)| due.stream != stream);
+        self.order.retain(|(_, uid)| self.due.contains_key(uid));
+    }
+}
+
 /// Deletes what is due, until it is dropped.
-pub async fn run(client: &Client, namespaces: &[String], clock: Clock) {
+pub async fn run(client: Client, namespaces: Vec<String>, clock: Clock) {
     let kind = ApiResource::erase::<WorkflowRunStop>(&());
     let one = |name: &str| Api::<Expiring>::namespaced_with(client.clone(), name, &kind);
-    let apis = apis(namespaces, || Api::all_with(client.clone(), &kind), one);
+    let apis = apis(&namespaces, || Api::all_with(client.clone(), &kind), one);
     let mut events = pin!(changes(apis, EXPIRING));
-    let mut due: HashMap<String, Due> = HashMap::new();
+    let mut agenda = Agenda::default();
     loop {
-        let next = due.iter().min_by_key(|(_, due)| due.at).map(|(uid, due)| (uid.clone(), due.at));
-        let wait = next.as_ref().map(|(_, at)| Duration::try_from(at.duration_since(clock())).unwrap_or_default());
+        let first = agenda.order.first().cloned();
+        let wait = first.as_ref().map(|(at, _)| Duration::try_from(at.duration_since(clock())).unwrap_or_default());
         let ripe = async {
             match wait {
                 Some(wait) => tokio::time::sleep(wait).await,
@@ -60,25 +94,22 @@ pub async fn run(client: &Client, namespaces: &[String], clock: Clock) {
         };
         tokio::select! {
             () = ripe => {
-                let Some((uid, _)) = next else { continue };
-                if let Some(expired) = due.get_mut(&uid) {
-                    if delete(client, expired, &uid).await {
-                        due.remove(&uid);
-                    } else {
-                        expired.at = clock().saturating_add(RETRY).unwrap_or(Timestamp::MAX);
-                    }
+                let Some((_, uid)) = first else { continue };
+                let Some(due) = agenda.remove(&uid) else { continue };
+                if !delete(&client, &due, &uid).await {
+                    agenda.put(uid, clock().saturating_add(RETRY).unwrap_or(Timestamp::MAX), due);
                 }
             }
             event = events.next() => match event {
                 None => return,
-                Some((stream, Event::Init)) => due.retain(|_, due| due.stream != stream),
+                Some((stream, Event::Init)) => agenda.forget(stream),
                 Some((stream, Event::InitApply(resource) | Event::Apply(resource))) => {
-                    if let Some((uid, expiring)) = expires(&resource, stream) {
-                        due.insert(uid, expiring);
+                    if let Some((uid, at, due)) = expires(&resource, stream) {
+                        agenda.put(uid, at, due);
                     }
                 }
                 Some((_, Event::Delete(resource))) => {
-                    due.remove(resource.meta().uid.as_deref().unwrap_or_default());
+                    agenda.remove(resource.meta().uid.as_deref().unwrap_or_default());
                 }
                 Some((_, Event::InitDone)) => {}
             },
@@ -86,17 +117,12 @@ pub async fn run(client: &Client, namespaces: &[String], clock: Clock) {
     }
 }
 
-fn expires(resource: &Expiring, stream: usize) -> Option<(String, Due)> {
+fn expires(resource: &Expiring, stream: usize) -> Option<(String, Timestamp, Due)> {
     let ttl = Duration::from_secs(resource.spec.ttl_seconds_after_finished?.into());
     let Time(finished) = resource.status.as_ref()?.completion_time.clone()?;
     let meta = resource.meta();
-    let due = Due {
-        namespace: meta.namespace.clone()?,
-        name: meta.name.clone()?,
-        at: finished.saturating_add(ttl).unwrap_or(Timestamp::MAX),
-        stream,
-    };
-    Some((meta.uid.clone()?, due))
+    let due = Due { namespace: meta.namespace.clone()?, name: meta.name.clone()?, stream };
+    Some((meta.uid.clone()?, finished.saturating_add(ttl).unwrap_or(Timestamp::MAX), due))
 }
 
 /// True where the resource is gone.
@@ -104,14 +130,16 @@ async fn delete(client: &Client, due: &Due, uid: &str) -> bool {
     let api: Api<WorkflowRunStop> = Api::namespaced(client.clone(), &due.namespace);
     let only_this = Preconditions { uid: Some(uid.to_owned()), resource_version: None };
     let params = DeleteParams { preconditions: Some(only_this), ..DeleteParams::default() };
-    match api.delete(&due.name, &params).await {
-        Ok(_) => {
+    let deleted = timeout(DELETE_TIMEOUT, api.delete(&due.name, &params)).await;
+    match deleted {
+        Err(_) => false,
+        Ok(Ok(_)) => {
             tracing::info!(namespace = due.namespace, name = due.name, "deleted: ttlSecondsAfterFinished are over");
             true
         }
         // Gone already, or another one of this name.
-        Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => true,
-        Err(error) => {
+        Ok(Err(kube::Error::Api(status))) if status.is_not_found() || status.is_conflict() => true,
+        Ok(Err(error)) => {
             tracing::warn!(namespace = due.namespace, name = due.name, %error, "not deleted although ttlSecondsAfterFinished are over; may the operator delete workflowrunstops? it is tried again");
             false
         }

@@ -7,17 +7,25 @@ pub mod lease;
 pub mod report;
 pub mod watch;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use futures::FutureExt;
 
 use kube::{Client, config::Kubeconfig};
 use thiserror::Error;
 use tokio::{net::TcpListener, sync::watch::channel, time::timeout};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 
-use crate::amperity::{Amperity, BuildError, Settings, budget::Budget, credentials::Wallet, endpoint::Endpoints};
+use crate::amperity::{Amperity, Settings, budget::Budget, credentials::Wallet, endpoint::Endpoints, http::BuildError};
 use crate::clock::Clock;
 use crate::operator::{report::Metrics, watch::Watch};
 use crate::stop::{decide::Rules, house::House, ledger::Ledger};
+
+/// Longest wait at the end for the lease to be released.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What the operator runs with.
 pub struct Setup {
@@ -88,6 +96,9 @@ pub async fn run(setup: Setup, shutdown: CancellationToken) -> Result<(), StartE
     let mut config = kube::Config::infer().await?;
     // A retried write would hide what became of the first one; every caller here has its own way.
     config.default_retry = false;
+    // A server that says nothing is not waited for for ever; a watch is renewed more often than that.
+    config.read_timeout = Some(Duration::from_secs(300));
+    config.reset_reader_on_write = true;
     // HTTPS_PROXY is the way to Amperity. To the cluster only its own entry in the kubeconfig names a proxy.
     if config.proxy_url.is_some() && !kubeconfig_names_a_proxy() {
         config.proxy_url = None;
@@ -104,7 +115,7 @@ pub async fn run(setup: Setup, shutdown: CancellationToken) -> Result<(), StartE
     let metrics = Metrics::default();
 
     let (ready, is_ready) = channel(false);
-    let health = tokio::spawn(health::serve(listener, metrics.clone(), is_ready));
+    let _health = AbortOnDropHandle::new(tokio::spawn(health::serve(listener, metrics.clone(), is_ready)));
     let (leads, mut leading) = channel(lease.is_none());
     let election = lease.map(|LeaseName { namespace, name }| {
         let namespace = namespace.unwrap_or(own_namespace);
@@ -113,25 +124,32 @@ pub async fn run(setup: Setup, shutdown: CancellationToken) -> Result<(), StartE
     let competing = election.as_ref().map(|election| {
         // Who waits for the lease is as ready as can be.
         ready.send_replace(true);
-        tokio::spawn(lease::compete(election.clone(), leads.clone()))
+        let competing = lease::compete(election.clone(), leads.clone());
+        let shutdown = shutdown.clone();
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            // Without it this replica would wait for ever and look well.
+            let _ = AssertUnwindSafe(competing).catch_unwind().await;
+            shutdown.cancel();
+        }))
     });
     tracing::info!(version = env!("CARGO_PKG_VERSION"), identity, %http_addr, "started");
 
     let tasks = TaskTracker::new();
     loop {
         tokio::select! {
+            biased;
             () = shutdown.cancelled() => break,
             _ = leading.wait_for(|leading| *leading) => {}
         }
         metrics.set_leading(true);
         let stop = CancellationToken::new();
         let watch = Watch { house: house.clone(), metrics: metrics.clone(), stop: stop.clone(), tasks: tasks.clone() };
-        let expiry = expiry::run(&client, &namespaces, house.clock.clone());
+        let expiry = expiry::run(client.clone(), namespaces.clone(), house.clock.clone());
+        let _expiry = AbortOnDropHandle::new(tokio::spawn(expiry));
         tokio::select! {
             () = shutdown.cancelled() => {}
             _ = leading.wait_for(|leading| !*leading) => tracing::warn!("the lease is lost: no new work is begun"),
             () = watch.run(&client, &namespaces, &ready) => {}
-            () = expiry => {}
         }
         stop.cancel();
         metrics.set_leading(false);
@@ -139,13 +157,12 @@ pub async fn run(setup: Setup, shutdown: CancellationToken) -> Result<(), StartE
         drain(&tasks, drain_timeout).await;
     }
     ready.send_replace(false);
-    if let Some(competing) = competing {
-        competing.abort();
+    drop(competing);
+    if let Some(election) = election
+        && timeout(RELEASE_TIMEOUT, election.release()).await.is_err()
+    {
+        tracing::warn!("the lease is not released: the API server does not answer; it will expire");
     }
-    if let Some(election) = election {
-        election.release().await;
-    }
-    health.abort();
     tracing::info!("ended");
     Ok(())
 }

@@ -98,8 +98,8 @@ reasons! {
     RunStopped: "The run is stopped", "";
     /// The run ended, but not by the stop.
     RunEndedOtherwise: "The run ended by itself before a stop took effect", "";
-    /// The run had not ended when the time to follow it was over.
-    RunStillActive: "The stop was accepted, but the run had not ended when followTimeoutSeconds were over",
+    /// No end of the run was seen when the time to follow it was over.
+    RunStillActive: "The stop was accepted, but no end of the run was seen before followTimeoutSeconds were over",
         "Look at the run in Amperity; a task that has started may run to its end.";
     /// The stop was accepted, but the run cannot be read.
     RunUnreadable: "The stop was accepted, but the run cannot be read, so its end is not known",

@@ -80,7 +80,7 @@ pub enum Decision {
 
 /// Chooses the next step.
 pub fn decide(resource: &WorkflowRunStop, now: Timestamp, seen: &Seen, rules: &Rules) -> Decision {
-    if resource.is_finished() || resource.metadata.deletion_timestamp.is_some() {
+    if is_left_alone(resource) {
         return Decision::Nothing;
     }
     let unwritten = WorkflowRunStopStatus::default();
@@ -116,6 +116,10 @@ pub fn decide(resource: &WorkflowRunStop, now: Timestamp, seen: &Seen, rules: &R
         Some(ahead) => Decision::Wait(ahead),
         None => Decision::Stop(deadline),
     }
+}
+
+fn is_left_alone(resource: &WorkflowRunStop) -> bool {
+    resource.is_finished() || resource.metadata.deletion_timestamp.is_some()
 }
 
 /// What follows after acceptance, with so much time left to follow the run.
@@ -163,7 +167,7 @@ pub fn at_the_latest(resource: &WorkflowRunStop, now: Timestamp) -> Option<Durat
     let request = resource.status.as_ref().and_then(|status| status.stop_request.as_ref());
     let accepted = request.and_then(|request| request.accepted_time.as_ref());
     let end = match accepted {
-        _ if resource.is_finished() || resource.claim().is_some() => None,
+        _ if is_left_alone(resource) || resource.claim().is_some() => None,
         Some(accepted) => Some(follow_end(resource, accepted)),
         None if resource.spec.suspend => None,
         None => deadline(resource),

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 
 use crate::amperity::{Amperity, budget::Budget, credentials::Wallet, endpoint::Endpoints};
 use crate::clock::Clock;
-use crate::stop::{decide::Rules, ledger::Ledger, outcome::Moment};
+use crate::stop::{decide::Rules, draft::Moment, ledger::Ledger};
 
 /// What a replica needs to work on resources.
 pub struct House {

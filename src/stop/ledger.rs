@@ -21,7 +21,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::amperity::Fence;
+use crate::amperity::http::Fence;
 use crate::clock::Clock;
 use crate::resource::{Claim, WorkflowRunStop, WorkflowRunStopStatus};
 use crate::stop::decide::CLAIM_VALIDITY;
@@ -32,9 +32,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// A Secret that was read so recently is not read again: a thousand stops with one Secret read it once.
 const SECRET_FRESH: Duration = Duration::from_secs(1);
 
-/// How many requests that can wait are under way at once: ten thousand resources that all want to say
-/// that they wait must not open ten thousand connections.
-const PATIENT_REQUESTS: usize = 32;
+/// How many requests of one kind that can wait are under way at once: ten thousand resources that all want
+/// to say that they wait must not open ten thousand connections.
+const AT_ONCE: usize = 32;
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const MAX_RETRY: Duration = Duration::from_secs(5);
@@ -114,19 +114,23 @@ pub struct Ledger {
     holder: Arc<str>,
     clock: Clock,
     secrets: Arc<Mutex<HashMap<(String, String), SecretSlot>>>,
-    /// What can wait shares these; claims and records never queue behind it.
-    patient: Arc<Semaphore>,
+    /// Who only says that it waits shares these; claims and outcomes never queue behind it.
+    announcements: Arc<Semaphore>,
+    /// Who reads a Secret shares these.
+    secret_reads: Arc<Semaphore>,
 }
 
 impl Ledger {
     /// A ledger that claims in the name of `holder`.
     pub fn new(client: Client, holder: &str, clock: Clock) -> Self {
+        let semaphore = || Arc::new(Semaphore::new(AT_ONCE));
         Self {
             client,
             holder: holder.into(),
             clock,
             secrets: Arc::default(),
-            patient: Arc::new(Semaphore::new(PATIENT_REQUESTS)),
+            announcements: semaphore(),
+            secret_reads: semaphore(),
         }
     }
 
@@ -160,7 +164,7 @@ impl Ledger {
             return Ok(content.clone());
         }
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
-        let _permit = self.permit().await;
+        let _permit = permit(&self.secret_reads).await;
         let read = Instant::now();
         let secret = within(secrets.get_opt(name)).await?;
         let content = secret.map(|secret| SecretContent {
@@ -186,13 +190,16 @@ impl Ledger {
         let claim = Claim { id: id.clone(), holder: self.holder.to_string(), time: Time(from_wall), ended: None };
         let until = start + CLAIM_VALIDITY;
         let claimed = |resource| Claimed { resource, id: id.clone(), until, from_wall, clock: self.clock.clone() };
+        let ours = |stored: &WorkflowRunStop| stored.claim().is_some_and(|stored| stored.id == id);
         match self.write(resource, status(claim)).await {
             Ok(Written::Stored(stored)) => Ok(Ok(claimed(*stored))),
+            // A proxy on the way repeated the patch, and the second one was refused.
+            Ok(Written::Changed(stored)) if ours(&stored) => Ok(Ok(claimed(*stored))),
             Ok(written) => Ok(Err(written)),
             Err(LedgerError::Invalid(why)) => Err(LedgerError::Invalid(why)),
             // The answer was lost: only what is stored tells.
             Err(error) => match self.read(resource).await? {
-                Some(stored) if stored.claim().is_some_and(|stored| stored.id == id) => Ok(Ok(claimed(stored))),
+                Some(stored) if ours(&stored) => Ok(Ok(claimed(stored))),
                 Some(_) | None => Err(error),
             },
         }
@@ -245,12 +252,29 @@ impl Ledger {
         if resource.status.as_ref() == Some(&status) {
             return Ok(Written::Same);
         }
-        let _permit = self.permit().await;
-        self.write(resource, status).await
+        match self.write(resource, status.clone()).await {
+            // What the run carries along is not worth the rest.
+            Err(LedgerError::Invalid(_)) if status.task_instances.is_some() => {
+                self.write(resource, status.bare()).await
+            }
+            written => written,
+        }
     }
 
-    async fn permit(&self) -> SemaphorePermit<'_> {
-        self.patient.acquire().await.expect("this semaphore is never closed")
+    /// Writes a status that only says what is waited for, when few others do.
+    ///
+    /// # Errors
+    /// As for an update.
+    pub async fn announce(
+        &self,
+        resource: &WorkflowRunStop,
+        status: WorkflowRunStopStatus,
+    ) -> Result<Written, LedgerError> {
+        if resource.status.as_ref() == Some(&status) {
+            return Ok(Written::Same);
+        }
+        let _permit = permit(&self.announcements).await;
+        self.write(resource, status).await
     }
 
     async fn write(&self, resource: &WorkflowRunStop, status: WorkflowRunStopStatus) -> Result<Written, LedgerError> {
@@ -285,6 +309,10 @@ impl Ledger {
     fn api(&self, resource: &WorkflowRunStop) -> Api<WorkflowRunStop> {
         Api::namespaced(self.client.clone(), resource.namespace())
     }
+}
+
+async fn permit(semaphore: &Semaphore) -> SemaphorePermit<'_> {
+    semaphore.acquire().await.expect("these semaphores are never closed")
 }
 
 /// True where the API server answered that it does not write this: a test of the patch failed, the

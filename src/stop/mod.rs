@@ -3,6 +3,7 @@
 
 pub mod backoff;
 pub mod decide;
+pub mod draft;
 pub mod house;
 pub mod ledger;
 pub mod outcome;
@@ -17,6 +18,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::amperity::{
     answer::{ReadAnswer, ReadFailure, StopAnswer},
     budget::Purpose,
+    credentials::Refusal,
 };
 use crate::resource::{WorkflowRunStop, WorkflowRunStopStatus, conditions::Reason};
 use crate::run::Phase;
@@ -115,7 +117,8 @@ impl House {
             ReadAnswer::Unreadable(_) => {}
         }
         let failures = subject.memory.failures;
-        let status = outcome::confirmed(&subject.resource, &answer, active, failures, self.moment());
+        let moment = self.moment();
+        let status = |resource: &_| outcome::confirmed(resource, &answer, active, failures, moment);
         self.write(subject, status, Did::Read).await
     }
 
@@ -130,8 +133,8 @@ impl House {
         subject.memory.next_look = Some(Instant::now() + next_look(subject.memory.looks, jitter()));
         match answer {
             Ok(answer) => {
-                let status = outcome::followed(&subject.resource, &answer, self.moment());
-                self.write(subject, status, Did::Read).await
+                let moment = self.moment();
+                self.write(subject, |resource| outcome::followed(resource, &answer, moment), Did::Read).await
             }
             Err(unprepared) => self.unprepared(subject, unprepared).await,
         }
@@ -141,9 +144,9 @@ impl House {
         let Prepared { endpoint, pass, slot } = self.prepare(subject, Purpose::Read).await?;
         let answer = self.amperity.read(&endpoint, &subject.resource.spec.run_id, &pass.token, slot).await;
         match &answer {
-            ReadAnswer::Run(_) => self.took(&pass),
+            ReadAnswer::Run(_) => self.may_read(&pass),
             ReadAnswer::Failed(ReadFailure::Unauthorized(said)) => {
-                self.refused(&pass, false, &said.detail());
+                self.refused(&pass, Refusal::Unauthorized, &said.detail());
             }
             ReadAnswer::Failed(_) | ReadAnswer::Unreadable(_) => {}
         }
@@ -170,7 +173,7 @@ impl House {
     /// Writes what is waited for, where it is new.
     async fn tell(&self, subject: &mut Subject, reason: Reason, detail: &str, next: Next) -> Done {
         let status = outcome::waiting(&subject.resource, reason, detail, self.moment());
-        match self.ledger.update(&subject.resource, status).await? {
+        match self.ledger.announce(&subject.resource, status).await? {
             Written::Same => Ok((Did::Looked, next)),
             Written::Stored(stored) => {
                 subject.resource = *stored;
@@ -181,13 +184,26 @@ impl House {
     }
 
     async fn finish(&self, subject: &mut Subject, ending: Ending) -> Done {
-        let status = outcome::finished(&subject.resource, ending, self.moment());
-        self.write(subject, status, Did::Told).await
+        let moment = self.moment();
+        self.write(subject, |resource| outcome::finished(resource, ending, moment), Did::Told).await
     }
 
-    async fn write(&self, subject: &mut Subject, status: WorkflowRunStopStatus, did: Did) -> Done {
-        let status = self.with_end(&subject.resource, status);
-        let written = self.ledger.update(&subject.resource, status).await?;
+    /// Writes what was learned. A resource that changed in between in nothing that this builds on is
+    /// no reason to forget it.
+    async fn write(
+        &self,
+        subject: &mut Subject,
+        status: impl Fn(&WorkflowRunStop) -> WorkflowRunStopStatus,
+        did: Did,
+    ) -> Done {
+        let written = loop {
+            let known = subject.known();
+            let status = self.with_end(&subject.resource, status(&subject.resource));
+            match self.ledger.update(&subject.resource, status).await? {
+                Written::Changed(now) if !known.is_outdated_by(&now) => subject.resource = *now,
+                written @ (Written::Stored(_) | Written::Same | Written::Changed(_) | Written::Gone) => break written,
+            }
+        };
         let stored = matches!(written, Written::Stored(_));
         let next = subject.take(written);
         let did = match (stored, subject.resource.is_finished()) {

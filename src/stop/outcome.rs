@@ -3,181 +3,13 @@
 
 use std::time::Duration;
 
-use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-
-use crate::amperity::answer::{ReadAnswer, ReadFailure, Said, StopAnswer};
+use crate::amperity::answer::{ReadAnswer, ReadFailure, StopAnswer};
 use crate::resource::conditions::{self, ConditionType, Reason, Truth};
-use crate::resource::{Claim, ClaimEnded, StopRequest, UnclearAnswer, WorkflowRunStop, WorkflowRunStopStatus};
-use crate::run::{Phase, Run, fit_tasks};
+use crate::resource::{Claim, StopRequest, UnclearAnswer, WorkflowRunStop, WorkflowRunStopStatus};
+use crate::run::Phase;
 use crate::stop::backoff::{MAX_CREDENTIALS_DELAY, MAX_DELAY, delay};
 use crate::stop::decide::{ActiveRead, Ending};
-
-/// When an outcome came, and the dice for what follows.
-#[derive(Clone, Copy, Debug)]
-pub struct Moment {
-    /// The date.
-    pub now: Timestamp,
-    /// From 0 up to 1.
-    pub jitter: f64,
-    /// How long a request without an answer may go on working at the API's side.
-    pub settle_time: Duration,
-}
-
-/// A new status in the making.
-struct Draft {
-    status: WorkflowRunStopStatus,
-    generation: Option<i64>,
-    moment: Moment,
-}
-
-impl Draft {
-    fn of(resource: &WorkflowRunStop, moment: Moment) -> Self {
-        let mut status = resource.status.clone().unwrap_or_default();
-        let generation = resource.metadata.generation;
-        status.observed_generation = generation;
-        Self { status, generation, moment }
-    }
-
-    fn now(&self) -> Time {
-        Time(rounded(self.moment.now, RoundMode::Trunc))
-    }
-
-    fn request(&mut self) -> &mut StopRequest {
-        self.status.stop_request.get_or_insert_default()
-    }
-
-    /// Not before then: a written time has whole seconds, so it is rounded up.
-    fn next_attempt_in(&mut self, wait: Duration) {
-        if wait.is_zero() {
-            self.request().next_attempt_time = None;
-            return;
-        }
-        let at = self.moment.now.saturating_add(wait).unwrap_or(Timestamp::MAX);
-        self.request().next_attempt_time = Some(Time(rounded(at, RoundMode::Ceil)));
-    }
-
-    fn backoff(&mut self, max: Duration) -> Duration {
-        let attempts = u32::try_from(self.request().attempts).unwrap_or_default();
-        delay(attempts, max, self.moment.jitter)
-    }
-
-    fn set(&mut self, kind: ConditionType, truth: Truth, (reason, detail): (Reason, &str)) {
-        let new = conditions::condition(kind, truth, (reason, reason.message(detail)), self.generation, &self.now());
-        conditions::set(&mut self.status.conditions, new);
-    }
-
-    /// Work goes on: `Unknown` in progress, `False` while it fails.
-    fn going_on(mut self, ready: Truth, why: (Reason, &str)) -> WorkflowRunStopStatus {
-        self.set(ConditionType::Ready, ready, why);
-        self.set(ConditionType::Reconciling, Truth::True, why);
-        self.not_sent_by_default(why);
-        self.run_ended(why.0);
-        self.status
-    }
-
-    fn finished(mut self, well: bool, why: (Reason, &str)) -> WorkflowRunStopStatus {
-        self.set(ConditionType::Ready, if well { Truth::True } else { Truth::False }, why);
-        if !well {
-            self.set(ConditionType::Stalled, Truth::True, why);
-        }
-        self.not_sent_by_default(why);
-        conditions::remove(&mut self.status.conditions, ConditionType::Reconciling);
-        self.run_ended(why.0);
-        if let Some(request) = &mut self.status.stop_request {
-            request.next_attempt_time = None;
-        }
-        self.status.completion_time = Some(self.now());
-        self.status
-    }
-
-    fn not_sent_by_default(&mut self, why: (Reason, &str)) {
-        if conditions::find(&self.status.conditions, ConditionType::StopAccepted).is_none() {
-            self.set(ConditionType::StopAccepted, Truth::False, why);
-        }
-    }
-
-    fn run_ended(&mut self, reason: Reason) {
-        let state = self.status.state.clone();
-        let (truth, reason) = match state.as_deref().map(Phase::of) {
-            None => (Truth::Unknown, reason),
-            Some(Phase::Stopped) => (Truth::True, Reason::RunStopped),
-            Some(Phase::EndedOtherwise) => (Truth::True, Reason::RunEndedOtherwise),
-            Some(Phase::Active | Phase::Stopping) => (Truth::False, reason),
-        };
-        self.set(ConditionType::RunEnded, truth, (reason, &state_detail(state.as_deref())));
-    }
-
-    /// Takes over what an answer says of the run. What it does not speak of stays as it was.
-    fn observe(&mut self, run: Run) {
-        let Run { id: _, state, error, tasks, details } = run;
-        self.status.state = Some(state);
-        self.status.error = error;
-        self.status.run = Some(details);
-        if let Some(tasks) = tasks {
-            let (kept, omitted) = fit_tasks(tasks);
-            self.status.task_instances = Some(kept);
-            self.status.task_instances_omitted = i32::try_from(omitted).ok().filter(|omitted| *omitted != 0);
-        }
-    }
-
-    fn said(&mut self, said: &Said) {
-        let Said { status, message, request_id } = said.clone();
-        let request = self.request();
-        request.http_status = Some(i32::from(status));
-        request.message = message;
-        request.request_id = request_id;
-    }
-
-    fn accepted(mut self, reason: Reason) -> WorkflowRunStopStatus {
-        let now = self.now();
-        let request = self.request();
-        request.claim = None;
-        request.next_attempt_time = None;
-        request.accepted_time = Some(now);
-        self.set(ConditionType::StopAccepted, Truth::True, (reason, ""));
-        let detail = state_detail(self.status.state.as_deref());
-        self.going_on(Truth::Unknown, (Reason::FollowingRun, &detail))
-    }
-
-    /// Surely without effect: the claim is dropped and the request is made again later.
-    fn refused(mut self, wait: Duration, why: (Reason, &str)) -> WorkflowRunStopStatus {
-        self.request().claim = None;
-        self.next_attempt_in(wait);
-        self.set(ConditionType::StopAccepted, Truth::False, why);
-        self.going_on(Truth::False, why)
-    }
-
-    fn rejected(mut self, why: (Reason, &str)) -> WorkflowRunStopStatus {
-        self.request().claim = None;
-        self.set(ConditionType::StopAccepted, Truth::False, why);
-        self.finished(false, why)
-    }
-
-    /// The outcome is open: the claim stays, and reading the run is what comes next.
-    fn unclear(mut self, answer: UnclearAnswer, ready: Truth, why: (Reason, &str)) -> WorkflowRunStopStatus {
-        let ended = ClaimEnded { time: self.now(), answer };
-        if let Some(claim) = &mut self.request().claim {
-            claim.ended = Some(ended);
-        }
-        match answer {
-            UnclearAnswer::Conflict => self.request().next_attempt_time = None,
-            UnclearAnswer::NoAnswer | UnclearAnswer::ServerError | UnclearAnswer::NotOurRun => {
-                self.next_attempt_in(self.moment.settle_time);
-            }
-        }
-        self.set(ConditionType::StopAccepted, Truth::Unknown, why);
-        self.going_on(ready, why)
-    }
-}
-
-fn rounded(at: Timestamp, mode: RoundMode) -> Timestamp {
-    at.round(TimestampRound::new().smallest(Unit::Second).mode(mode)).unwrap_or(at)
-}
-
-fn state_detail(state: Option<&str>) -> String {
-    state.map(|state| format!("its state is {state}")).unwrap_or_default()
-}
+use crate::stop::draft::{Draft, Moment, state_detail};
 
 /// The status with a claim: the request is about to be sent.
 pub fn claimed(resource: &WorkflowRunStop, claim: Claim, url: String, moment: Moment) -> WorkflowRunStopStatus {
@@ -234,6 +66,9 @@ pub fn stop_answered(
         StopAnswer::Accepted(run, _) => {
             if let Some(run) = run {
                 draft.request().answered_state = Some(run.state.clone());
+                // Tasks that were read before the stop are not those of its end.
+                draft.status.task_instances = None;
+                draft.status.task_instances_omitted = None;
                 draft.observe((**run).clone());
             }
             draft.accepted(Reason::StopAccepted)
@@ -256,9 +91,13 @@ pub fn stop_answered(
             draft.refused(wait, (Reason::Unreachable, &detail))
         }
         StopAnswer::TooLate => {
+            let why =
+                (Reason::StopRequested, "it could not be written before its claim was too old, and is made again");
             draft.request().claim = None;
-            draft.set(ConditionType::StopAccepted, Truth::False, (Reason::StopRequested, ""));
-            draft.going_on(Truth::Unknown, (Reason::StopRequested, ""))
+            let wait = draft.backoff(MAX_DELAY);
+            draft.next_attempt_in(wait);
+            draft.set(ConditionType::StopAccepted, Truth::False, why);
+            draft.going_on(Truth::Unknown, why)
         }
         StopAnswer::Conflict(_) => draft.unclear(UnclearAnswer::Conflict, Truth::False, (Reason::Conflict, &detail)),
         StopAnswer::ServerError(_) => {

@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout};
 use crate::amperity::{
     answer::{StopAnswer, TokenAnswer},
     budget::{Purpose, Slot},
-    credentials::{Admitted, Client, Credentials, CredentialsKey, Token},
+    credentials::{Admitted, Client, Credentials, CredentialsKey, Refusal, Token},
     endpoint::Endpoint,
 };
 use crate::resource::{WorkflowRunStop, conditions::Reason};
@@ -117,7 +117,7 @@ impl House {
                 biased;
                 // The turn does not wait for the writing: others stand behind it.
                 slot = turn.as_mut() => slot,
-                written = self.ledger.update(&subject.resource, status) => match written? {
+                written = self.ledger.announce(&subject.resource, status) => match written? {
                     Written::Stored(stored) => {
                         subject.resource = *stored;
                         turn.await
@@ -151,10 +151,10 @@ impl House {
         let credentials =
             Credentials::parse(&secret.data).map_err(|error| missing(format!("the Secret {name}: {error}")))?;
         let key = CredentialsKey { secret: secret.version, budget: endpoint.budget_key() };
-        let admitted = self.wallet.admit(&key).map_err(|resting| {
-            let reason = if resting.forbidden { Reason::Forbidden } else { Reason::Unauthorized };
-            denied(reason, resting.detail, Again::At(resting.until))
-        })?;
+        let admitted = self
+            .wallet
+            .admit(&key)
+            .map_err(|resting| denied(reason_of(resting.refusal), resting.detail, Again::At(resting.until)))?;
         match credentials {
             Credentials::Static(token) => Ok(Pass { token, key, admitted, origin: Origin::Secret }),
             Credentials::Client(client) => self.fetched(resource, endpoint, &client, key, admitted).await,
@@ -173,6 +173,9 @@ impl House {
         if let Some(token) = self.wallet.token(&key) {
             return Ok(Pass { token, key, admitted, origin: Origin::Kept });
         }
+        if self.wallet.was_refused_since(&key, admitted) {
+            return Err(Unprepared::Changed);
+        }
         let url = match &client.token_url {
             None => endpoint.default_token_url(),
             Some(url) => self.endpoints.token_url(url, endpoint).map_err(|error| {
@@ -181,21 +184,20 @@ impl House {
             })?,
         };
         let slot = self.budget.acquire(&endpoint.budget_key(), Purpose::Token, resource.created()).await;
-        let failed = |reason, why: String| denied(reason, format!("the token request: {why}"), Again::Backoff);
-        match self.amperity.token(url, endpoint, client, slot).await {
+        let (refusal, why) = match self.amperity.token(url, endpoint, client, slot).await {
             TokenAnswer::Token(token, valid) => {
                 self.wallet.keep(key.clone(), token.clone(), valid);
-                Ok(Pass { token, key, admitted, origin: Origin::Fetched })
+                return Ok(Pass { token, key, admitted, origin: Origin::Fetched });
             }
-            TokenAnswer::Refused(said) => {
-                let detail = format!("the token request: {}", said.detail());
-                self.wallet.refused(&key, admitted, false, &detail);
-                Err(denied(Reason::Unauthorized, detail, Again::Backoff))
-            }
-            TokenAnswer::RateLimited(said) => Err(failed(Reason::RateLimited, said.detail())),
-            TokenAnswer::NotSent(why) => Err(failed(Reason::Unreachable, why)),
-            TokenAnswer::Unavailable(why) => Err(failed(Reason::Unavailable, why)),
-        }
+            TokenAnswer::Refused(said) => (Refusal::Unauthorized, said.detail()),
+            TokenAnswer::RateLimited(said) => (Refusal::RateLimited, said.detail()),
+            TokenAnswer::NotSent(why) => (Refusal::Unreachable, why),
+            TokenAnswer::Unavailable(why) => (Refusal::Unavailable, why),
+        };
+        // All that wait for the same token learn of it at once, instead of asking one after the other.
+        let detail = format!("the token request: {why}");
+        self.wallet.refused(&key, admitted, refusal, &detail);
+        Err(denied(reason_of(refusal), detail, Again::Backoff))
     }
 
     /// True where the Secret and the token are still those of this pass, after a long wait.
@@ -211,10 +213,10 @@ impl House {
     /// to go on where they were refused.
     pub fn judge(&self, pass: &Pass, answer: &StopAnswer) -> Retry {
         match answer {
-            StopAnswer::Unauthorized(said) => return self.refused(pass, false, &said.detail()),
-            StopAnswer::Forbidden(said) => return self.refused(pass, true, &said.detail()),
+            StopAnswer::Unauthorized(said) => return self.refused(pass, Refusal::Unauthorized, &said.detail()),
+            StopAnswer::Forbidden(said) => return self.refused(pass, Refusal::Forbidden, &said.detail()),
             StopAnswer::Accepted(..) | StopAnswer::NotFound(_) | StopAnswer::Conflict(_) | StopAnswer::Rejected(_) => {
-                self.took(pass);
+                self.wallet.accepted(&pass.key);
             }
             StopAnswer::NotOurRun(_)
             | StopAnswer::RateLimited(..)
@@ -227,18 +229,28 @@ impl House {
         Retry::Backoff
     }
 
-    /// Says that the API took these credentials.
-    pub fn took(&self, pass: &Pass) {
-        self.wallet.accepted(&pass.key);
+    /// Says that a run was read with these credentials, which need not be enough to stop it.
+    pub fn may_read(&self, pass: &Pass) {
+        self.wallet.authorized(&pass.key);
     }
 
     /// Says that the API refused these credentials, and how.
-    pub fn refused(&self, pass: &Pass, forbidden: bool, detail: &str) -> Retry {
+    pub fn refused(&self, pass: &Pass, refusal: Refusal, detail: &str) -> Retry {
         self.wallet.forget(&pass.key, &pass.token);
-        if pass.origin == Origin::Kept && !forbidden {
+        if pass.origin == Origin::Kept && refusal == Refusal::Unauthorized {
             return Retry::AtOnce;
         }
-        self.wallet.refused(&pass.key, pass.admitted, forbidden, detail);
+        self.wallet.refused(&pass.key, pass.admitted, refusal, detail);
         Retry::Backoff
+    }
+}
+
+fn reason_of(refusal: Refusal) -> Reason {
+    match refusal {
+        Refusal::Unauthorized => Reason::Unauthorized,
+        Refusal::Forbidden => Reason::Forbidden,
+        Refusal::RateLimited => Reason::RateLimited,
+        Refusal::Unreachable => Reason::Unreachable,
+        Refusal::Unavailable => Reason::Unavailable,
     }
 }

@@ -1,0 +1,197 @@
+//! Owns the way of one request: a connection of its own, the last look before it is written, the answer.
+//! Never repeats a request, follows a redirect, or reads more than a bounded body.
+//!
+//! A request never shares a connection. So the moment when its connection is there is the last one before
+//! it is written: then its turn is waited for, its fence is looked at, and it begins to count in the
+//! budget. A connection that waited in a pool would bring none of that, and may be dead already, which
+//! leaves the outcome of a request unknown.
+
+use std::{
+    error::Error as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use reqwest::{Certificate, RequestBuilder, Response, header::HeaderMap};
+use thiserror::Error;
+use tokio::time::{Instant, timeout_at};
+use tower::{BoxError, timeout::TimeoutLayer, util::AndThenLayer};
+
+use crate::amperity::{answer::Failure, budget::Slot};
+
+/// The largest body that is read, after decompression.
+const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
+
+/// Surely shorter than a claim is valid.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The right to write a request, which ends.
+#[derive(Clone)]
+pub struct Fence {
+    /// By then it is over for sure.
+    pub until: Instant,
+    /// Says in the last instant whether it is still there.
+    pub is_open: Arc<dyn Fn() -> bool + Send + Sync>,
+}
+
+/// What a request needs when its connection is there.
+struct Ticket {
+    slot: Slot,
+    fence: Option<Fence>,
+}
+
+tokio::task_local! {
+    /// The ticket of the request that waits for a connection in this task.
+    static TICKET: Arc<Ticket>;
+}
+
+#[derive(Debug, Error)]
+#[error("the right to send this request was over before it could be written")]
+struct TooLate;
+
+/// Why the client cannot be built.
+#[derive(Debug, Error)]
+pub enum BuildError {
+    /// `SSL_CERT_FILE` cannot be used.
+    #[error("SSL_CERT_FILE names {0}, which is not a readable file of PEM certificates")]
+    Certificates(PathBuf),
+    /// The API version cannot be sent as a header.
+    #[error("the API version {0:?} cannot be sent as a header")]
+    ApiVersion(String),
+    /// The HTTP client refuses its settings.
+    #[error("the HTTP client cannot be built: {}", reason(.0))]
+    Http(reqwest::Error),
+}
+
+/// Builds the HTTP client. It trusts the system's certificates and those of `SSL_CERT_FILE`, and honours
+/// `HTTPS_PROXY` and `NO_PROXY`.
+///
+/// # Errors
+/// Where the certificates cannot be used.
+pub fn client(headers: HeaderMap, timeout: Duration) -> Result<reqwest::Client, BuildError> {
+    reqwest::Client::builder()
+        .user_agent(concat!("workflow-run-stop-operator/", env!("CARGO_PKG_VERSION")))
+        .default_headers(headers)
+        .redirect(reqwest::redirect::Policy::none())
+        .referer(false)
+        .retry(reqwest::retry::never())
+        .http1_only()
+        .pool_max_idle_per_host(0)
+        .timeout(timeout)
+        .connector_layer(TimeoutLayer::new(CONNECT_TIMEOUT.min(timeout / 2)))
+        .connector_layer(AndThenLayer::new(admitted))
+        .tls_certs_merge(extra_certificates()?)
+        .build()
+        .map_err(BuildError::Http)
+}
+
+/// Lets a request go on, now that its connection is there, when its turn has come and its fence is open.
+async fn admitted<C>(connection: C) -> Result<C, BoxError> {
+    let Ok(ticket) = TICKET.try_with(Arc::clone) else {
+        return Err("a request without a ticket waits for this connection".into());
+    };
+    match &ticket.fence {
+        None => ticket.slot.turn().await,
+        Some(fence) => {
+            let turn = timeout_at(fence.until, ticket.slot.turn()).await;
+            if turn.is_err() || !(fence.is_open)() {
+                return Err(Box::new(TooLate));
+            }
+        }
+    }
+    ticket.slot.send();
+    Ok(connection)
+}
+
+/// Sends a request, when its connection is there and if the fence allows it then. `limited` tells of an
+/// answer that is a 429, and for how long; the budget learns of it before the body is read, which may
+/// take its time.
+///
+/// # Errors
+/// Where no answer came.
+pub async fn send(
+    request: RequestBuilder,
+    slot: Slot,
+    fence: Option<Fence>,
+    limited: impl FnOnce(&Response) -> Option<Option<Duration>>,
+) -> Result<Response, Failure> {
+    // A 429 that came in since the slot was granted is no time to connect.
+    match &fence {
+        None => slot.reopened().await,
+        Some(fence) => timeout_at(fence.until, slot.reopened()).await.map_err(|_| Failure::TooLate)?,
+    }
+    let ticket = Arc::new(Ticket { slot, fence });
+    match TICKET.scope(ticket.clone(), request.send()).await {
+        Ok(response) => {
+            match limited(&response) {
+                Some(retry_after) => ticket.slot.rate_limited(retry_after),
+                None => ticket.slot.answered(),
+            }
+            Ok(response)
+        }
+        Err(error) => Err(failure(&error, ticket.slot.is_sent())),
+    }
+}
+
+/// Reads the body of an answer.
+///
+/// # Errors
+/// Where it does not come whole, or is too large.
+pub async fn body(mut response: Response) -> Result<Vec<u8>, Failure> {
+    let mut body = vec![];
+    while let Some(chunk) = response.chunk().await.map_err(|error| failure(&error, true))? {
+        if MAX_BODY_BYTES < body.len() + chunk.len() {
+            return Err(Failure::NoAnswer(format!("the answer is larger than {MAX_BODY_BYTES} bytes")));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+fn failure(error: &reqwest::Error, sent: bool) -> Failure {
+    let mut source = error.source();
+    while let Some(cause) = source {
+        if cause.is::<TooLate>() {
+            return Failure::TooLate;
+        }
+        source = cause.source();
+    }
+    match (sent, error.is_timeout()) {
+        (false, true) => Failure::NotSent("no connection within the connect timeout".to_owned()),
+        (false, false) => Failure::NotSent(reason(error)),
+        (true, true) => Failure::NoAnswer("no answer within the request timeout".to_owned()),
+        (true, false) => Failure::NoAnswer(reason(error)),
+    }
+}
+
+/// The innermost cause: the others repeat the URL or say little.
+fn reason(error: &reqwest::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
+}
+
+/// Where the common distributions keep the system's certificates in one file.
+const SYSTEM_BUNDLES: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
+/// The certificates to trust beside those that the TLS library finds by itself. It finds the system's,
+/// or only those of `SSL_CERT_FILE` where that is set: then the system's are added here.
+fn extra_certificates() -> Result<Vec<Certificate>, BuildError> {
+    let Some(file) = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from) else { return Ok(vec![]) };
+    let named = certificates(&file).ok_or(BuildError::Certificates(file))?;
+    let system = SYSTEM_BUNDLES.iter().find_map(|bundle| certificates(Path::new(bundle)));
+    Ok(system.into_iter().flatten().chain(named).collect())
+}
+
+fn certificates(bundle: &Path) -> Option<Vec<Certificate>> {
+    let certificates = Certificate::from_pem_bundle(&std::fs::read(bundle).ok()?).ok()?;
+    (!certificates.is_empty()).then_some(certificates)
+}
