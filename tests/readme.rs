@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use clap::CommandFactory;
-use workflow_run_stop_operator::{config::Cli, resource::conditions::Reason};
+use workflow_run_stop_operator::{config::Cli, operator::report::Metrics, resource::conditions::Reason};
 
 const README: &str = include_str!("../README.md");
 
@@ -29,4 +29,21 @@ fn every_flag_has_a_row_with_its_default_and_none_has_a_row_too_many() {
         assert_eq!(variable, name.to_uppercase().replace('-', "_"));
     }
     assert_eq!(README.matches("\n| `--").count(), flags.len());
+}
+
+#[test]
+fn every_metric_has_a_row_and_none_has_a_row_too_many() {
+    let text = Metrics::default().text();
+    let kinds = text.lines().filter_map(|line| line.strip_prefix("# TYPE workflow_run_stop_operator_"));
+    let names = kinds.map(|kind| match kind.split_once(' ').unwrap() {
+        (name, "counter") => format!("{name}_total"),
+        (name, "info") => format!("{name}_info"),
+        (name, _) => name.to_owned(),
+    });
+    let names: Vec<_> = names.collect();
+    let table = README.split("## Metrics").nth(1).unwrap().split("\n## ").next().unwrap();
+    for name in &names {
+        assert!(table.contains(&format!("\n| `{name}` | ")), "{name} has no row");
+    }
+    assert_eq!(table.matches("\n| `").count(), names.len());
 }

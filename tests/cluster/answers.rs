@@ -632,10 +632,10 @@ async fn a_409_for_a_run_that_cannot_be_read_is_a_rejection() {
         assert_eq!(
             told(&stop),
             [
-                "Ready: False Conflict",
-                "Stalled: True Conflict",
-                "StopAccepted: False Conflict",
-                "RunEnded: Unknown Conflict"
+                "Ready: False Rejected",
+                "Stalled: True Rejected",
+                "StopAccepted: False Rejected",
+                "RunEnded: Unknown Rejected"
             ]
         );
         assert_eq!(bench.place.sent(run), (1, 0, 1));

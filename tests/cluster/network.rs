@@ -173,8 +173,8 @@ async fn a_token_is_asked_for_as_documented_and_once_for_many_stops() {
 async fn a_token_is_renewed_before_it_expires() {
     let place = Place::new().await;
     place.put_secret("amperity", &[("clientId", "good-client"), ("clientSecret", "good-secret")]).await;
-    // It is renewed a minute before its end, and the run is read two seconds after the stop.
-    place.amperity.set_expires_in(61);
+    // It is renewed when nine tenths of its time are over, and the run is read two seconds after the stop.
+    place.amperity.set_expires_in(2);
     place.amperity.add_run(TENANT, Run::new("wf-1").stops_in(Duration::from_secs(1)));
     let _operator = place.operator().await;
     place.apply(a_stop("wf-1")).await;
