@@ -256,6 +256,23 @@ pub fn token_answer<T>(result: Result<(Reply, Option<(T, Duration)>), Failure>) 
 }
 
 impl StopAnswer {
+    /// Every class.
+    pub const CLASSES: [&str; 13] = [
+        "accepted",
+        "not_our_run",
+        "rate_limited",
+        "unauthorized",
+        "forbidden",
+        "not_found",
+        "conflict",
+        "rejected",
+        "redirected",
+        "server_error",
+        "not_sent",
+        "too_late",
+        "no_answer",
+    ];
+
     /// The answer's class, as it stands in logs and metrics.
     pub fn class(&self) -> &'static str {
         match self {
@@ -309,6 +326,7 @@ mod tests {
             (999, None, "server_error"),
         ] {
             assert_eq!(stop_answer(reply(status, id), "wf-1").class(), class, "{status} {id:?}");
+            assert!(StopAnswer::CLASSES.contains(&class));
         }
         assert_eq!(stop_answer(Err(Failure::NotSent(String::new())), "wf-1").class(), "not_sent");
         assert_eq!(stop_answer(Err(Failure::TooLate), "wf-1").class(), "too_late");

@@ -9,6 +9,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use crate::amperity::answer::StopAnswer;
 use crate::resource::{
     WorkflowRunStop,
     conditions::{self, ConditionType},
@@ -49,6 +50,10 @@ impl Default for Metrics {
             "Claimed stop requests by the class of their answer",
             metrics.answers.clone(),
         );
+        // A counter that is there from the start shows its first event.
+        for answer in StopAnswer::CLASSES {
+            metrics.answers.get_or_create(&Answer { answer });
+        }
         registry.register("finished", "Resources whose end this replica wrote", metrics.finished.clone());
         registry.register("api_server_failures", "Steps that failed at the API server", metrics.failures.clone());
         registry.register("panics", "Panics caught while handling one resource", metrics.panics.clone());
@@ -81,7 +86,7 @@ impl Metrics {
     pub fn step(&self, resource: &WorkflowRunStop, report: &Report) {
         let (step, answer) = match &report.did {
             Did::Looked => return,
-            Did::Stopped(class) => {
+            Did::Stopped { class, .. } => {
                 self.answers.get_or_create(&Answer { answer: class }).inc();
                 ("stop", Some(*class))
             }
@@ -96,7 +101,7 @@ impl Metrics {
                 return;
             }
         };
-        if resource.is_finished() {
+        if matches!(report.did, Did::Finished | Did::Stopped { finished: true, .. }) {
             self.finished.inc();
         }
         let status = resource.status.as_ref();

@@ -96,8 +96,10 @@ impl House {
         let goes_on = matches!(&answer, StopAnswer::Accepted(Some(run), _) if !Phase::of(&run.state).has_ended());
         let first_look = goes_on.then(|| Instant::now() + next_look(0, jitter()));
         subject.memory = Memory { next_look: first_look, ..Memory::default() };
+        let stored = matches!(written, Written::Stored(_));
         let next = subject.take(written);
-        Ok((Did::Stopped(answer.class()), next))
+        let finished = stored && subject.resource.is_finished();
+        Ok((Did::Stopped { class: answer.class(), finished }, next))
     }
 
     /// Reads the run to learn what became of a request.

@@ -45,7 +45,12 @@ pub enum Did {
     /// Nothing but to look.
     Looked,
     /// A stop request was sent (or not, as its class tells) and answered, and the outcome is recorded.
-    Stopped(&'static str),
+    Stopped {
+        /// The class of the answer.
+        class: &'static str,
+        /// Whether the end was written along with it.
+        finished: bool,
+    },
     /// The run was read.
     Read,
     /// The status tells something new.
