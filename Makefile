@@ -19,12 +19,13 @@ demo: tools control-plane ## Shows the operator at work; KEEP=1 leaves everythin
 	@[ -d "$${CARGO_TARGET_DIR:-target}/debug" ] || echo 'cargo: building the operator and the demo, once: about 3 minutes on 2 cores' >&2
 	@demo=$$($(call program,demo)) && [ -n "$$demo" ] && exec "$$demo" $(if $(filter-out 0,$(KEEP)),--keep)
 
+# The tests mostly wait, so that many fit on one core.
 test: tools control-plane ## Runs all tests, also against a real API server
 	@[ -d "$${CARGO_TARGET_DIR:-target}/debug" ] || echo 'cargo: building the operator and its tests, once: about 4 minutes on 2 cores' >&2
-	cargo test --workspace --locked
+	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-12} cargo test --workspace --locked
 
 bench: tools control-plane ## Measures latency, pace and memory
-	cargo bench --locked
+	cargo bench --locked --bench operator
 
 build: ## Builds the operator for use: target/release/workflow-run-stop-operator
 	cargo build --release --locked

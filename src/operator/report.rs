@@ -52,7 +52,7 @@ impl Default for Metrics {
         );
         // A counter that is there from the start shows its first event.
         for answer in StopAnswer::CLASSES {
-            metrics.answers.get_or_create(&Answer { answer });
+            drop(metrics.answers.get_or_create(&Answer { answer }));
         }
         registry.register("finished", "Resources whose end this replica wrote", metrics.finished.clone());
         registry.register("api_server_failures", "Steps that failed at the API server", metrics.failures.clone());

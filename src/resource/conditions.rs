@@ -97,7 +97,7 @@ reasons! {
     /// The run is stopped.
     RunStopped: "The run is stopped", "";
     /// The run ended, but not by the stop.
-    RunEndedOtherwise: "The run ended by itself before a stop took effect", "";
+    RunEndedOtherwise: "The run ended in another way than by being stopped", "";
     /// No end of the run was seen when the time to follow it was over.
     RunStillActive: "The stop was accepted, but no end of the run was seen before followTimeoutSeconds were over",
         "Look at the run in Amperity; a task that has started may run to its end.";
@@ -108,21 +108,21 @@ reasons! {
     CredentialsMissing: "The credentials cannot be used",
         "Create the Secret in the namespace of this resource with the key token, or with clientId and clientSecret; it is looked up again by itself.";
     /// 401.
-    Unauthorized: "Amperity refused the credentials or the API version (HTTP 401)",
+    Unauthorized: "Amperity refused the credentials or the API version",
         "Put a valid token, or clientId and clientSecret, into the Secret, and check that it belongs to this tenant and that the operator's API version is a valid one; it is tried again by itself.";
     /// 403.
-    Forbidden: "The credentials lack the right to stop or read this run (HTTP 403)",
+    Forbidden: "The credentials lack the right to stop this run",
         "Use a key with the right to run workflow actions in this tenant; it is tried again by itself.";
     /// 404.
-    RunNotFound: "Amperity does not know this run in this tenant (HTTP 404)",
+    RunNotFound: "Amperity does not know this run in this tenant",
         "Check runId, tenant and base URL, then create a new WorkflowRunStop.";
     /// Another 4xx.
     Rejected: "Amperity rejected the stop", "Check runId, tenant and the operator's API version, then create a new WorkflowRunStop.";
     /// 409, and the run is still active.
-    Conflict: "Amperity answered that the run cannot be stopped in its present state (HTTP 409)",
+    Conflict: "Amperity answered that the run cannot be stopped in its present state",
         "It is tried again by itself; set stopDeadlineSeconds to bound that.";
     /// 429.
-    RateLimited: "Amperity's rate limit for the tenant is used up (HTTP 429)",
+    RateLimited: "Amperity's rate limit for the tenant is used up",
         "It is tried again by itself; other clients of the tenant share the limit.";
     /// 5xx, or a request that had no effect.
     Unavailable: "Amperity is unavailable or did not carry out the request", "It is tried again by itself as soon as that is safe.";
