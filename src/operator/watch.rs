@@ -164,14 +164,14 @@ async fn tend(house: Arc<House>, metrics: Metrics, stop: CancellationToken, mut 
         let known = subject.known();
         let stepped = {
             let interrupt = pin!(interrupted(&mut inbox, &known, &stop));
-            AssertUnwindSafe(step(&house, &mut subject, interrupt)).catch_unwind().await
+            caught(step(&house, &mut subject, interrupt)).await
         };
         let next = match stepped {
-            Ok(report) => {
+            Some(report) => {
                 metrics.step(&subject.resource, &report);
                 report.next
             }
-            Err(_) => {
+            None => {
                 metrics.panic(&subject.resource, REST_AFTER_PANIC);
                 Next::At(Instant::now() + REST_AFTER_PANIC)
             }
@@ -189,6 +189,11 @@ async fn tend(house: Arc<House>, metrics: Metrics, stop: CancellationToken, mut 
     }
 }
 
+/// What a step returns, or nothing where it panicked: one resource's fault is not another's.
+async fn caught<T>(step: impl Future<Output = T>) -> Option<T> {
+    AssertUnwindSafe(step).catch_unwind().await.ok()
+}
+
 /// Resolves when the resource changed in a way that matters, left the watch, or no new work is to be begun.
 async fn interrupted(inbox: &mut Inbox, known: &Known, stop: &CancellationToken) {
     loop {
@@ -199,5 +204,20 @@ async fn interrupted(inbox: &mut Inbox, known: &Known, stop: &CancellationToken)
             () = stop.cancelled() => return,
             changed = inbox.changed() => if changed.is_err() { return },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_in_one_step_is_caught_also_after_it_has_waited() {
+        let panics = async {
+            tokio::task::yield_now().await;
+            panic!("a fault of the operator");
+        };
+        assert_eq!(caught::<()>(panics).await, None);
+        assert_eq!(caught(async { 1 }).await, Some(1));
     }
 }
