@@ -2,7 +2,7 @@
 # Never hides anything: each calls cargo, or prints what it does instead. Nothing is downloaded but by cargo and go.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench build fmt fmt-check clippy lint crd check-drift tools control-plane
+.PHONY: help demo test simulate bench build fmt fmt-check clippy lint crd check-drift tools control-plane
 
 CRD := crds/workflowrunstops.yaml
 
@@ -23,6 +23,9 @@ demo: tools control-plane ## Shows the operator at work; KEEP=1 leaves everythin
 test: tools control-plane ## Runs all tests, also against a real API server
 	@[ -d "$${CARGO_TARGET_DIR:-target}/debug" ] || echo 'cargo: building the operator and its tests, once: about 4 minutes on 2 cores' >&2
 	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-12} cargo test --workspace --locked
+
+simulate: tools ## Runs the deterministic simulation: SEEDS=20000, FIRST_SEED=0, or SEED=17 to replay one with its history
+	SEEDS=$${SEEDS:-20000} cargo test --locked --profile simulate --features sabotage --test simulation -- --nocapture
 
 bench: tools control-plane ## Measures latency, pace and memory
 	cargo bench --locked --bench operator

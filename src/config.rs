@@ -71,19 +71,19 @@ pub struct Flags {
     pub settle_time: Duration,
 
     /// Namespaces to watch, separated by commas; all where it is empty
-    #[arg(long, env, default_value = "", value_name = "NAMESPACES", hide_default_value = true)]
-    pub watch_namespaces: String,
+    #[arg(long, env, default_value = "", value_name = "NAMESPACES", hide_default_value = true, value_parser = namespaces)]
+    pub watch_namespaces: Namespaces,
 
     /// Let one of several replicas work, elected by a Lease
     #[arg(long, env, default_value_t = false, num_args = 0..=1, default_missing_value = "true", require_equals = true, action = clap::ArgAction::Set, value_name = "BOOL")]
     pub leader_elect: bool,
 
     /// Name of the Lease
-    #[arg(long, env, default_value = "workflow-run-stop-operator", value_name = "NAME")]
+    #[arg(long, env, default_value = "workflow-run-stop-operator", value_name = "NAME", value_parser = name)]
     pub lease_name: String,
 
     /// Namespace of the Lease; the operator's own where it is not given
-    #[arg(long, env, value_name = "NAMESPACE")]
+    #[arg(long, env, value_name = "NAMESPACE", value_parser = name)]
     pub lease_namespace: Option<String>,
 
     /// Address that serves /metrics, /healthz and /readyz
@@ -100,15 +100,6 @@ pub struct Flags {
 }
 
 impl Flags {
-    /// The namespaces to watch; none stands for all.
-    pub fn namespaces(&self) -> Vec<String> {
-        let names = self.watch_namespaces.split(',').map(str::trim).filter(|name| !name.is_empty());
-        let mut names: Vec<_> = names.map(str::to_owned).collect();
-        names.sort_unstable();
-        names.dedup();
-        names
-    }
-
     /// Where the API is.
     ///
     /// # Errors
@@ -116,6 +107,30 @@ impl Flags {
     pub fn endpoints(&self) -> Result<Endpoints, String> {
         Endpoints::new(&self.amperity_base_url, self.allowed_hosts.clone())
             .map_err(|error| format!("--amperity-base-url: {error}"))
+    }
+}
+
+/// The namespaces to watch; none stands for all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Namespaces(pub Vec<String>);
+
+fn namespaces(list: &str) -> Result<Namespaces, String> {
+    let names = list.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+    let mut names = names.map(name).collect::<Result<Vec<_>, _>>()?;
+    names.sort_unstable();
+    names.dedup();
+    Ok(Namespaces(names))
+}
+
+/// The name of an object in Kubernetes: a DNS label.
+fn name(text: &str) -> Result<String, String> {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let label =
+        (1..=63).contains(&text.len()) && text.bytes().all(plain) && !text.starts_with('-') && !text.ends_with('-');
+    if label {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("'{text}' is not a name of lower-case letters, digits and '-'"))
     }
 }
 
@@ -164,8 +179,8 @@ mod tests {
 
     #[test]
     fn namespaces_are_a_list() {
-        assert_eq!(flags(&["--watch-namespaces", "b, a,b,"]).unwrap().namespaces(), ["a", "b"]);
-        assert!(flags(&[]).unwrap().namespaces().is_empty());
+        assert_eq!(flags(&["--watch-namespaces", "b, a,b,"]).unwrap().watch_namespaces.0, ["a", "b"]);
+        assert!(flags(&[]).unwrap().watch_namespaces.0.is_empty());
     }
 
     #[test]
@@ -176,6 +191,8 @@ mod tests {
             (&["--requests-per-second", "0"], "1..=1000"),
             (&["--allowed-hosts", "https://x"], "not a host name"),
             (&["--http-addr", "x"], "invalid socket address"),
+            (&["--watch-namespaces", "a,Bad_Name"], "'Bad_Name' is not a name"),
+            (&["--lease-name", "-"], "is not a name"),
             (&["--no-such-flag"], "unexpected argument"),
         ] {
             let error = flags(args).unwrap_err();

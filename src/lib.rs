@@ -24,3 +24,7 @@ pub mod stop;
 pub mod amperity;
 
 pub mod clock;
+
+pub mod dice;
+
+pub mod sabotage;

@@ -12,6 +12,7 @@ use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::Sub
 use workflow_run_stop_operator::{
     amperity::Settings,
     config::{Cli, Command, Flags, LogFormat},
+    dice,
     operator::{self, LeaseName, Setup},
     resource::WorkflowRunStop,
 };
@@ -49,7 +50,7 @@ fn run(flags: &Flags) -> ExitCode {
         endpoints,
         requests_per_second: flags.requests_per_second,
         settle_time: flags.settle_time,
-        namespaces: flags.namespaces(),
+        namespaces: flags.watch_namespaces.0.clone(),
         lease: flags
             .leader_elect
             .then(|| LeaseName { namespace: flags.lease_namespace.clone(), name: flags.lease_name.clone() }),
@@ -83,7 +84,7 @@ fn now() -> Timestamp {
 fn identity() -> String {
     let host = std::env::var("HOSTNAME").ok().or_else(|| std::fs::read_to_string("/proc/sys/kernel/hostname").ok());
     let host = host.as_deref().map(str::trim).filter(|host| !host.is_empty()).unwrap_or("unknown").to_owned();
-    format!("{host}_{:08x}", rand::random::<u32>())
+    format!("{host}_{}", &dice::id()[..8])
 }
 
 async fn cancel_on_signal(shutdown: CancellationToken) {

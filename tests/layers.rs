@@ -9,6 +9,8 @@ use std::{
 /// Every file with its floor: it imports only from lower ones. A folder's own number is its mod.rs.
 const FLOORS: &[(&str, u8)] = &[
     ("clock", 0),
+    ("dice", 0),
+    ("sabotage", 0),
     ("run", 0),
     ("resource::conditions", 0),
     ("resource::status", 1),

@@ -20,6 +20,7 @@ use tokio::{
 };
 
 use crate::amperity::endpoint::BudgetKey;
+use crate::dice;
 
 /// By then a request surely has arrived, where no answer says so earlier.
 const IN_TRANSIT: Duration = Duration::from_millis(100);
@@ -116,6 +117,7 @@ impl Budget {
                         }
                     };
                     tokio::select! {
+                        biased;
                         () = due => {}
                         () = waiting.woken.notified() => {}
                     }
@@ -242,7 +244,7 @@ impl Tenant {
             self.strikes += 1;
         }
         let doubled = FIRST_CLOSURE.saturating_mul(1 << (self.strikes - 1).min(10)).min(MAX_CLOSURE);
-        let wait = retry_after.unwrap_or_else(|| doubled.mul_f64(rand::random_range(0.5..1.0)));
+        let wait = retry_after.unwrap_or_else(|| doubled.mul_f64(dice::upper_half()));
         self.closed_until = self.closed_until.max(Some(now + wait));
     }
 

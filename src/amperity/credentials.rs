@@ -17,6 +17,7 @@ use tokio::{
 };
 
 use crate::amperity::endpoint::BudgetKey;
+use crate::dice;
 
 /// A token is renewed so long before it expires, or when nine tenths of its time are over.
 const RENEW_BEFORE_EXPIRY: Duration = Duration::from_secs(60);
@@ -235,7 +236,7 @@ impl Wallet {
             None => 0,
         };
         let rest = FIRST_REST.saturating_mul(1 << times.min(10)).min(MAX_REST);
-        let until = now + rest.mul_f64(rand::random_range(0.5..1.0));
+        let until = now + rest.mul_f64(dice::upper_half());
         let refused = Refused { times: times + 1, refusal, detail: detail.to_owned(), since: now, until };
         pockets.refused.insert(key.clone(), refused);
     }

@@ -82,6 +82,9 @@ fn parse(base: &str, tenant: &str) -> Result<Url, EndpointError> {
     // A URL with a password in it is not repeated in a message.
     let shown = if base.contains('@') { "(hidden)" } else { base };
     let unusable = |why| EndpointError::Unusable(shown.to_owned(), why);
+    if !tenant.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')) {
+        return Err(unusable("the tenant may have only letters, digits, - and _"));
+    }
     let url = Url::parse(&base.replace("{tenant}", tenant)).map_err(|_| unusable("it cannot be parsed"))?;
     if !matches!(url.scheme(), "http" | "https") {
         return Err(unusable("its scheme is neither https nor http"));
@@ -213,6 +216,7 @@ mod tests {
         let endpoints = endpoints("http://127.0.0.1:8080/api");
         assert!(endpoints.of("acme", None).is_ok(), "the administrator's own URL may be http");
         assert!(endpoints.of("acme", Some("https://app.amperity.com/api")).is_ok());
+        assert!(endpoints.of("evil.org/x\r\n", None).is_err());
         for (url, why) in [
             ("http://app.amperity.com/api", "is not https"),
             ("https://amperity.com/api", "not on the operator's list"),

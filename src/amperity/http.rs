@@ -7,18 +7,19 @@
 //! leaves the outcome of a request unknown.
 
 use std::{
-    error::Error as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use reqwest::{Certificate, RequestBuilder, Response, header::HeaderMap};
+use futures::{FutureExt, future::BoxFuture};
+use reqwest::{Certificate, Request, Response, header::HeaderMap};
 use thiserror::Error;
 use tokio::time::{Instant, timeout_at};
 use tower::{BoxError, timeout::TimeoutLayer, util::AndThenLayer};
 
 use crate::amperity::{answer::Failure, budget::Slot};
+use crate::sabotage::{Break, is_broken};
 
 /// The largest body that is read, after decompression.
 const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
@@ -64,12 +65,31 @@ pub enum BuildError {
     Http(reqwest::Error),
 }
 
+/// Carries requests to the API.
+#[derive(Clone)]
+pub enum Carrier {
+    /// Over the network, each on a connection of its own.
+    Network(reqwest::Client),
+    /// In another way: a simulation of the API.
+    Other(Arc<dyn Carry>),
+}
+
+/// Another way to carry a request than the network.
+pub trait Carry: Send + Sync {
+    /// Carries one request and returns its answer. `connected` is to be awaited when the connection is
+    /// there; where it fails, nothing may be written.
+    fn carry(&self, request: Request, connected: BoxFuture<'static, Result<(), BoxError>>) -> Carried;
+}
+
+/// What comes of a request.
+pub type Carried = BoxFuture<'static, Result<Response, BoxError>>;
+
 /// Builds the HTTP client. It trusts the system's certificates and those of `SSL_CERT_FILE`, and honours
 /// `HTTPS_PROXY` and `NO_PROXY`.
 ///
 /// # Errors
 /// Where the certificates cannot be used.
-pub fn client(headers: HeaderMap, timeout: Duration) -> Result<reqwest::Client, BuildError> {
+pub fn network(headers: HeaderMap, timeout: Duration) -> Result<Carrier, BuildError> {
     reqwest::Client::builder()
         .user_agent(concat!("workflow-run-stop-operator/", env!("CARGO_PKG_VERSION")))
         .default_headers(headers)
@@ -83,6 +103,7 @@ pub fn client(headers: HeaderMap, timeout: Duration) -> Result<reqwest::Client, 
         .connector_layer(AndThenLayer::new(admitted))
         .tls_certs_merge(extra_certificates()?)
         .build()
+        .map(Carrier::Network)
         .map_err(BuildError::Http)
 }
 
@@ -95,7 +116,7 @@ async fn admitted<C>(connection: C) -> Result<C, BoxError> {
         None => ticket.slot.turn().await,
         Some(fence) => {
             let turn = timeout_at(fence.until, ticket.slot.turn()).await;
-            if turn.is_err() || !(fence.is_open)() {
+            if (turn.is_err() || !(fence.is_open)()) && !is_broken(Break::NoFence) {
                 return Err(Box::new(TooLate));
             }
         }
@@ -111,7 +132,8 @@ async fn admitted<C>(connection: C) -> Result<C, BoxError> {
 /// # Errors
 /// Where no answer came.
 pub async fn send(
-    request: RequestBuilder,
+    carrier: &Carrier,
+    request: Request,
     slot: Slot,
     fence: Option<Fence>,
     limited: impl FnOnce(&Response) -> Option<Option<Duration>>,
@@ -122,7 +144,13 @@ pub async fn send(
         Some(fence) => timeout_at(fence.until, slot.reopened()).await.map_err(|_| Failure::TooLate)?,
     }
     let ticket = Arc::new(Ticket { slot, fence });
-    match TICKET.scope(ticket.clone(), request.send()).await {
+    let answer = async {
+        match carrier {
+            Carrier::Network(client) => client.execute(request).await.map_err(BoxError::from),
+            Carrier::Other(other) => other.carry(request, TICKET.scope(ticket.clone(), admitted(())).boxed()).await,
+        }
+    };
+    match TICKET.scope(ticket.clone(), answer).await {
         Ok(response) => {
             match limited(&response) {
                 Some(retry_after) => ticket.slot.rate_limited(retry_after),
@@ -130,7 +158,7 @@ pub async fn send(
             }
             Ok(response)
         }
-        Err(error) => Err(failure(&error, ticket.slot.is_sent())),
+        Err(error) => Err(failure(&*error, ticket.slot.is_sent())),
     }
 }
 
@@ -149,15 +177,16 @@ pub async fn body(mut response: Response) -> Result<Vec<u8>, Failure> {
     Ok(body)
 }
 
-fn failure(error: &reqwest::Error, sent: bool) -> Failure {
-    let mut source = error.source();
-    while let Some(cause) = source {
+fn failure(error: &(dyn std::error::Error + 'static), sent: bool) -> Failure {
+    let mut next = Some(error);
+    while let Some(cause) = next {
         if cause.is::<TooLate>() {
             return Failure::TooLate;
         }
-        source = cause.source();
+        next = cause.source();
     }
-    match (sent, error.is_timeout()) {
+    let timeout = error.downcast_ref::<reqwest::Error>().is_some_and(reqwest::Error::is_timeout);
+    match (sent, timeout) {
         (false, true) => Failure::NotSent("no connection within the connect timeout".to_owned()),
         (false, false) => Failure::NotSent(reason(error)),
         (true, true) => Failure::NoAnswer("no answer within the request timeout".to_owned()),
@@ -166,8 +195,8 @@ fn failure(error: &reqwest::Error, sent: bool) -> Failure {
 }
 
 /// The innermost cause: the others repeat the URL or say little.
-fn reason(error: &reqwest::Error) -> String {
-    let mut cause: &dyn std::error::Error = error;
+fn reason(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
     while let Some(inner) = cause.source() {
         cause = inner;
     }

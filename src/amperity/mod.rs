@@ -14,16 +14,20 @@ use std::{
 };
 
 use reqwest::{
-    Client, RequestBuilder, Response, Url,
-    header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, DATE, HeaderMap, HeaderName, LOCATION, RETRY_AFTER},
+    Method, Request, Response, Url,
+    header::{
+        ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, DATE, HeaderMap, HeaderName, HeaderValue, LOCATION,
+        RETRY_AFTER,
+    },
 };
+use url::form_urlencoded;
 
 use crate::amperity::{
     answer::{Failure, ReadAnswer, Reply, StopAnswer, TokenAnswer, read_answer, stop_answer, token_answer},
     budget::Slot,
     credentials::{Client as OauthClient, Token},
     endpoint::Endpoint,
-    http::{BuildError, Fence},
+    http::{BuildError, Carrier, Fence},
 };
 use crate::clock::Clock;
 
@@ -45,7 +49,7 @@ pub struct Settings {
 /// A client of the API for all tenants.
 #[derive(Clone)]
 pub struct Amperity {
-    http: Client,
+    carrier: Carrier,
     clock: Clock,
     /// Set when the API announced a removal and the log was told.
     warned: Arc<OnceLock<()>>,
@@ -63,29 +67,25 @@ impl Amperity {
             // Some routes of the host answer in another format otherwise.
             (ACCEPT, "application/json".parse().expect("a plain text is a header")),
         ]);
-        let http = http::client(headers, settings.request_timeout)?;
-        Ok(Self { http, clock, warned: Arc::default() })
+        Ok(Self::over(http::network(headers, settings.request_timeout)?, clock))
+    }
+
+    /// A client whose requests go this way.
+    pub fn over(carrier: Carrier, clock: Clock) -> Self {
+        Self { carrier, clock, warned: Arc::default() }
     }
 
     /// Asks once to stop a run, if the fence is open when the request can be written.
     pub async fn stop(&self, endpoint: &Endpoint, run_id: &str, token: &Token, slot: Slot, fence: Fence) -> StopAnswer {
-        let request = self
-            .http
-            .post(endpoint.stop_url(run_id))
-            .header(CONTENT_LENGTH, 0)
-            .header(AUTHORIZATION, token.header())
-            .header(TENANT, endpoint.tenant());
+        let mut request = authorized(Method::POST, endpoint.stop_url(run_id), endpoint, token);
+        request.headers_mut().insert(CONTENT_LENGTH, 0.into());
         let result = self.send(request, slot, Some(fence)).await;
         stop_answer(result.map(|(reply, _)| reply), run_id)
     }
 
     /// Reads a run once, with its tasks.
     pub async fn read(&self, endpoint: &Endpoint, run_id: &str, token: &Token, slot: Slot) -> ReadAnswer {
-        let request = self
-            .http
-            .get(endpoint.run_url(run_id))
-            .header(AUTHORIZATION, token.header())
-            .header(TENANT, endpoint.tenant());
+        let request = authorized(Method::GET, endpoint.run_url(run_id), endpoint, token);
         let result = self.send(request, slot, None).await;
         read_answer(result.map(|(reply, _)| reply), run_id)
     }
@@ -93,7 +93,10 @@ impl Amperity {
     /// Asks once for a token. The header's name and the form are those of the API's documentation.
     pub async fn token(&self, url: Url, endpoint: &Endpoint, client: &OauthClient, slot: Slot) -> TokenAnswer<Token> {
         let form = [("grant_type", "client_credentials"), ("client_id", &client.id), ("client_secret", &client.secret)];
-        let request = self.http.post(url).header(TOKEN_TENANT, endpoint.tenant()).form(&form);
+        let mut request = Request::new(Method::POST, url);
+        request.headers_mut().insert(TOKEN_TENANT, tenant(endpoint));
+        request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
+        *request.body_mut() = Some(form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish().into());
         let result = self.send(request, slot, None).await;
         token_answer(result.map(|(reply, body)| {
             let token = wire::access_token(&body);
@@ -101,17 +104,12 @@ impl Amperity {
         }))
     }
 
-    async fn send(
-        &self,
-        request: RequestBuilder,
-        slot: Slot,
-        fence: Option<Fence>,
-    ) -> Result<(Reply, Vec<u8>), Failure> {
+    async fn send(&self, request: Request, slot: Slot, fence: Option<Fence>) -> Result<(Reply, Vec<u8>), Failure> {
         let limited = |response: &Response| {
             let reply = self.head(response);
             reply.is_rate_limited().then_some(reply.retry_after)
         };
-        let response = http::send(request, slot, fence, limited).await?;
+        let response = http::send(&self.carrier, request, slot, fence, limited).await?;
         let head = self.head(&response);
         match http::body(response).await {
             Ok(body) => Ok((Reply { body: wire::said(&body), ..head }, body)),
@@ -139,4 +137,15 @@ impl Amperity {
             ..Reply::default()
         }
     }
+}
+
+fn tenant(endpoint: &Endpoint) -> HeaderValue {
+    endpoint.tenant().parse().expect("an endpoint's tenant has only letters, digits, - and _")
+}
+
+fn authorized(method: Method, url: Url, endpoint: &Endpoint, token: &Token) -> Request {
+    let mut request = Request::new(method, url);
+    request.headers_mut().insert(AUTHORIZATION, token.header());
+    request.headers_mut().insert(TENANT, tenant(endpoint));
+    request
 }

@@ -7,17 +7,14 @@ pub mod lease;
 pub mod report;
 pub mod watch;
 
-use std::{net::SocketAddr, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{net::SocketAddr, panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
 
 use futures::FutureExt;
 
 use kube::{Client, config::Kubeconfig};
 use thiserror::Error;
-use tokio::{net::TcpListener, sync::watch::channel, time::timeout};
-use tokio_util::{
-    sync::CancellationToken,
-    task::{AbortOnDropHandle, TaskTracker},
-};
+use tokio::{net::TcpListener, sync::watch::channel, task::JoinSet, time::timeout};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::amperity::{Amperity, Settings, budget::Budget, credentials::Wallet, endpoint::Endpoints, http::BuildError};
 use crate::clock::Clock;
@@ -107,6 +104,7 @@ pub async fn run(setup: Setup, shutdown: CancellationToken) -> Result<(), StartE
     let client = Client::try_from(config)?;
     let listener = TcpListener::bind(http_addr).await.map_err(|error| StartError::Listen(http_addr, error))?;
 
+    let http_addr = listener.local_addr().unwrap_or(http_addr);
     let rules = Rules { request_timeout: amperity.request_timeout, settle_time };
     let amperity = Amperity::new(&amperity, clock.clone())?;
     let ledger = Ledger::new(client.clone(), &identity, clock.clone());
@@ -134,7 +132,6 @@ pub async fn run(setup: Setup, shutdown: CancellationToken) -> Result<(), StartE
     });
     tracing::info!(version = env!("CARGO_PKG_VERSION"), identity, %http_addr, "started");
 
-    let tasks = TaskTracker::new();
     loop {
         tokio::select! {
             biased;
@@ -143,18 +140,26 @@ pub async fn run(setup: Setup, shutdown: CancellationToken) -> Result<(), StartE
         }
         metrics.set_leading(true);
         let stop = CancellationToken::new();
-        let watch = Watch { house: house.clone(), metrics: metrics.clone(), stop: stop.clone(), tasks: tasks.clone() };
+        let watch = Watch { house: house.clone(), metrics: metrics.clone(), stop: stop.clone() };
         let expiry = expiry::run(client.clone(), namespaces.clone(), house.clock.clone());
         let _expiry = AbortOnDropHandle::new(tokio::spawn(expiry));
-        tokio::select! {
-            () = shutdown.cancelled() => {}
-            _ = leading.wait_for(|leading| !*leading) => tracing::warn!("the lease is lost: no new work is begun"),
-            () = watch.run(&client, &namespaces, &ready) => {}
-        }
+        let mut watching = pin!(watch.run(&client, &namespaces, &ready));
+        let ended = tokio::select! {
+            () = shutdown.cancelled() => None,
+            _ = leading.wait_for(|leading| !*leading) => {
+                tracing::warn!("the lease is lost: no new work is begun");
+                None
+            }
+            tasks = &mut watching => Some(tasks),
+        };
         stop.cancel();
         metrics.set_leading(false);
         metrics.set_unfinished(0);
-        drain(&tasks, drain_timeout).await;
+        let tasks = match ended {
+            Some(tasks) => tasks,
+            None => watching.await,
+        };
+        drain(tasks, drain_timeout).await;
     }
     ready.send_replace(false);
     drop(competing);
@@ -175,14 +180,13 @@ fn kubeconfig_names_a_proxy() -> bool {
     cluster.and_then(|cluster| cluster.cluster).is_some_and(|cluster| cluster.proxy_url.is_some())
 }
 
-/// Waits until all requests that were begun are answered and recorded, at most so long.
-async fn drain(tasks: &TaskTracker, limit: Duration) {
-    tasks.close();
-    if timeout(limit, tasks.wait()).await.is_err() {
-        tracing::error!(
-            left = tasks.len(),
-            "requests are still in flight; their claims are confirmed by the next replica"
-        );
+/// Waits until all requests that were begun are answered and recorded, at most so long. What is left goes
+/// on as long as the process does.
+async fn drain(mut tasks: JoinSet<()>, limit: Duration) {
+    let all = async { while tasks.join_next().await.is_some() {} };
+    if timeout(limit, all).await.is_err() {
+        let left = tasks.len();
+        tracing::error!(left, "requests are still in flight; their claims are confirmed by the next replica");
+        tasks.detach_all();
     }
-    tasks.reopen();
 }

@@ -12,7 +12,7 @@ use prometheus_client::{
 use crate::amperity::answer::StopAnswer;
 use crate::resource::{
     WorkflowRunStop,
-    conditions::{self, ConditionType},
+    conditions::{self, ConditionType, Truth},
 };
 use crate::stop::report::{Did, Report};
 
@@ -123,8 +123,8 @@ impl Metrics {
                 )
             };
         }
-        // Who has to act is warned.
-        if find(ConditionType::Stalled).is_some() { line!(warn) } else { line!(info) }
+        // What fails, now or for good, is worth a look.
+        if ready.is_some_and(|ready| ready.status == Truth::False.as_str()) { line!(warn) } else { line!(info) }
     }
 
     /// Tells of a panic that was caught while a resource was handled.

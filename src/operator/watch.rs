@@ -2,7 +2,7 @@
 //! Never looks into a status, and holds no worker while a resource waits.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     panic::AssertUnwindSafe,
     pin::pin,
     sync::Arc,
@@ -17,12 +17,14 @@ use kube::{
         watcher::{self, Event, watcher},
     },
 };
-use tokio::{sync::watch, time::Instant};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::{sync::watch, task::JoinSet, time::Instant};
+use tokio_util::sync::CancellationToken;
 
+use crate::dice;
 use crate::operator::report::Metrics;
 use crate::resource::{UNFINISHED, WorkflowRunStop};
 use crate::stop::{
+    backoff::delay,
     house::House,
     report::Next,
     step,
@@ -31,6 +33,12 @@ use crate::stop::{
 
 /// How many resources come in one page of a list; a status may have half a MiB.
 const PAGE_SIZE: u32 = 50;
+
+/// The longest rest of a watch that fails again and again.
+const MAX_WATCH_DELAY: Duration = Duration::from_secs(30);
+
+/// A watch that did not fail for so long counts as mended.
+const WELL_AGAIN: Duration = Duration::from_secs(120);
 
 /// How long a resource rests after a panic.
 const REST_AFTER_PANIC: Duration = Duration::from_secs(10);
@@ -48,13 +56,36 @@ where
 {
     let settings = watcher::Config::default().fields(fields).page_size(PAGE_SIZE);
     select_all(apis.into_iter().enumerate().map(|(number, api)| {
-        let path = api.resource_url().to_owned();
-        let events = watcher(api, settings.clone()).default_backoff().filter_map(move |event| {
+        let path = format!("{}?fieldSelector={fields}", api.resource_url());
+        let events = watcher(api, settings.clone()).backoff(Backoff::default()).filter_map(move |event| {
             let event = event.inspect_err(|error| tell_of(error, &path)).ok();
             std::future::ready(event.map(|event| (number, event)))
         });
         events.boxed()
     }))
+}
+
+/// How long a watch that failed rests.
+#[derive(Default)]
+struct Backoff {
+    failures: u32,
+    last: Option<Instant>,
+}
+
+impl Iterator for Backoff {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let now = Instant::now();
+        let well_since = self.last.replace(now).is_none_or(|last| WELL_AGAIN < now - last);
+        self.failures = if well_since { 1 } else { self.failures + 1 };
+        Some(delay(self.failures, MAX_WATCH_DELAY, dice::upper_half()))
+    }
+}
+
+impl kube::runtime::utils::Backoff for Backoff {
+    /// Called for every event, also for the one that says that a list begins, which may fail again.
+    fn reset(&mut self) {}
 }
 
 fn tell_of(error: &watcher::Error, path: &str) {
@@ -68,16 +99,25 @@ fn tell_of(error: &watcher::Error, path: &str) {
         | watcher::Error::WatchFailed(_)
         | watcher::Error::NoResourceVersion => None,
     };
+    let error = reason(error);
     match status {
-        Some(status) if status.is_not_found() => {
-            tracing::error!(path, %error, "the watch failed: install the CustomResourceDefinition; it is tried again");
+        Some(status) if status.code == 404 => {
+            tracing::error!(path, error, "the watch failed: install the CustomResourceDefinition; it is tried again");
         }
         Some(status) if status.is_forbidden() => {
             tracing::error!(path, %error, "the watch failed: let the operator list and watch workflowrunstops; it is tried again");
         }
         // A watch ends now and then: its version is too old, a connection breaks.
-        Some(_) | None => tracing::warn!(path, %error, "the watch failed and is begun again"),
+        Some(_) | None => tracing::warn!(path, error, "the watch failed and is begun again"),
     }
+}
+
+/// The innermost cause: the others say little.
+fn reason(mut error: &dyn std::error::Error) -> String {
+    while let Some(cause) = error.source() {
+        error = cause;
+    }
+    error.to_string()
 }
 
 /// Works on the unfinished resources.
@@ -88,36 +128,38 @@ pub struct Watch {
     pub metrics: Metrics,
     /// When cancelled, no new work is begun.
     pub stop: CancellationToken,
-    /// The tasks at work.
-    pub tasks: TaskTracker,
 }
 
 type Inbox = watch::Receiver<WorkflowRunStop>;
 
 impl Watch {
-    /// Watches until it is told to stop. `synced` is set when the first list is complete.
-    pub async fn run(&self, client: &Client, namespaces: &[String], synced: &watch::Sender<bool>) {
+    /// Watches until it is told to stop, and returns the tasks that have something in flight then.
+    /// `synced` is set when the first list is complete.
+    pub async fn run(&self, client: &Client, namespaces: &[String], synced: &watch::Sender<bool>) -> JoinSet<()> {
         let apis: Vec<Api<WorkflowRunStop>> =
             apis(namespaces, || Api::all(client.clone()), |name| Api::namespaced(client.clone(), name));
         let mut listing: HashSet<usize> = (0..apis.len()).collect();
         let mut listed: HashMap<usize, HashSet<String>> = HashMap::new();
-        let mut inboxes: HashMap<String, (usize, watch::Sender<WorkflowRunStop>)> = HashMap::new();
+        let mut inboxes: BTreeMap<String, (usize, watch::Sender<WorkflowRunStop>)> = BTreeMap::new();
         let mut events = pin!(changes(apis, UNFINISHED));
+        let mut tasks = JoinSet::new();
         loop {
             let event = tokio::select! {
-                () = self.stop.cancelled() => return,
+                biased;
+                () = self.stop.cancelled() => return tasks,
+                Some(_) = tasks.join_next() => continue,
                 event = events.next() => event,
             };
-            let Some((number, event)) = event else { return };
+            let Some((number, event)) = event else { return tasks };
             match event {
                 Event::Init => {
                     listed.insert(number, HashSet::new());
                 }
                 Event::InitApply(resource) => {
                     listed.entry(number).or_default().insert(resource.uid().to_owned());
-                    self.deliver(&mut inboxes, number, resource);
+                    self.deliver(&mut inboxes, &mut tasks, number, resource);
                 }
-                Event::Apply(resource) => self.deliver(&mut inboxes, number, resource),
+                Event::Apply(resource) => self.deliver(&mut inboxes, &mut tasks, number, resource),
                 Event::Delete(resource) => {
                     inboxes.remove(resource.uid());
                 }
@@ -136,7 +178,8 @@ impl Watch {
 
     fn deliver(
         &self,
-        inboxes: &mut HashMap<String, (usize, watch::Sender<WorkflowRunStop>)>,
+        inboxes: &mut BTreeMap<String, (usize, watch::Sender<WorkflowRunStop>)>,
+        tasks: &mut JoinSet<()>,
         number: usize,
         mut resource: WorkflowRunStop,
     ) {
@@ -150,7 +193,7 @@ impl Watch {
         let subject = Subject::new(resource.clone());
         let (sender, inbox) = watch::channel(resource);
         inboxes.insert(uid, (number, sender));
-        self.tasks.spawn(tend(self.house.clone(), self.metrics.clone(), self.stop.clone(), subject, inbox));
+        tasks.spawn(tend(self.house.clone(), self.metrics.clone(), self.stop.clone(), subject, inbox));
     }
 }
 
@@ -182,6 +225,7 @@ async fn tend(house: Arc<House>, metrics: Metrics, stop: CancellationToken, mut 
             Next::Now => {}
             Next::OnChange | Next::Never => changed.await,
             Next::At(then) => tokio::select! {
+                biased;
                 () = tokio::time::sleep_until(then) => {}
                 () = changed => {}
             },
@@ -201,6 +245,7 @@ async fn interrupted(inbox: &mut Inbox, known: &Known, stop: &CancellationToken)
             return;
         }
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             changed = inbox.changed() => if changed.is_err() { return },
         }

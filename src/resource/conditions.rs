@@ -106,7 +106,7 @@ reasons! {
         "Let the credentials read workflow runs if you want the end to be recorded.";
     /// The Secret or one of its keys is missing.
     CredentialsMissing: "The credentials cannot be used",
-        "Create the Secret in the namespace of this resource with the key token, or with clientId and clientSecret; it is looked up again by itself.";
+        "Give the Secret, in the namespace of this resource, the key token, or clientId and clientSecret; it is looked up again by itself.";
     /// 401.
     Unauthorized: "Amperity refused the credentials or the API version",
         "Put a valid token, or clientId and clientSecret, into the Secret, and check that it belongs to this tenant and that the operator's API version is a valid one; it is tried again by itself.";
@@ -134,7 +134,7 @@ reasons! {
         "The run is read to find out; where it cannot be read, look at it in Amperity and create a new WorkflowRunStop only if it still runs.";
     /// The endpoint is not on the operator's list.
     EndpointNotAllowed: "The operator may not send to this endpoint",
-        "Use an https URL whose host the operator's --allowed-hosts lists, or ask its administrator to add the host.";
+        "Ask the operator's administrator to add the host to --allowed-hosts, or delete this resource and create one for an allowed https host.";
     /// An answer that is not of the API.
     UnexpectedAnswer: "The answer is not one of the Amperity API", "Check the base URL and the proxies on the way, then create a new WorkflowRunStop if the run still runs.";
     /// `stopDeadlineSeconds` are over.

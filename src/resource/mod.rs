@@ -57,8 +57,10 @@ pub const EXPIRING: &str = "status.completionTime!=,spec.ttlSecondsAfterFinished
 pub struct WorkflowRunStopSpec {
     /// The id of the workflow run to stop, for example `wf-20240619-14418-6UhqSe`. Immutable.
     /// Not the id of a configuration (`cg-`, `og-`, `cc-`) and not of a task (`wft-`).
-    #[schemars(length(min = 1, max = 128), regex(pattern = r"^[A-Za-z0-9._~-]+$"))]
+    #[schemars(length(min = 1, max = 128))]
     #[x_kube(
+        validation = Rule::new("self.matches('^[A-Za-z0-9._~-]+$')")
+            .message("runId may have only letters, digits, '.', '_', '~' and '-'; give the id of a run, such as wf-20240619-14418-6UhqSe"),
         validation = Rule::new("self == oldSelf")
             .message("runId is immutable; create a new WorkflowRunStop for another run"),
         validation = Rule::new("self != '.' && self != '..'").message("runId must be the id of a run"),
@@ -71,17 +73,25 @@ pub struct WorkflowRunStopSpec {
 
     /// The id of the tenant that owns the run, for example `acme2-max`. Sent in the header
     /// `amperity-tenant` and put in place of `{tenant}` in the base URL. Immutable.
-    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[A-Za-z0-9]([A-Za-z0-9_-]*[A-Za-z0-9])?$"))]
-    #[x_kube(validation = Rule::new("self == oldSelf")
-        .message("tenant is immutable; create a new WorkflowRunStop for another tenant"))]
+    #[schemars(length(min = 1, max = 63))]
+    #[x_kube(
+        validation = Rule::new("self.matches('^[A-Za-z0-9]([A-Za-z0-9_-]*[A-Za-z0-9])?$')")
+            .message("tenant may have only letters, digits, '-' and '_', and begins and ends with a letter or digit, such as acme2-max"),
+        validation = Rule::new("self == oldSelf")
+            .message("tenant is immutable; create a new WorkflowRunStop for another tenant"),
+    )]
     pub tenant: String,
 
     /// The base URL of the tenant's API, in place of the operator's own, for example
     /// `https://{tenant}.amperity.com/api`. Only https, and the operator must allow the host. Immutable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 1024), regex(pattern = r"^https://[^\s/?#@]+(/[^\s?#]*)?$"))]
-    #[x_kube(validation = Rule::new("self == oldSelf")
-        .message("baseUrl is immutable; create a new WorkflowRunStop for another endpoint"))]
+    #[schemars(length(max = 1024))]
+    #[x_kube(
+        validation = Rule::new(r"self.matches('^https://[^\\s/?#@]+(/[^\\s?#]*)?$')")
+            .message("baseUrl must be an https URL without user, query and fragment, such as https://{tenant}.amperity.com/api"),
+        validation = Rule::new("self == oldSelf")
+            .message("baseUrl is immutable; create a new WorkflowRunStop for another endpoint"),
+    )]
     pub base_url: Option<String>,
 
     /// The Secret of the same namespace that holds the credentials.
@@ -97,7 +107,8 @@ pub struct WorkflowRunStopSpec {
     #[schemars(range(min = 1))]
     pub stop_deadline_seconds: Option<i32>,
 
-    /// How many seconds to follow the run after the stop was accepted; 0 does not follow it.
+    /// How many seconds to follow the run after the stop was accepted, at most 604800 (a week); 0 does not
+    /// follow it. 3600 where nothing is said.
     #[serde(default = "default_follow_timeout")]
     #[schemars(range(min = 0, max = 604_800))]
     pub follow_timeout_seconds: i32,

@@ -5,6 +5,7 @@ use jiff::Timestamp;
 
 use crate::amperity::{Amperity, budget::Budget, credentials::Wallet, endpoint::Endpoints};
 use crate::clock::Clock;
+use crate::dice;
 use crate::stop::{decide::Rules, draft::Moment, ledger::Ledger};
 
 /// What a replica needs to work on resources.
@@ -33,11 +34,6 @@ impl House {
 
     /// The date, and dice for what follows.
     pub fn moment(&self) -> Moment {
-        Moment { now: self.now(), jitter: jitter(), settle_time: self.rules.settle_time }
+        Moment { now: self.now(), jitter: dice::unit(), settle_time: self.rules.settle_time }
     }
-}
-
-/// From 0 up to 1.
-pub fn jitter() -> f64 {
-    rand::random()
 }

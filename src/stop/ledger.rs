@@ -1,5 +1,5 @@
 //! Owns the record: what is read from and written to Kubernetes for a stop.
-//! Never writes without a guard: every patch tests the uid, and the version or the claim that it builds on.
+//! Never writes without a guard: every patch tests the uid and the version that it builds on.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -14,7 +14,7 @@ use kube::{
     Api, Client,
     api::{Patch, PatchParams},
 };
-use serde_json::{Value, json};
+use serde_json::json;
 use thiserror::Error;
 use tokio::{
     sync::{Semaphore, SemaphorePermit},
@@ -23,7 +23,9 @@ use tokio::{
 
 use crate::amperity::http::Fence;
 use crate::clock::Clock;
+use crate::dice;
 use crate::resource::{Claim, WorkflowRunStop, WorkflowRunStopStatus};
+use crate::sabotage::{Break, is_broken};
 use crate::stop::decide::CLAIM_VALIDITY;
 
 /// The limit for one request to the API server.
@@ -186,11 +188,15 @@ impl Ledger {
         status: impl FnOnce(Claim) -> WorkflowRunStopStatus,
     ) -> Result<Result<Claimed, Written>, LedgerError> {
         let (start, from_wall) = (Instant::now(), (self.clock)());
-        let id = format!("{:032x}", rand::random::<u128>());
+        let id = dice::id();
         let claim = Claim { id: id.clone(), holder: self.holder.to_string(), time: Time(from_wall), ended: None };
         let until = start + CLAIM_VALIDITY;
         let claimed = |resource| Claimed { resource, id: id.clone(), until, from_wall, clock: self.clock.clone() };
         let ours = |stored: &WorkflowRunStop| stored.claim().is_some_and(|stored| stored.id == id);
+        if is_broken(Break::NoClaim) {
+            let status = Some(status(claim));
+            return Ok(Ok(claimed(WorkflowRunStop { status, ..resource.clone() })));
+        }
         match self.write(resource, status(claim)).await {
             Ok(Written::Stored(stored)) => Ok(Ok(claimed(*stored))),
             // A proxy on the way repeated the patch, and the second one was refused.
@@ -205,27 +211,25 @@ impl Ledger {
         }
     }
 
-    /// Writes the outcome of a claimed request, until it is stored, the resource is gone, or the claim
-    /// is no longer ours. Where the spec changed in between, the status speaks of the new one as well.
+    /// Writes the outcome of a claimed request, until it is stored, the resource is gone or finished, or
+    /// the claim is no longer ours. Where the spec changed in between, the status speaks of the new one.
     pub async fn record(&self, claimed: Claimed, status: WorkflowRunStopStatus) -> Written {
-        let Claimed { resource, id, until: _, from_wall: _, clock: _ } = claimed;
-        let (mut resource, mut status, mut wait) = (resource, status, FIRST_RETRY);
+        let Claimed { mut resource, id, until: _, from_wall: _, clock: _ } = claimed;
+        let (mut status, mut wait) = (status, FIRST_RETRY);
         loop {
-            let guards = [
-                json!({"op": "test", "path": "/status/stopRequest/claim/id", "value": id}),
-                json!({"op": "test", "path": "/metadata/generation", "value": resource.metadata.generation}),
-            ];
-            let error = match self.patch(&resource, &guards, &status).await {
+            let unguarded = is_broken(Break::RecordWithoutClaim) || is_broken(Break::NoClaim);
+            let error = match self.patch(&resource, &status, unguarded).await {
                 Ok(stored) => return Written::Stored(Box::new(stored)),
                 Err(error) => error,
             };
             // Whatever went wrong, what is stored tells how to go on.
             match self.read(&resource).await {
                 Ok(None) => return Written::Gone,
-                Ok(Some(stored)) if stored.claim().is_none_or(|claim| claim.id != id) => {
+                // An outcome that stayed unknown is final as well, and keeps the claim.
+                Ok(Some(stored)) if stored.is_finished() || stored.claim().is_none_or(|claim| claim.id != id) => {
                     return Written::Changed(Box::new(stored));
                 }
-                Ok(Some(stored)) if stored.metadata.generation != resource.metadata.generation => {
+                Ok(Some(stored)) if stored.resource_version() != resource.resource_version() => {
                     status = status.of_generation(stored.metadata.generation);
                     resource = stored;
                     continue;
@@ -235,7 +239,7 @@ impl Ledger {
             }
             let (namespace, name) = (resource.namespace(), resource.name());
             tracing::warn!(namespace, name, %error, "the outcome is not stored yet, trying again");
-            tokio::time::sleep(wait.mul_f64(rand::random_range(0.5..1.0))).await;
+            tokio::time::sleep(wait.mul_f64(dice::upper_half())).await;
             wait = (wait * 2).min(MAX_RETRY);
         }
     }
@@ -278,28 +282,35 @@ impl Ledger {
     }
 
     async fn write(&self, resource: &WorkflowRunStop, status: WorkflowRunStopStatus) -> Result<Written, LedgerError> {
-        let version = resource.resource_version();
-        let guard = json!({"op": "test", "path": "/metadata/resourceVersion", "value": version});
-        match self.patch(resource, &[guard], &status).await {
+        match self.patch(resource, &status, is_broken(Break::ClaimWithoutVersion)).await {
             Ok(stored) => Ok(Written::Stored(Box::new(stored))),
             Err(error) if is_refused(&error) => match self.read(resource).await? {
                 None => Ok(Written::Gone),
-                Some(stored) if stored.resource_version() == version => Err(LedgerError::Invalid(error.to_string())),
+                Some(stored) if stored.resource_version() == resource.resource_version() => {
+                    Err(LedgerError::Invalid(error.to_string()))
+                }
                 Some(stored) => Ok(Written::Changed(Box::new(stored))),
             },
             Err(error) => Err(error),
         }
     }
 
+    /// The one write: the status, if the resource is still this one in this version (`unguarded` is for the
+    /// simulation alone).
     async fn patch(
         &self,
         resource: &WorkflowRunStop,
-        guards: &[Value],
         status: &WorkflowRunStopStatus,
+        unguarded: bool,
     ) -> Result<WorkflowRunStop, LedgerError> {
-        let mut operations = vec![json!({"op": "test", "path": "/metadata/uid", "value": resource.uid()})];
-        operations.extend_from_slice(guards);
-        operations.push(json!({"op": "add", "path": "/status", "value": status}));
+        let mut operations = vec![
+            json!({"op": "test", "path": "/metadata/uid", "value": resource.uid()}),
+            json!({"op": "test", "path": "/metadata/resourceVersion", "value": resource.resource_version()}),
+            json!({"op": "add", "path": "/status", "value": status}),
+        ];
+        if unguarded {
+            operations.remove(1);
+        }
         let patch = serde_json::from_value(operations.into()).expect("these are operations of a JSON patch");
         let patch = Patch::Json::<()>(patch);
         let api = self.api(resource);

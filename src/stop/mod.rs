@@ -20,12 +20,13 @@ use crate::amperity::{
     budget::Purpose,
     credentials::Refusal,
 };
+use crate::dice;
 use crate::resource::{WorkflowRunStop, WorkflowRunStopStatus, conditions::Reason};
 use crate::run::Phase;
 use crate::stop::{
     backoff::{MAX_CREDENTIALS_DELAY, delay, next_look},
     decide::{ActiveRead, Decision, Ending, Seen, at_the_latest, decide},
-    house::{House, jitter},
+    house::House,
     ledger::{LedgerError, Written},
     prepare::{Again, Denied, Prepared, Unprepared},
     report::{Did, Next, Report},
@@ -56,7 +57,7 @@ pub async fn step(house: &House, subject: &mut Subject, interrupt: Interrupt<'_>
         Err(error) => {
             // The backoff is kept also where a deadline is over: that is what could not be written.
             subject.memory.failures += 1;
-            let wait = delay(subject.memory.failures, MAX_CREDENTIALS_DELAY, jitter());
+            let wait = delay(subject.memory.failures, MAX_CREDENTIALS_DELAY, dice::unit());
             Report { did: Did::Failed(error), next: Next::At(Instant::now() + wait) }
         }
     }
@@ -94,7 +95,7 @@ impl House {
         // A run that goes on after its stop is given a moment; one that ended, or that the answer
         // does not describe, is read at once.
         let goes_on = matches!(&answer, StopAnswer::Accepted(Some(run), _) if !Phase::of(&run.state).has_ended());
-        let first_look = goes_on.then(|| Instant::now() + next_look(0, jitter()));
+        let first_look = goes_on.then(|| Instant::now() + next_look(0, dice::unit()));
         subject.memory = Memory { next_look: first_look, ..Memory::default() };
         let stored = matches!(written, Written::Stored(_));
         let next = subject.take(written);
@@ -114,7 +115,7 @@ impl House {
             Err(unprepared) => return self.unprepared(subject, unprepared).await,
         };
         match &answer {
-            ReadAnswer::Run(_) => subject.read_unconfirmed(Instant::now() + next_look(0, jitter())),
+            ReadAnswer::Run(_) => subject.read_unconfirmed(Instant::now() + next_look(0, dice::unit())),
             ReadAnswer::Failed(_) => subject.memory.failures += 1,
             ReadAnswer::Unreadable(_) => {}
         }
@@ -132,7 +133,7 @@ impl House {
             answer = self.read(subject) => answer,
         };
         subject.memory.looks += 1;
-        subject.memory.next_look = Some(Instant::now() + next_look(subject.memory.looks, jitter()));
+        subject.memory.next_look = Some(Instant::now() + next_look(subject.memory.looks, dice::unit()));
         match answer {
             Ok(answer) => {
                 let moment = self.moment();
@@ -166,7 +167,7 @@ impl House {
             Again::At(then) => Next::At(then),
             Again::Backoff => {
                 subject.memory.failures += 1;
-                Next::At(Instant::now() + delay(subject.memory.failures, MAX_CREDENTIALS_DELAY, jitter()))
+                Next::At(Instant::now() + delay(subject.memory.failures, MAX_CREDENTIALS_DELAY, dice::unit()))
             }
         };
         self.tell(subject, reason, &detail, next).await

@@ -11,9 +11,10 @@ use crate::amperity::{
     credentials::{Admitted, Client, Credentials, CredentialsKey, Refusal, Token},
     endpoint::Endpoint,
 };
+use crate::dice;
 use crate::resource::{WorkflowRunStop, conditions::Reason};
 use crate::stop::{
-    house::{House, jitter},
+    house::House,
     ledger::{LedgerError, Written},
     outcome::{self, Retry},
     subject::Subject,
@@ -107,7 +108,7 @@ impl House {
         let key = endpoint.budget_key();
         let mut turn = pin!(self.budget.acquire(&key, purpose, subject.resource.created()));
         // Not all that wait are to write at the same moment.
-        if let Ok(slot) = timeout(PATIENCE.mul_f64(1.0 + jitter()), turn.as_mut()).await {
+        if let Ok(slot) = timeout(PATIENCE.mul_f64(1.0 + dice::unit()), turn.as_mut()).await {
             let admitted = !self.wallet.was_refused_since(&pass.key, pass.admitted);
             return if admitted { Ok(Prepared { endpoint, pass, slot }) } else { Err(Unprepared::Changed) };
         }

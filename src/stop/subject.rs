@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::resource::{Claim, WorkflowRunStop};
+use crate::sabotage::{Break, is_broken};
 use crate::stop::{decide::Seen, ledger::Written, report::Next};
 
 /// One resource as this replica knows it.
@@ -104,9 +105,13 @@ impl Subject {
         }
         Seen {
             claim_unchanged: self.memory.claim.as_ref().map_or(Duration::ZERO, |(_, since)| now - *since),
-            active_for: match (&self.memory.active, claim) {
-                (Some((of, since)), Some(claim)) if *of == claim.id => Some(now - *since),
-                (Some(_) | None, _) => None,
+            active_for: if is_broken(Break::ConfirmAfterOneRead) {
+                Some(Duration::MAX)
+            } else {
+                match (&self.memory.active, claim) {
+                    (Some((of, since)), Some(claim)) if *of == claim.id => Some(now - *since),
+                    (Some(_) | None, _) => None,
+                }
             },
             next_look: self.memory.next_look.map(|at| at.saturating_duration_since(now)),
         }

@@ -75,7 +75,7 @@ async fn apply_says_what_is_wrong_with_a_run_id() {
     let place = Place::new().await;
     let configuration = "runId names a configuration (cg-, og-, cc-); give the id of its run, which starts with wf-";
     let task = "runId names a task (wft-); give the id of the run that the task belongs to, which starts with wf-";
-    let pattern = "spec.runId in body should match '^[A-Za-z0-9._~-]+$'";
+    let pattern = "runId may have only letters, digits, '.', '_', '~' and '-'; give the id of a run, such as wf-";
     let too_long = "a".repeat(129);
     for (run, why) in [
         ("cg-1", configuration),
@@ -107,8 +107,8 @@ async fn apply_says_what_is_wrong_with_a_run_id() {
 #[tokio::test]
 async fn apply_says_what_is_wrong_with_the_other_fields() {
     let place = Place::new().await;
-    let tenant = "spec.tenant in body should match";
-    let base_url = "spec.baseUrl in body should match '^https://";
+    let tenant = "tenant may have only letters, digits, '-' and '_', and begins and ends with a letter or digit";
+    let base_url = "baseUrl must be an https URL without user, query and fragment, such as https://";
     let (long_tenant, long_url) = ("a".repeat(64), format!("https://app.amperity.com/{}", "a".repeat(1000)));
     for (field, value, why) in [
         ("tenant", json!(""), "spec.tenant in body should be at least 1 chars long"),
@@ -355,7 +355,9 @@ async fn credentials_that_cannot_be_used_are_told_and_looked_up_again() {
         let message = message(&stop, ConditionType::Ready);
         assert!(message.contains(why), "{message}");
         assert!(
-            message.contains("Create the Secret in the namespace of this resource with the key token"),
+            message.contains(
+                "Give the Secret, in the namespace of this resource, the key token, or clientId and clientSecret"
+            ),
             "{message}"
         );
         assert!(!message.contains("hush"), "{message}");

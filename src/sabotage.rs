@@ -1,0 +1,40 @@
+//! Owns the deliberate breaks by which the simulation shows that it finds what it looks for.
+//! Never part of a binary that is shipped: without the feature `sabotage` nothing can be broken.
+
+/// A guard that can be taken away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Break {
+    /// A request is sent without a stored claim.
+    NoClaim,
+    /// A claim is stored whatever became of the resource in between.
+    ClaimWithoutVersion,
+    /// An outcome is stored whoever claimed in between.
+    RecordWithoutClaim,
+    /// A run that is read as active once counts as not stopped.
+    ConfirmAfterOneRead,
+    /// A request is written however old its claim is.
+    NoFence,
+}
+
+#[cfg(feature = "sabotage")]
+thread_local! {
+    static BROKEN: std::cell::Cell<Option<Break>> = const { std::cell::Cell::new(None) };
+}
+
+/// Takes a guard away in this thread.
+#[cfg(feature = "sabotage")]
+pub fn take_away(guard: Option<Break>) {
+    BROKEN.set(guard);
+}
+
+/// True where this guard is taken away.
+#[cfg(feature = "sabotage")]
+pub fn is_broken(guard: Break) -> bool {
+    BROKEN.get() == Some(guard)
+}
+
+/// True where this guard is taken away: never.
+#[cfg(not(feature = "sabotage"))]
+pub const fn is_broken(_: Break) -> bool {
+    false
+}
