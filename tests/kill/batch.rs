@@ -4,7 +4,10 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use futures::StreamExt;
-use kube::api::{WatchEvent, WatchParams};
+use kube::runtime::{
+    WatchStreamExt,
+    watcher::{self, Event, watcher},
+};
 use lab::{
     apiserver_proxy::{ApiserverProxy, Call, Purpose},
     simulator::{Kind, Recorded},
@@ -35,7 +38,7 @@ impl Batch {
             // A second stop that comes while the first one is at work counts as an effect.
             place.amperity.add_run(TENANT, ends_at_once(run).stops_in(Duration::from_secs(3)));
         }
-        let seen = seen(&place).await;
+        let seen = seen(&place);
         Self { place, runs, seen }
     }
 
@@ -128,14 +131,14 @@ impl Batch {
     }
 }
 
-/// The newest version of every stop of the place.
-async fn seen(place: &Place) -> watch::Receiver<Stops> {
-    let params = WatchParams::default().timeout(290);
-    let mut events = place.stops().watch(&params, "0").await.unwrap().boxed();
+/// The newest version of every stop of the place. The API server ends the watch of somebody who reads too slowly;
+/// then it is begun again.
+fn seen(place: &Place) -> watch::Receiver<Stops> {
+    let mut events = watcher(place.stops(), watcher::Config::default()).default_backoff().boxed();
     let (sender, seen) = watch::channel(Stops::new());
     tokio::spawn(async move {
-        while let Some(Ok(event)) = events.next().await {
-            if let WatchEvent::Added(stop) | WatchEvent::Modified(stop) = event {
+        while let Some(event) = events.next().await {
+            if let Ok(Event::InitApply(stop) | Event::Apply(stop)) = event {
                 sender.send_modify(|stops| drop(stops.insert(stop.name().to_owned(), stop)));
             }
         }

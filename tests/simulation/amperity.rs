@@ -95,6 +95,9 @@ async fn stopped(world: &World, id: &str, number: usize) -> (u16, String) {
     if let Some(effect) = fate.effect {
         // What is to take effect does so before the answer, or at the latest when the settle time is over.
         let (world, id) = (world.clone(), id.to_owned());
+        // Readers may see it later still, but two looks with the settle time in between do not miss it.
+        let lag = if world.trouble(2.0) { world.below(27_000) } else { 0 };
+        let lag = Duration::from_millis(lag);
         let take = async move {
             sleep_until(begun + effect).await;
             let mut inner = world.lock();
@@ -104,6 +107,7 @@ async fn stopped(world: &World, id: &str, number: usize) -> (u16, String) {
             run.posts[number].effect = true;
             run.posts[number].pending = false;
             if run.state == "running" {
+                run.hidden = Some(Instant::now() + lag);
                 run.state = if lasts == 0 { "canceled" } else { "stopping" };
                 run.ends = Some((Instant::now() + Duration::from_secs(lasts * 20), "canceled"));
             }
@@ -164,9 +168,11 @@ async fn read(world: &World, id: &str) -> (u16, String) {
     }
     let mut inner = world.lock();
     let run = inner.run(id).unwrap().clone();
-    inner.tell(&format!("{id} is read as {}", run.state));
+    let hidden = run.hidden.is_some_and(|until| Instant::now() < until);
+    let state = if hidden { "running" } else { run.state };
+    inner.tell(&format!("{id} is read as {state}"));
     if !run.readable {
         return (403, String::new());
     }
-    (200, json!({"id": id, "state": run.state, "task_instances": []}).to_string())
+    (200, json!({"id": id, "state": state, "task_instances": []}).to_string())
 }

@@ -49,6 +49,8 @@ pub struct Run {
     /// When it reaches its next state by itself.
     pub ends: Option<(Instant, &'static str)>,
     pub posts: Vec<Post>,
+    /// Until then readers do not see that a stop took effect.
+    pub hidden: Option<Instant>,
 }
 
 /// A stop request that was written.

@@ -30,7 +30,7 @@ use tokio::time::{Instant, sleep};
 pub enum Purpose {
     /// A patch that stores a claim which was never seen before.
     Claim,
-    /// A patch that tests a claim and writes an outcome.
+    /// A patch of a stop for which a claim went by, and no outcome was stored since.
     Record,
     /// Any other patch of a stop.
     Patch,
@@ -87,6 +87,8 @@ struct Shared {
     client: Client,
     rule: Mutex<Rule>,
     claims: Mutex<HashSet<String>>,
+    /// The stops whose claims wait for an outcome.
+    claimed: Mutex<HashSet<String>>,
     calls: watch::Sender<Vec<Call>>,
     /// How often what was held was let go.
     let_go: watch::Sender<u64>,
@@ -121,6 +123,7 @@ impl ApiserverProxy {
             client,
             rule: Mutex::new(Box::new(|_| Fate::Pass)),
             claims: Mutex::default(),
+            claimed: Mutex::default(),
             calls: watch::Sender::default(),
             let_go: watch::Sender::default(),
         });
@@ -228,7 +231,13 @@ async fn one(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Response
         }
         let response = shared.client.send(request).await.map_err(|_| Broken)?;
         let status = response.status().as_u16();
-        shared.calls.send_modify(|calls| calls[entry].status = Some(status));
+        shared.calls.send_modify(|calls| {
+            let call = &mut calls[entry];
+            call.status = Some(status);
+            if (call.purpose, status) == (Purpose::Record, 200) {
+                lock(&shared.claimed).remove(&call.name);
+            }
+        });
         match fate {
             Fate::LateAnswer(time) => sleep(time).await,
             Fate::HoldAnswer => drop(let_go.changed().await),
@@ -257,21 +266,21 @@ impl Shared {
         let name = rest.split('/').next().unwrap_or_default().to_owned();
         let purpose = match method {
             "GET" => Purpose::Read,
-            "PATCH" => self.patch(&serde_json::from_slice(body).unwrap_or_default()),
+            "PATCH" => self.patch(&name, &serde_json::from_slice(body).unwrap_or_default()),
             _ => Purpose::Other,
         };
         (purpose, name)
     }
 
-    fn patch(&self, operations: &Value) -> Purpose {
+    fn patch(&self, name: &str, operations: &Value) -> Purpose {
         let operations = operations.as_array().map(Vec::as_slice).unwrap_or_default();
-        if operations.iter().any(|operation| operation["path"] == "/status/stopRequest/claim/id") {
-            return Purpose::Record;
-        }
         let claim = operations.iter().find_map(|operation| operation["value"]["stopRequest"]["claim"]["id"].as_str());
-        match claim {
-            Some(claim) if lock(&self.claims).insert(claim.to_owned()) => Purpose::Claim,
-            Some(_) | None => Purpose::Patch,
+        if let Some(claim) = claim
+            && lock(&self.claims).insert(claim.to_owned())
+        {
+            lock(&self.claimed).insert(name.to_owned());
+            return Purpose::Claim;
         }
+        if lock(&self.claimed).contains(name) { Purpose::Record } else { Purpose::Patch }
     }
 }
