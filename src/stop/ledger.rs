@@ -253,9 +253,6 @@ impl Ledger {
         resource: &WorkflowRunStop,
         status: WorkflowRunStopStatus,
     ) -> Result<Written, LedgerError> {
-        if resource.status.as_ref() == Some(&status) {
-            return Ok(Written::Same);
-        }
         match self.write(resource, status.clone()).await {
             // What the run carries along is not worth the rest.
             Err(LedgerError::Invalid(_)) if status.task_instances.is_some() => {
@@ -274,14 +271,14 @@ impl Ledger {
         resource: &WorkflowRunStop,
         status: WorkflowRunStopStatus,
     ) -> Result<Written, LedgerError> {
-        if resource.status.as_ref() == Some(&status) {
-            return Ok(Written::Same);
-        }
         let _permit = permit(&self.announcements).await;
         self.write(resource, status).await
     }
 
     async fn write(&self, resource: &WorkflowRunStop, status: WorkflowRunStopStatus) -> Result<Written, LedgerError> {
+        if resource.status.as_ref() == Some(&status) {
+            return Ok(Written::Same);
+        }
         match self.patch(resource, &status, is_broken(Break::ClaimWithoutVersion)).await {
             Ok(stored) => Ok(Written::Stored(Box::new(stored))),
             Err(error) if is_refused(&error) => match self.read(resource).await? {
