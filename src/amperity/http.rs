@@ -18,7 +18,10 @@ use thiserror::Error;
 use tokio::time::{Instant, timeout_at};
 use tower::{BoxError, timeout::TimeoutLayer, util::AndThenLayer};
 
-use crate::amperity::{answer::Failure, budget::Slot};
+use crate::amperity::{
+    answer::{Failure, Reply},
+    budget::Slot,
+};
 use crate::sabotage::{Break, is_broken};
 
 /// The largest body that is read, after decompression.
@@ -125,9 +128,8 @@ async fn admitted<C>(connection: C) -> Result<C, BoxError> {
     Ok(connection)
 }
 
-/// Sends a request, when its connection is there and if the fence allows it then. `limited` tells of an
-/// answer that is a 429, and for how long; the budget learns of it before the body is read, which may
-/// take its time.
+/// Sends a request, when its connection is there and if the fence allows it then. `head` decodes the head
+/// of the answer; the budget learns of a 429 before the body is read, which may take its time.
 ///
 /// # Errors
 /// Where no answer came.
@@ -136,8 +138,8 @@ pub async fn send(
     request: Request,
     slot: Slot,
     fence: Option<Fence>,
-    limited: impl FnOnce(&Response) -> Option<Option<Duration>>,
-) -> Result<Response, Failure> {
+    head: impl FnOnce(&Response) -> Reply,
+) -> Result<(Reply, Response), Failure> {
     // A 429 that came in since the slot was granted is no time to connect.
     match &fence {
         None => slot.reopened().await,
@@ -152,11 +154,13 @@ pub async fn send(
     };
     match TICKET.scope(ticket.clone(), answer).await {
         Ok(response) => {
-            match limited(&response) {
-                Some(retry_after) => ticket.slot.rate_limited(retry_after),
-                None => ticket.slot.answered(),
+            let head = head(&response);
+            if head.is_rate_limited() {
+                ticket.slot.rate_limited(head.retry_after)
+            } else {
+                ticket.slot.answered()
             }
-            Ok(response)
+            Ok((head, response))
         }
         Err(error) => Err(failure(&*error, ticket.slot.is_sent())),
     }
@@ -194,13 +198,12 @@ fn failure(error: &(dyn std::error::Error + 'static), sent: bool) -> Failure {
     }
 }
 
-/// The innermost cause: the others repeat the URL or say little.
-fn reason(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
+/// The innermost cause of an error: the others repeat the URL or say little.
+pub fn reason(mut error: &dyn std::error::Error) -> String {
+    while let Some(cause) = error.source() {
+        error = cause;
     }
-    cause.to_string()
+    error.to_string()
 }
 
 /// Where the common distributions keep the system's certificates in one file.

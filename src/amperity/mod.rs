@@ -105,12 +105,7 @@ impl Amperity {
     }
 
     async fn send(&self, request: Request, slot: Slot, fence: Option<Fence>) -> Result<(Reply, Vec<u8>), Failure> {
-        let limited = |response: &Response| {
-            let reply = self.head(response);
-            reply.is_rate_limited().then_some(reply.retry_after)
-        };
-        let response = http::send(&self.carrier, request, slot, fence, limited).await?;
-        let head = self.head(&response);
+        let (head, response) = http::send(&self.carrier, request, slot, fence, |response| self.head(response)).await?;
         match http::body(response).await {
             Ok(body) => Ok((Reply { body: wire::said(&body), ..head }, body)),
             Err(failure) if head.needs_body() => Err(failure),

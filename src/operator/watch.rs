@@ -20,6 +20,7 @@ use kube::{
 use tokio::{sync::watch, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
+use crate::amperity::http::reason;
 use crate::dice;
 use crate::operator::report::Metrics;
 use crate::resource::{UNFINISHED, WorkflowRunStop};
@@ -110,14 +111,6 @@ fn tell_of(error: &watcher::Error, path: &str) {
         // A watch ends now and then: its version is too old, a connection breaks.
         Some(_) | None => tracing::warn!(path, error, "the watch failed and is begun again"),
     }
-}
-
-/// The innermost cause: the others say little.
-fn reason(mut error: &dyn std::error::Error) -> String {
-    while let Some(cause) = error.source() {
-        error = cause;
-    }
-    error.to_string()
 }
 
 /// Works on the unfinished resources.
