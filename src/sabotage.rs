@@ -6,6 +6,8 @@
 pub enum Break {
     /// A request is sent without a stored claim.
     NoClaim,
+    /// A claim is stored before its request has a slot in the budget.
+    ClaimBeforeSlot,
     /// A claim is stored whatever became of the resource in between.
     ClaimWithoutVersion,
     /// An outcome is stored whoever claimed in between.

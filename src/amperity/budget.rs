@@ -4,7 +4,7 @@
 //! The API counts arrivals, which only it sees: somewhere between the start of the sending and the
 //! answer. So a request counts from its answer on, or from [`IN_TRANSIT`] after its sending where
 //! the answer takes longer. A slot is granted a moment before its turn: as long as the claim and the
-//! connection took lately, so that they cost no part of the rate.
+//! connection took lately, so that they cost no part of the rate. After a 429 requests are spread as well.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -19,8 +19,12 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use crate::amperity::endpoint::BudgetKey;
+use crate::amperity::{endpoint::BudgetKey, pace::Pace};
 use crate::dice;
+use crate::sabotage::{Break, is_broken};
+
+/// In any so long there are at the most so many requests as the rate says.
+const WINDOW: Duration = Duration::from_secs(1);
 
 /// By then a request surely has arrived, where no answer says so earlier.
 const IN_TRANSIT: Duration = Duration::from_millis(100);
@@ -32,12 +36,6 @@ const MAX_LEAD: Duration = Duration::from_secs(1);
 /// How long a 429 without `Retry-After` closes the budget; doubles with each further one up to the maximum.
 const FIRST_CLOSURE: Duration = Duration::from_secs(1);
 const MAX_CLOSURE: Duration = Duration::from_secs(60);
-
-/// The share of the full rate that comes back in a second without a 429.
-const RECOVERY_PER_SECOND: f64 = 0.02;
-
-/// The lowest rate, in requests per second.
-const MIN_RATE: f64 = 0.5;
 
 /// What a request is for. An earlier one goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,16 +55,18 @@ type Place = (Purpose, Timestamp, u64);
 #[derive(Clone)]
 pub struct Budget {
     tenants: Arc<Mutex<HashMap<BudgetKey, Tenant>>>,
-    rate: f64,
+    per_second: u32,
 }
 
 struct Tenant {
-    /// Requests per second at the time of `since`.
-    rate: f64,
-    /// When the rate was last set.
-    since: Instant,
+    per_second: u32,
+    pace: Pace,
+    /// The latest turn that was given.
+    last_turn: Option<Instant>,
     closed_until: Option<Instant>,
-    /// How many 429s came one after the other.
+    /// When the last 429 came in that told something new.
+    struck: Option<Instant>,
+    /// How many of them came one after the other.
     strikes: u32,
     /// How long it lately took from a slot to a request that can be written.
     lead: Duration,
@@ -83,14 +83,14 @@ pub struct Slot {
     key: BudgetKey,
     id: u64,
     granted: Instant,
-    turn: Instant,
+    turn: Mutex<Instant>,
     sent: OnceLock<Instant>,
 }
 
 impl Budget {
     /// Budgets of `per_second` requests in any sliding second, for each tenant.
     pub fn new(per_second: u32) -> Self {
-        Self { tenants: Arc::default(), rate: f64::from(per_second.max(1)) }
+        Self { tenants: Arc::default(), per_second: per_second.max(1) }
     }
 
     /// Waits for a slot. Dropping the future leaves the queue.
@@ -102,12 +102,12 @@ impl Budget {
                 if tenant.queue.first_key_value().is_none_or(|(first, _)| *first != waiting.place) {
                     return Err(None);
                 }
-                tenant.take(now, self.rate)
+                tenant.take(now)
             });
             match wait {
                 Ok((id, turn)) => {
                     let (budget, key, granted) = (self.clone(), key.clone(), Instant::now());
-                    return Slot { budget, key, id, granted, turn, sent: OnceLock::new() };
+                    return Slot { budget, key, id, granted, turn: Mutex::new(turn), sent: OnceLock::new() };
                 }
                 Err(at) => {
                     let due = async {
@@ -142,9 +142,9 @@ impl Budget {
         let mut tenants = self.lock();
         if !tenants.contains_key(key) {
             let now = Instant::now();
-            tenants.retain(|_, tenant| !tenant.is_idle(now, self.rate));
+            tenants.retain(|_, tenant| !tenant.is_idle(now));
         }
-        let tenant = tenants.entry(key.clone()).or_insert_with(|| Tenant::new(self.rate));
+        let tenant = tenants.entry(key.clone()).or_insert_with(|| Tenant::new(self.per_second));
         work(tenant)
     }
 
@@ -180,11 +180,13 @@ impl Drop for Waiting<'_> {
 }
 
 impl Tenant {
-    fn new(rate: f64) -> Self {
+    fn new(per_second: u32) -> Self {
         Self {
-            rate,
-            since: Instant::now(),
+            per_second,
+            pace: Pace::new(f64::from(per_second)),
+            last_turn: None,
             closed_until: None,
+            struck: None,
             strikes: 0,
             lead: MIN_LEAD,
             next_id: 0,
@@ -193,41 +195,40 @@ impl Tenant {
         }
     }
 
-    fn rate(&self, now: Instant, full: f64) -> f64 {
-        let quiet = now.saturating_duration_since(self.since).as_secs_f64();
-        (self.rate + full * RECOVERY_PER_SECOND * quiet).min(full)
-    }
-
-    /// How many requests count at the most, and for how long each one does.
-    fn limits(&self, now: Instant, full: f64) -> (usize, Duration) {
-        let rate = self.rate(now, full);
-        let burst = rate.floor().max(1.0);
-        // A whole number of at least 1 and at most the u32 of the configuration.
-        (burst as usize, Duration::from_secs_f64(burst / rate))
-    }
-
     /// Takes a slot with the time of its turn, or says when to look again; `None`: when another one's
     /// request was sent or given back.
-    fn take(&mut self, now: Instant, full: f64) -> Result<(u64, Instant), Option<Instant>> {
-        if let Some(until) = self.closed_until.filter(|until| now < *until) {
+    fn take(&mut self, now: Instant) -> Result<(u64, Instant), Option<Instant>> {
+        let patient = !is_broken(Break::ClaimBeforeSlot);
+        if let Some(until) = self.closed(now).filter(|_| patient) {
             return Err(Some(until));
         }
-        let (burst, window) = self.limits(now, full);
-        self.counting.retain(|_, from| from.is_none_or(|from| now < from + window));
-        let mut turn = now;
-        if let Some(too_many) = self.counting.len().checked_sub(burst) {
+        self.counting.retain(|_, from| from.is_none_or(|from| now < from + WINDOW));
+        let mut turn = self.paced(now);
+        if let Some(too_many) = self.counting.len().checked_sub(self.per_second as usize) {
             // So many more than one have to end before there is room; those that were not sent yet end
             // after all others.
             let mut froms: Vec<Instant> = self.counting.values().copied().flatten().collect();
             froms.sort_unstable();
-            turn = froms.get(too_many).map(|from| *from + window).ok_or(None)?;
-            if now + self.lead < turn {
-                return Err(Some(turn - self.lead));
-            }
+            turn = froms.get(too_many).map(|from| turn.max(*from + WINDOW)).ok_or(None)?;
+        }
+        if now + self.lead < turn && patient {
+            return Err(Some(turn - self.lead));
         }
         self.next_id += 1;
         self.counting.insert(self.next_id, None);
+        self.last_turn = Some(turn);
         Ok((self.next_id, turn))
+    }
+
+    /// The earliest turn that the pace allows.
+    fn paced(&self, now: Instant) -> Instant {
+        let next = self.last_turn.zip(self.pace.interval(now)).map(|(last, interval)| last + interval);
+        next.map_or(now, |next| next.max(now))
+    }
+
+    /// Until when a 429 closes the budget.
+    fn closed(&self, now: Instant) -> Option<Instant> {
+        self.closed_until.filter(|until| now < *until)
     }
 
     /// A request was answered, so it has arrived.
@@ -235,49 +236,60 @@ impl Tenant {
         self.counting.insert(id, Some(Instant::now().min(sent + IN_TRANSIT)));
     }
 
-    fn rate_limited(&mut self, sent: Instant, retry_after: Option<Duration>, full: f64) {
+    fn rate_limited(&mut self, sent: Instant, retry_after: Option<Duration>) {
         let now = Instant::now();
         // A request that was sent before the last 429 came in tells nothing new of the rate.
-        if self.closed_until.is_none() || self.since < sent {
-            self.rate = (self.rate(now, full) / 2.0).max(MIN_RATE.min(full));
-            self.since = now;
-            self.strikes += 1;
-        }
+        let new = self.struck.is_none_or(|struck| struck < sent);
+        self.strikes += u32::from(new);
         let doubled = FIRST_CLOSURE.saturating_mul(1 << (self.strikes - 1).min(10)).min(MAX_CLOSURE);
-        let wait = retry_after.unwrap_or_else(|| doubled.mul_f64(dice::upper_half()));
-        self.closed_until = self.closed_until.max(Some(now + wait));
+        let until = now + retry_after.unwrap_or_else(|| doubled.mul_f64(dice::upper_half()));
+        self.closed_until = self.closed_until.max(Some(until));
+        if new {
+            self.struck = Some(now);
+            self.pace.slow_down(now, until);
+        }
     }
 
     /// True where a new budget would be no other: nobody waits, no request counts any more, and the rate
     /// has grown back.
-    fn is_idle(&self, now: Instant, full: f64) -> bool {
-        let (_, window) = self.limits(now, full);
-        let counts = |from: &Option<Instant>| from.is_none_or(|from| now < from + window);
-        let open = self.closed_until.is_none_or(|until| until <= now);
-        self.queue.is_empty() && open && self.rate(now, full) >= full && !self.counting.values().any(counts)
+    fn is_idle(&self, now: Instant) -> bool {
+        let counts = |from: &Option<Instant>| from.is_none_or(|from| now < from + WINDOW);
+        let open = self.closed(now).is_none();
+        self.queue.is_empty() && open && self.pace.interval(now).is_none() && !self.counting.values().any(counts)
     }
 }
 
 impl Slot {
-    /// Waits while a 429 that came in since the slot was granted closes the budget.
+    /// Waits while a 429 that came in since the slot was granted closes the budget. Then its turn is a new
+    /// one: all that waited are not to go at the same moment.
     pub async fn reopened(&self) {
-        loop {
-            let closed = self.budget.with(&self.key, |tenant| tenant.closed_until);
-            match closed.filter(|until| Instant::now() < *until) {
-                Some(until) => sleep_until(until).await,
-                None => return,
-            }
+        while let Some(until) = self.with(|tenant| tenant.closed(Instant::now())) {
+            sleep_until(until).await;
+            let turn = self.with(|tenant| *tenant.last_turn.insert(tenant.paced(Instant::now())));
+            *self.its_turn() = turn;
         }
     }
 
     /// Waits for its turn. To be called when all else is ready.
     pub async fn turn(&self) {
         let took = self.granted.elapsed();
-        self.budget.with(&self.key, |tenant| {
-            tenant.lead = ((tenant.lead * 3 + took) / 4).clamp(MIN_LEAD, MAX_LEAD);
-        });
-        sleep_until(self.turn).await;
-        self.reopened().await;
+        self.with(|tenant| tenant.lead = ((tenant.lead * 3 + took) / 4).clamp(MIN_LEAD, MAX_LEAD));
+        loop {
+            let turn = *self.its_turn();
+            sleep_until(turn).await;
+            self.reopened().await;
+            if *self.its_turn() == turn {
+                return;
+            }
+        }
+    }
+
+    fn its_turn(&self) -> MutexGuard<'_, Instant> {
+        self.turn.lock().expect("nothing panics while it holds this lock")
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut Tenant) -> T) -> T {
+        self.budget.with(&self.key, work)
     }
 
     /// Says that the request is written now. It counts from here on.
@@ -296,10 +308,9 @@ impl Slot {
     /// Says that the answer was a 429: closes the tenant's budget for everybody.
     pub fn rate_limited(&self, retry_after: Option<Duration>) {
         let Some(sent) = self.sent.get() else { return };
-        let full = self.budget.rate;
         self.budget.change(&self.key, |tenant| {
             tenant.arrived(self.id, *sent);
-            tenant.rate_limited(*sent, retry_after, full);
+            tenant.rate_limited(*sent, retry_after);
         });
     }
 
@@ -461,8 +472,7 @@ mod tests {
         let start = Instant::now();
         let slot = budget.acquire(&key("a"), Purpose::Stop, age(0)).await;
         assert_eq!(start.elapsed(), Duration::from_secs(1) - MIN_LEAD);
-        let full = budget.rate;
-        budget.with(&key("a"), |tenant| tenant.rate_limited(Instant::now(), Some(Duration::from_secs(3)), full));
+        budget.with(&key("a"), |tenant| tenant.rate_limited(Instant::now(), Some(Duration::from_secs(3))));
         slot.turn().await;
         assert_eq!(start.elapsed(), Duration::from_secs(4) - MIN_LEAD);
     }
@@ -515,7 +525,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_429_halves_the_rate_once_and_it_grows_back() {
+    async fn the_429s_of_one_burst_lower_the_rate_once_and_then_requests_are_spread() {
         let budget = Budget::new(10);
         let mut slots = vec![];
         for _ in 0..10 {
@@ -526,12 +536,32 @@ mod tests {
         for slot in slots {
             slot.rate_limited(Some(Duration::from_secs(1)));
         }
-        let rate = |budget: &Budget| budget.with(&key("a"), |tenant| tenant.rate(Instant::now(), 10.0));
-        assert!((rate(&budget) - 5.0).abs() < 0.01, "{}", rate(&budget));
-        tokio::time::sleep(Duration::from_secs(10)).await;
-        assert!((rate(&budget) - 7.0).abs() < 0.01, "{}", rate(&budget));
-        tokio::time::sleep(Duration::from_secs(60)).await;
-        assert!((rate(&budget) - 10.0).abs() < 0.01, "{}", rate(&budget));
+        let first = send(&budget, "a", Duration::ZERO).await;
+        let second = send(&budget, "a", Duration::ZERO).await;
+        let apart = second - first;
+        assert!((0.19..=0.2).contains(&apart.as_secs_f64()), "{apart:?}: half of ten a second");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn slots_that_a_429_held_up_do_not_go_all_at_once() {
+        let budget = Budget::new(10);
+        let mut held = vec![];
+        for _ in 0..5 {
+            held.push(budget.acquire(&key("a"), Purpose::Stop, age(0)).await);
+        }
+        let slot = budget.acquire(&key("a"), Purpose::Stop, age(0)).await;
+        slot.send();
+        slot.rate_limited(Some(Duration::from_secs(1)));
+        let start = Instant::now();
+        let sent = futures::future::join_all(held.iter().map(async |slot| {
+            slot.reopened().await;
+            slot.turn().await;
+            slot.send();
+            start.elapsed().as_millis()
+        }));
+        let mut sent = sent.await;
+        sent.sort_unstable();
+        assert!(sent.windows(2).all(|two| 150 <= two[1] - two[0]), "{sent:?}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,6 +6,7 @@ pub mod budget;
 pub mod credentials;
 pub mod endpoint;
 pub mod http;
+pub mod pace;
 pub mod wire;
 
 use std::{

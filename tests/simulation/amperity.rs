@@ -20,12 +20,42 @@ pub struct Amperity {
     pub replica: usize,
 }
 
+/// How long a 429 asks to wait, where it does.
+const RETRY_AFTER: Duration = Duration::from_secs(60);
+
+#[derive(Clone, Copy)]
+enum Answer {
+    /// With the run as it is.
+    Run(u16),
+    /// With a body that is no run.
+    Other(u16),
+    /// 429, and when to come again.
+    Later,
+    /// None; the connection breaks.
+    Reset,
+    /// None, for longer than anybody waits.
+    Silence,
+}
+
 /// What comes of a stop request.
 struct Fate {
-    /// 0 where no answer comes.
-    status: u16,
-    body: String,
+    answer: Answer,
     effect: Option<Duration>,
+}
+
+impl Answer {
+    fn status(self) -> Option<u16> {
+        match self {
+            Self::Run(status) | Self::Other(status) => Some(status),
+            Self::Later => Some(429),
+            Self::Reset | Self::Silence => None,
+        }
+    }
+
+    /// True where nobody can tell from it that the stop had no effect.
+    fn is_unclear(self) -> bool {
+        self.status().is_none_or(|status| 500 <= status)
+    }
 }
 
 impl Carry for Amperity {
@@ -37,8 +67,7 @@ impl Carry for Amperity {
                 return Err("no connection".into());
             }
             // A process that was stopped for a while finds its connection, and its claim too old.
-            let way = if world.trouble(0.2) { Duration::from_secs(200) } else { Duration::from_millis(100) };
-            world.pause(way).await;
+            world.pause(Duration::from_millis(world.one_of(0.2, [100, 200_000]))).await;
             connected.await?;
             let id = request.url().path_segments().unwrap().nth(3).unwrap().to_owned();
             let stop = request.method() == "POST";
@@ -58,10 +87,14 @@ impl Carry for Amperity {
             world.step(replica).await;
             let answer = timeout(REQUEST_TIMEOUT, answer).await.map_err(|_| "no answer in time")?;
             world.step(replica).await;
-            match answer.map_err(|_| "reset")? {
-                (0, _) => Err("reset".into()),
-                (status, body) => Ok(http::Response::builder().status(status).body(body).unwrap().into()),
+            let (answer, body) = answer.map_err(|_| "reset")?;
+            let mut response = http::Response::builder().status(answer.status().ok_or("reset")?);
+            if let Answer::Later = answer {
+                response = response.header("retry-after", RETRY_AFTER.as_secs());
+                let now = Instant::now();
+                world.lock().closed.insert(replica, (now, now + RETRY_AFTER));
             }
+            Ok(response.body(body).unwrap().into())
         })
     }
 }
@@ -88,16 +121,15 @@ fn written(world: &World, replica: usize, id: &str) -> usize {
     number
 }
 
-async fn stopped(world: &World, id: &str, number: usize) -> (u16, String) {
+async fn stopped(world: &World, id: &str, number: usize) -> (Answer, String) {
     let state = world.lock().run(id).unwrap().state;
-    let fate = if state == "running" { fate_of_active(world, id) } else { fate_of_other(world, id, state) };
+    let fate = if state == "running" { fate_of_active(world, id) } else { fate_of_other(world, state) };
     let begun = Instant::now();
     if let Some(effect) = fate.effect {
         // What is to take effect does so before the answer, or at the latest when the settle time is over.
         let (world, id) = (world.clone(), id.to_owned());
         // Readers may see it later still, but two looks with the settle time in between do not miss it.
-        let lag = if world.trouble(2.0) { world.below(27_000) } else { 0 };
-        let lag = Duration::from_millis(lag);
+        let lag = Duration::from_secs(world.one_of(2.0, [0, 27])).mul_f64(world.share());
         let take = async move {
             sleep_until(begun + effect).await;
             let mut inner = world.lock();
@@ -112,67 +144,71 @@ async fn stopped(world: &World, id: &str, number: usize) -> (u16, String) {
                 run.ends = Some((Instant::now() + Duration::from_secs(lasts * 20), "canceled"));
             }
         };
-        if fate.status == 0 || 500 <= fate.status { drop(tokio::spawn(take)) } else { take.await }
+        if fate.answer.is_unclear() { drop(tokio::spawn(take)) } else { take.await }
     } else {
         world.lock().run(id).unwrap().posts[number].pending = false;
     }
     {
         let mut inner = world.lock();
-        let post = &mut inner.run(id).unwrap().posts[number];
-        (post.server_error, post.success) = (500 <= fate.status, (200..300).contains(&fate.status));
+        let (post, status) = (&mut inner.run(id).unwrap().posts[number], fate.answer.status());
+        post.server_error = status.is_some_and(|status| 500 <= status);
+        post.success = status.is_some_and(|status| (200..300).contains(&status));
     }
-    world.tell(format!("POST {number} for {id} is answered {}", fate.status));
-    // An answer that never comes is told by the client's own limit, or by a reset.
-    if fate.status == 0 && world.below(2) == 0 {
+    world.tell(format!("POST {number} for {id} is answered {:?}", fate.answer.status()));
+    if let Answer::Silence = fate.answer {
         sleep(REQUEST_TIMEOUT * 2).await;
     }
-    let state = world.lock().run(id).unwrap().state;
-    let body = if fate.body == "run" { json!({"id": id, "state": state}).to_string() } else { fate.body };
-    (fate.status, body)
+    let body = match fate.answer {
+        Answer::Run(_) => json!({"id": id, "state": world.lock().run(id).unwrap().state}).to_string(),
+        Answer::Other(_) | Answer::Later | Answer::Reset | Answer::Silence => "<html>".to_owned(),
+    };
+    (fate.answer, body)
 }
 
 fn fate_of_active(world: &World, id: &str) -> Fate {
     let at_once = Some(Duration::ZERO);
     // Measured from the end of the request, which comes no earlier than this moment.
-    let late = Some(SETTLE_TIME.mul_f64(0.9).mul_f64(world.below(100) as f64 / 100.0));
-    let fate = |status, body: &str, effect| Fate { status, body: body.to_owned(), effect };
-    if !world.trouble(2.0) {
-        return fate(200, "run", at_once);
-    }
+    let late = Some(SETTLE_TIME.mul_f64(0.9).mul_f64(world.share()));
+    let fate = |answer, effect| Fate { answer, effect };
     let readable = world.lock().runs[id].readable;
-    match world.below(13) {
-        0 => fate(429, "", None),
-        1 => fate(401, "", None),
-        2 => fate(403, "", None),
-        3 => fate(409, "", None),
-        4 => fate(500, "", None),
-        5 => fate(503, "", if readable { late } else { None }),
-        6 | 7 => fate(0, "", None),
-        8 | 9 => fate(0, "", late),
-        10 => fate(200, "<html>", None),
-        11 => fate(200, "<html>", at_once),
-        _ => fate(202, "", at_once),
-    }
+    let fates = [
+        fate(Answer::Run(200), at_once),
+        fate(Answer::Other(429), None),
+        fate(Answer::Later, None),
+        fate(Answer::Other(401), None),
+        fate(Answer::Other(403), None),
+        fate(Answer::Other(409), None),
+        fate(Answer::Other(500), None),
+        fate(Answer::Other(503), if readable { late } else { None }),
+        fate(Answer::Reset, None),
+        fate(Answer::Reset, at_once),
+        fate(Answer::Reset, late),
+        fate(Answer::Silence, None),
+        fate(Answer::Silence, late),
+        fate(Answer::Other(200), None),
+        fate(Answer::Other(200), at_once),
+        fate(Answer::Other(202), at_once),
+    ];
+    world.one_of(2.0, fates)
 }
 
-fn fate_of_other(world: &World, _id: &str, state: &str) -> Fate {
-    let status = if state == "stopping" || world.below(2) == 0 { 200 } else { [400, 409][world.below(2) as usize] };
-    Fate { status, body: "run".to_owned(), effect: None }
+fn fate_of_other(world: &World, state: &str) -> Fate {
+    let status = if state == "stopping" { 200 } else { [400, 200, 409, 200][world.below(4) as usize] };
+    Fate { answer: Answer::Run(status), effect: None }
 }
 
-async fn read(world: &World, id: &str) -> (u16, String) {
-    if world.trouble(1.0) {
-        return [(503, String::new()), (0, String::new()), (401, String::new()), (429, String::new())]
-            [world.below(4) as usize]
-            .clone();
-    }
+async fn read(world: &World, id: &str) -> (Answer, String) {
+    let usual = Answer::Run(200);
+    let answer = world
+        .one_of(1.0, [usual, Answer::Other(503), Answer::Reset, Answer::Other(401), Answer::Other(429), Answer::Later]);
+    let Answer::Run(_) = answer else { return (answer, String::new()) };
     let mut inner = world.lock();
     let run = inner.run(id).unwrap().clone();
     let hidden = run.hidden.is_some_and(|until| Instant::now() < until);
     let state = if hidden { "running" } else { run.state };
     inner.tell(&format!("{id} is read as {state}"));
     if !run.readable {
-        return (403, String::new());
+        return (Answer::Other(403), String::new());
     }
-    (200, json!({"id": id, "state": state, "task_instances": []}).to_string())
+    (answer, json!({"id": id, "state": state, "task_instances": []}).to_string())
 }

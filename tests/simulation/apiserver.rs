@@ -54,16 +54,14 @@ impl ApiServer {
         let (answered, answer) = oneshot::channel();
         let server = self.clone();
         tokio::spawn(async move {
-            let slow = if world.trouble(0.3) { 9_000 } else { 20 };
-            world.pause(Duration::from_millis(slow)).await;
+            world.on_the_way().await;
             let answer = if query.contains("watch=true") || query.contains("watch=1") {
                 server.watch(&query)
             } else {
                 server.answer(head.method.as_str(), &path, &body)
             };
             let lost = world.trouble(0.5);
-            let slow = if world.trouble(0.3) { 9_000 } else { 20 };
-            world.pause(Duration::from_millis(slow)).await;
+            world.on_the_way().await;
             if !lost {
                 let _ = answered.send(answer);
             }
@@ -107,7 +105,12 @@ impl ApiServer {
         let ready = patched["status"]["conditions"]
             .as_array()
             .and_then(|all| all.iter().find(|one| one["type"] == "Ready").cloned());
-        let claim = patched["status"]["stopRequest"]["claim"]["id"].as_str().map(|id| id[..6].to_owned());
+        let claim_in = |object: &Value| object["status"]["stopRequest"]["claim"]["id"].as_str().map(str::to_owned);
+        let claim = claim_in(&patched);
+        if claim.is_some() && claim != claim_in(&object) && inner.has_closed_for_long(self.replica) {
+            inner.fail(&format!("replica {} claims {name} although a 429 closes its budget", self.replica));
+        }
+        let claim = claim.map(|id| id[..6].to_owned());
         let reason = ready.map(|ready| ready["reason"].clone());
         inner.tell(&format!("replica {}: {name} is {reason:?}, claim {claim:?}", self.replica));
         if patched == object {
@@ -138,8 +141,7 @@ impl ApiServer {
                     }
                     continue;
                 };
-                let lag = if world.trouble(1.0) { 30_000 } else { 30 };
-                world.pause(Duration::from_millis(lag)).await;
+                world.pause(Duration::from_millis(world.one_of(1.0, [30, 30_000]))).await;
                 if world.trouble(0.2) {
                     return None;
                 }

@@ -9,9 +9,10 @@ use std::{
 };
 
 use jiff::Timestamp;
-use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 use tokio::{sync::Notify, time::Instant};
+
+use crate::chance::Chance;
 
 /// Until then things go wrong; after it nothing does, and everything has to come to its end.
 pub const TROUBLE: Duration = Duration::from_secs(240);
@@ -24,7 +25,7 @@ pub const SETTLE_TIME: Duration = Duration::from_secs(30);
 pub struct World(Arc<Mutex<Inner>>);
 
 pub struct Inner {
-    pub random: StdRng,
+    pub chance: Chance,
     start: Instant,
     /// Objects by name.
     pub objects: BTreeMap<String, Value>,
@@ -35,10 +36,10 @@ pub struct Inner {
     pub runs: BTreeMap<String, Run>,
     pub history: Vec<String>,
     pub wrong: Vec<String>,
-    /// For each replica, how many more IO steps until it crashes.
-    pub fuses: BTreeMap<usize, (u32, Arc<Notify>)>,
-    /// How often things go wrong, from 0 to 1.
-    pub trouble: f64,
+    /// What each replica is told to crash by, and after how many more steps of its IO.
+    pub fuses: BTreeMap<usize, (Arc<Notify>, Option<u32>)>,
+    /// When each replica was told of a 429, and until when that closes its budget.
+    pub closed: BTreeMap<usize, (Instant, Instant)>,
 }
 
 #[derive(Clone)]
@@ -67,11 +68,9 @@ pub struct Post {
 }
 
 impl World {
-    pub fn new(seed: u64) -> Self {
-        let mut random = StdRng::seed_from_u64(seed);
-        let trouble = [0.0, 0.02, 0.1, 0.3][random.random_range(0..4)];
+    pub fn new(chance: Chance) -> Self {
         Self(Arc::new(Mutex::new(Inner {
-            random,
+            chance,
             start: Instant::now(),
             objects: BTreeMap::new(),
             version: 100,
@@ -81,7 +80,7 @@ impl World {
             history: vec![],
             wrong: vec![],
             fuses: BTreeMap::new(),
-            trouble,
+            closed: BTreeMap::new(),
         })))
     }
 
@@ -95,38 +94,54 @@ impl World {
         Timestamp::from_second(1_800_000_000 + skew).unwrap() + elapsed
     }
 
-    /// True so often while there is trouble.
+    /// The first of these is usual; the others come with trouble of this weight, while there is trouble.
+    pub fn one_of<T, const WAYS: usize>(&self, weight: f64, ways: [T; WAYS]) -> T {
+        let way = {
+            let mut inner = self.lock();
+            if inner.start.elapsed() < TROUBLE { inner.chance.way(WAYS, weight) } else { 0 }
+        };
+        ways.into_iter().nth(way).unwrap()
+    }
+
+    /// True where there is trouble of this weight.
     pub fn trouble(&self, weight: f64) -> bool {
-        let mut inner = self.lock();
-        let roll = inner.random.random::<f64>();
-        inner.start.elapsed() < TROUBLE && roll < inner.trouble * weight
+        self.one_of(weight, [false, true])
     }
 
     pub fn below(&self, limit: u64) -> u64 {
-        self.lock().random.random_range(0..limit)
+        self.lock().chance.below(limit)
+    }
+
+    /// From 0 to 1.
+    pub fn share(&self) -> f64 {
+        self.lock().chance.share()
     }
 
     pub async fn pause(&self, most: Duration) {
-        let share = self.lock().random.random::<f64>();
+        let share = self.share();
         tokio::time::sleep(most.mul_f64(share * share)).await;
+    }
+
+    /// A request or an answer is on its way between a replica and the API server.
+    pub async fn on_the_way(&self) {
+        let most = self.one_of(0.3, [20, 500, 9_000]);
+        self.pause(Duration::from_millis(most)).await;
     }
 
     pub fn tell(&self, what: impl AsRef<str>) {
         self.lock().tell(what.as_ref());
     }
 
-    /// One IO step of a replica; where its fuse has burnt down it crashes here and goes no further.
+    /// One step of a replica's IO. Here it may crash; then it goes no further.
     pub async fn step(&self, replica: usize) {
+        // Dice burn a fuse instead, so that there are not crashes only.
+        let planned = matches!(self.lock().chance, Chance::Plan(_)) && self.trouble(0.0);
         let crash = {
             let mut inner = self.lock();
-            match inner.fuses.get_mut(&replica) {
-                Some((left, crash)) if *left == 0 => Some(crash.clone()),
-                Some((left, _)) => {
-                    *left -= 1;
-                    None
-                }
-                None => None,
-            }
+            let (crash, left) = inner.fuses.get_mut(&replica).unwrap();
+            let burnt = *left == Some(0);
+            *left = left.map(|left| left.saturating_sub(1));
+            (planned || burnt).then(|| crash.clone())
         };
         if let Some(crash) = crash {
             crash.notify_one();
@@ -146,6 +161,13 @@ impl Inner {
     pub fn fail(&mut self, what: &str) {
         self.tell(&format!("WRONG: {what}"));
         self.wrong.push(what.to_owned());
+    }
+
+    /// True where a 429 closes the budget of a replica, which knew of it when it sent what arrives now.
+    pub fn has_closed_for_long(&self, replica: usize) -> bool {
+        let on_the_way = Duration::from_secs(20);
+        let now = Instant::now();
+        self.closed.get(&replica).is_some_and(|(told, until)| *told + on_the_way < now && now + on_the_way < *until)
     }
 
     /// Stores, replaces or removes an object.

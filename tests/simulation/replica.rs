@@ -1,0 +1,89 @@
+//! Owns the life of a replica: the operator's own code, from start to crash or end, again and again.
+//! Never looks into it.
+
+use std::{sync::Arc, time::Duration};
+
+use kube::Client;
+use tokio::{
+    sync::{Notify, watch},
+    time::sleep,
+};
+use tokio_util::sync::CancellationToken;
+use workflow_run_stop_operator::{
+    amperity::{
+        Amperity,
+        budget::Budget,
+        credentials::Wallet,
+        endpoint::{AllowedHosts, Endpoints},
+        http::Carrier,
+    },
+    clock::Clock,
+    operator::{report::Metrics, watch::Watch},
+    stop::{decide::Rules, house::House, ledger::Ledger},
+};
+
+use crate::{
+    amperity, apiserver,
+    world::{REQUEST_TIMEOUT, SETTLE_TIME, World},
+};
+
+/// What befalls a replica beside its IO.
+pub struct Fortune {
+    /// How far its clock is ahead, in seconds.
+    pub skew: i64,
+    /// The longest time until it is started again.
+    pub away: Duration,
+}
+
+/// One replica: it works until it crashes or is told to end, and is started again.
+pub async fn live(world: World, replica: usize, fortune: Fortune) {
+    loop {
+        let crash = Arc::new(Notify::new());
+        let burns = world.trouble(5.0).then(|| world.below(60) as u32);
+        {
+            let mut inner = world.lock();
+            inner.fuses.insert(replica, (crash.clone(), burns));
+            inner.closed.remove(&replica);
+        }
+        world.tell(format!("replica {replica} starts"));
+        let clock: Clock = {
+            let world = world.clone();
+            Arc::new(move || world.date(fortune.skew))
+        };
+        let client = Client::new(apiserver::ApiServer { world: world.clone(), replica }, "sim");
+        let carrier = Carrier::Other(Arc::new(amperity::Amperity { world: world.clone(), replica }));
+        let hosts = AllowedHosts::parse("").unwrap();
+        let house = House {
+            ledger: Ledger::new(client.clone(), &format!("replica-{replica}"), clock.clone()),
+            amperity: Amperity::over(carrier, clock.clone()),
+            budget: Budget::new(10),
+            wallet: Wallet::default(),
+            endpoints: Endpoints::new("https://app.amperity.com/api", hosts).unwrap(),
+            rules: Rules { request_timeout: REQUEST_TIMEOUT, settle_time: SETTLE_TIME },
+            clock,
+        };
+        let stop = CancellationToken::new();
+        let watching = Watch { house: Arc::new(house), metrics: Metrics::default(), stop: stop.clone() };
+        let (synced, _) = watch::channel(false);
+        let told = async {
+            // The lease is lost, or it is told to end: what is in flight is recorded all the same.
+            if world.trouble(3.0) {
+                sleep(Duration::from_secs(120).mul_f64(world.share())).await;
+                world.tell(format!("replica {replica} is told to end"));
+                stop.cancel();
+            }
+            std::future::pending::<()>().await;
+        };
+        let work = async {
+            let mut tasks = watching.run(&client, &["sim".to_owned()], &synced).await;
+            while tasks.join_next().await.is_some() {}
+        };
+        tokio::select! {
+            biased;
+            () = crash.notified() => world.tell(format!("replica {replica} crashes")),
+            () = work => world.tell(format!("replica {replica} has ended")),
+            () = told => {}
+        }
+        sleep(Duration::from_millis(1) + fortune.away.mul_f64(world.share())).await;
+    }
+}
