@@ -109,6 +109,11 @@ impl Situation {
         self
     }
 
+    fn unrecorded(mut self) -> Self {
+        self.seen.unrecorded = true;
+        self
+    }
+
     fn decide(&self) -> Decision {
         decide(&self.stop, Timestamp::from_second(NOW).unwrap(), &self.seen, &RULES)
     }
@@ -116,7 +121,7 @@ impl Situation {
 
 #[test]
 fn every_situation_has_its_next_step() {
-    use Decision::{Confirm, Finish, Nothing, Read, Stop, Suspended, Wait};
+    use Decision::{Confirm, Finish, Nothing, Read, Record, Stop, Suspended, Wait};
     use UnclearAnswer::{Conflict, NoAnswer, NotOurRun, ServerError};
     let wait = |wait| Wait(seconds(wait));
     let first = Confirm(ActiveRead::First);
@@ -178,6 +183,9 @@ fn every_situation_has_its_next_step() {
             a_stop().accepted_at(900).state("stopping").followed_for(100),
             Finish(Ending::StillActive),
         ),
+        ("what was read is stored first", a_stop().accepted_at(990).next_look_in(9).unrecorded(), Record),
+        ("also when the following is over", a_stop().accepted_at(900).followed_for(100).unrecorded(), Record),
+        ("but not on one being deleted", a_stop().accepted_at(990).unrecorded().being_deleted(), Nothing),
         ("suspension does not end the following", a_stop().accepted_at(990).suspended(), Read),
         ("the stop deadline does not end the following", a_stop().accepted_at(990).deadline(1), Read),
         // Not sent yet.

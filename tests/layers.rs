@@ -52,7 +52,6 @@ const PURE: &[&str] = &[
     "resource::status",
     "amperity::answer",
     "amperity::endpoint",
-    "amperity::pace",
     "amperity::wire",
     "stop::backoff",
     "stop::decide",

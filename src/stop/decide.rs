@@ -33,6 +33,8 @@ pub struct Seen {
     /// For how long the run has been known to be active after the claim's request ended; `None` where it
     /// was not read since.
     pub active_for: Option<Duration>,
+    /// The run was read while it is followed, and what was read is not stored yet.
+    pub unrecorded: bool,
     /// How long until the run is to be read again; `None` where this process has not read it yet.
     pub next_look: Option<Duration>,
 }
@@ -74,6 +76,8 @@ pub enum Decision {
     Confirm(ActiveRead),
     /// Read the run that was stopped.
     Read,
+    /// Store what was read of it.
+    Record,
     /// Write the end.
     Finish(Ending),
 }
@@ -124,6 +128,10 @@ fn is_left_alone(resource: &WorkflowRunStop) -> bool {
 
 /// What follows after acceptance, with so much time left to follow the run.
 fn follow(resource: &WorkflowRunStop, status: &WorkflowRunStopStatus, left: Duration, seen: &Seen) -> Decision {
+    // Before all else, also before the end: that would tell less than is known.
+    if seen.unrecorded {
+        return Decision::Record;
+    }
     let ended = status.state.as_deref().is_some_and(|state| Phase::of(state).has_ended());
     let followed = resource.spec.follow_timeout_seconds != 0;
     let over = left == Duration::ZERO;

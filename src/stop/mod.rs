@@ -50,6 +50,7 @@ pub async fn step(house: &House, subject: &mut Subject, interrupt: Interrupt<'_>
         Decision::Stop(within) => Box::pin(house.stop(subject, within, interrupt)).await,
         Decision::Confirm(active) => Box::pin(house.confirm(subject, active, interrupt)).await,
         Decision::Read => Box::pin(house.follow(subject, interrupt)).await,
+        Decision::Record => house.record(subject).await,
     };
     let latest = at_the_latest(&subject.resource, house.now()).map(|wait| Instant::now() + wait);
     match done {
@@ -136,11 +137,22 @@ impl House {
         subject.memory.next_look = Some(Instant::now() + next_look(subject.memory.looks, dice::unit()));
         match answer {
             Ok(answer) => {
-                let moment = self.moment();
-                self.write(subject, |resource| outcome::followed(resource, &answer, moment), Did::Read).await
+                subject.memory.unrecorded = Some(answer);
+                self.record(subject).await
             }
             Err(unprepared) => self.unprepared(subject, unprepared).await,
         }
+    }
+
+    /// Stores what was read of a run whose stop was accepted. Where that fails, it is still known.
+    async fn record(&self, subject: &mut Subject) -> Done {
+        let Some(answer) = subject.memory.unrecorded.take() else { return Ok((Did::Looked, Next::Now)) };
+        let moment = self.moment();
+        let done = self.write(subject, |resource| outcome::followed(resource, &answer, moment), Did::Read).await;
+        if done.is_err() {
+            subject.memory.unrecorded = Some(answer);
+        }
+        done
     }
 
     async fn read(&self, subject: &mut Subject) -> Result<ReadAnswer, Unprepared> {
@@ -228,7 +240,8 @@ impl House {
             | Decision::Wait(_)
             | Decision::Stop(_)
             | Decision::Confirm(_)
-            | Decision::Read => after.status.unwrap_or_default(),
+            | Decision::Read
+            | Decision::Record => after.status.unwrap_or_default(),
         }
     }
 }

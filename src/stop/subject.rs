@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::amperity::answer::ReadAnswer;
 use crate::resource::{Claim, WorkflowRunStop};
 use crate::sabotage::{Break, is_broken};
 use crate::stop::{decide::Seen, ledger::Written, report::Next};
@@ -25,6 +26,8 @@ pub struct Memory {
     pub claim: Option<(Claim, Instant)>,
     /// The id of the claim for which the run was read as active, and when first.
     pub active: Option<(String, Instant)>,
+    /// What was read while the run is followed and could not be stored yet.
+    pub unrecorded: Option<ReadAnswer>,
     /// When the run is to be read again.
     pub next_look: Option<Instant>,
     /// How often the run was read.
@@ -113,6 +116,7 @@ impl Subject {
                     (Some(_) | None, _) => None,
                 }
             },
+            unrecorded: self.memory.unrecorded.is_some(),
             next_look: self.memory.next_look.map(|at| at.saturating_duration_since(now)),
         }
     }

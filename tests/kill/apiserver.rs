@@ -3,15 +3,15 @@
 use std::{collections::HashSet, time::Duration};
 
 use lab::{
-    apiserver_proxy::{Call, Fate, Purpose},
-    simulator::HoldPoint,
+    apiserver_proxy::{ApiserverProxy, Call, Fate, Purpose},
+    simulator::{HoldPoint, Run},
 };
-use tokio::time::timeout;
-use workflow_run_stop_operator::resource::conditions::ConditionType;
+use tokio::time::{Instant, timeout};
+use workflow_run_stop_operator::resource::conditions::{ConditionType, Reason, Truth};
 
 use crate::{
     batch::{Batch, came, stored},
-    support::{condition, request},
+    support::{Operator, Place, TENANT, a_stop, condition, is, ready, request},
 };
 
 const SOME: usize = 30;
@@ -140,4 +140,30 @@ async fn what_was_learned_while_nothing_could_be_written_is_recorded_afterwards(
     proxy.rule(|_| Fate::Pass);
     batch.kept_with_one_request_each().await;
     assert_answers_recorded(&batch).await;
+}
+
+#[tokio::test]
+async fn an_end_that_was_read_is_told_although_it_could_not_be_written_before_the_following_was_over() {
+    const FOLLOWED: Duration = Duration::from_secs(4);
+    let place = Place::new().await;
+    place.amperity.add_run(TENANT, Run::new("wf-1").stops_in(Duration::from_secs(1)));
+    let proxy = ApiserverProxy::start(place.client.clone()).await;
+    let mut stop = a_stop("wf-1");
+    stop.spec.follow_timeout_seconds = FOLLOWED.as_secs() as i32;
+    place.apply(stop).await;
+    let mut command = place.command();
+    command.env("KUBECONFIG", proxy.kubeconfig());
+    let _operator = Operator::start(command).await;
+    place.reason("wf-1", Reason::FollowingRun).await;
+    let accepted = Instant::now();
+    proxy.rule(|call| if is_write(call) { Fate::Refuse } else { Fate::Pass });
+    // The only look before the following is over comes when the run has ended; nothing of it can be written.
+    let refused_afterwards = |calls: &[Call]| {
+        calls.iter().any(|call| is_write(call) && FOLLOWED + Duration::from_secs(1) <= call.at - accepted)
+    };
+    timeout(FOLLOWED * 10, proxy.wait_until(refused_afterwards)).await.expect("it goes on trying");
+    let reads = place.amperity.reads("wf-1");
+    proxy.rule(|_| Fate::Pass);
+    assert_eq!(ready(&place.finished("wf-1").await), is(Truth::True, Reason::RunStopped));
+    assert_eq!(place.amperity.reads("wf-1"), reads, "it is not read again");
 }
