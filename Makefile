@@ -24,8 +24,9 @@ test: tools control-plane ## Runs all tests, also against a real API server
 	@[ -d "$${CARGO_TARGET_DIR:-target}/debug" ] || echo 'cargo: building the operator and its tests, once: about 4 minutes on 2 cores' >&2
 	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-12} cargo test --workspace --locked
 
-simulate: tools ## Runs the deterministic simulation: SEEDS=20000, FIRST_SEED=0, or SEED=17 to replay one with its history
-	SEEDS=$${SEEDS:-20000} cargo test --locked --profile simulate --features sabotage --test simulation -- --nocapture
+simulate: tools ## Runs the deterministic simulation: SEEDS=20000, FIRST_SEED=0, DEPARTURES=2; SEED=17 or PLAN=74:1,79:1 replays one
+	SEEDS=$${SEEDS:-20000} DEPARTURES=$${DEPARTURES:-2} cargo test --locked --profile simulate --features sabotage \
+	  --test simulation $(if $(SEED),no_schedule_breaks,$(if $(PLAN),no_schedule_with)) -- --nocapture
 
 bench: tools control-plane ## Measures latency, pace and memory
 	cargo bench --locked --bench operator

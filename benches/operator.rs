@@ -1,4 +1,5 @@
-//! Owns the measurements: the operator beside a bare loop, its pace under the limit, its idle memory.
+//! Owns the measurements: the operator beside a bare loop, its pace under the limit and beside another client, its
+//! idle memory.
 //! Never fails on a slow machine: it prints figures, and ratios of what ran side by side.
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
@@ -12,7 +13,7 @@ use kube::{
 };
 use lab::{
     control_plane::ControlPlane,
-    simulator::{Kind, Run, Simulator},
+    simulator::{Kind, Recorded, RetryAfter, Run, Simulator},
 };
 use serde_json::json;
 use tokio::{
@@ -27,6 +28,7 @@ const BARE_LOOP: &str = "bare-loop";
 const TENANT: &str = "acme";
 const ROUNDS: usize = 100;
 const FINISHED: usize = 10_000;
+const SHARED: usize = 600;
 
 #[tokio::main]
 async fn main() {
@@ -42,6 +44,7 @@ async fn main() {
     cluster.apply_crd(include_str!("../crds/workflowrunstops.yaml")).await;
     latency(&cluster).await;
     pace(&cluster).await;
+    shared(&cluster).await;
     memory(&cluster).await;
     cluster.stop().await;
 }
@@ -113,13 +116,8 @@ async fn pace(cluster: &ControlPlane) {
     let amperity = Simulator::start().await;
     amperity.limit(Some(10));
     let namespace = namespace(cluster).await;
-    let api: Api<WorkflowRunStop> = Api::namespaced(cluster.client(), &namespace);
     for index in 0..100 {
-        let run = format!("wf-{index}");
-        amperity.add_run(TENANT, Run::new(&*run));
-        let mut stop = a_stop(&run);
-        stop.spec.follow_timeout_seconds = 0;
-        api.create(&PostParams::default(), &stop).await.unwrap();
+        create(cluster, &amperity, &namespace, index).await;
     }
     let operator = Operator::start(cluster, &amperity, &namespace, "10").await;
     amperity.wait_until(|requests| requests.iter().filter(|request| request.answered.is_some()).count() >= 100).await;
@@ -131,6 +129,62 @@ async fn pace(cluster: &ControlPlane) {
     println!("100 stops of one tenant, limit 10/s: {used:.1} % of the rate used after the first burst,");
     println!("  at most {most} in any second, {refused} answers 429");
     operator.end().await;
+}
+
+/// 600 stops against the same limit, while another client of the tenant sends five requests a second.
+async fn shared(cluster: &ControlPlane) {
+    let amperity = Simulator::start().await;
+    amperity.limit(Some(10));
+    amperity.retry_after_on_limit(Some(RetryAfter::Seconds(1)));
+    amperity.add_run(TENANT, Run::new("wf-other"));
+    let namespace = namespace(cluster).await;
+    stream::iter(0..SHARED)
+        .for_each_concurrent(16, async |index| create(cluster, &amperity, &namespace, index).await)
+        .await;
+    let url = format!("{}/workflow/runs/wf-other", amperity.base_url());
+    let other = tokio::spawn(async move {
+        let http = reqwest::Client::new();
+        let mut ticks = tokio::time::interval(Duration::from_secs(1) / 5);
+        loop {
+            ticks.tick().await;
+            let request = http.get(&url).bearer_auth("good-token").header("amperity-tenant", TENANT);
+            tokio::spawn(request.header("api-version", "2024-04-01").send());
+        }
+    });
+    let operator = Operator::start(cluster, &amperity, &namespace, "10").await;
+    let accepted = |requests: &[Recorded]| of_stops(requests).filter(|stop| stop.answered == Some(200)).count();
+    amperity.wait_until(|requests| SHARED <= accepted(requests)).await;
+    other.abort();
+    let requests = amperity.requests();
+    let (first, last) = (of_stops(&requests).next().unwrap().at, of_stops(&requests).next_back().unwrap().at);
+    let sent = of_stops(&requests).count();
+    let within = |request: &&Recorded| request.kind == Kind::Read && first <= request.at && request.at <= last;
+    let (others, refused) = (requests.iter().filter(within), |request: &&Recorded| request.answered == Some(429));
+    let (took, others_refused) = ((last - first).as_secs_f64(), others.clone().filter(refused).count());
+    println!("{SHARED} stops beside a client that sends 5 a second, limit 10/s, Retry-After 1 s:");
+    println!(
+        "  {:.1} % of the rest used,",
+        100.0 * SHARED as f64 / took / (10.0 - others.clone().count() as f64 / took)
+    );
+    println!(
+        "  {:.1} % answers 429 to us, {others_refused} of {} to it",
+        100.0 * (sent - SHARED) as f64 / sent as f64,
+        others.count()
+    );
+    operator.end().await;
+}
+
+fn of_stops(requests: &[Recorded]) -> impl DoubleEndedIterator<Item = &Recorded> {
+    requests.iter().filter(|request| request.kind == Kind::Stop)
+}
+
+/// A run, and a stop of it that is not followed.
+async fn create(cluster: &ControlPlane, amperity: &Simulator, namespace: &str, index: usize) {
+    let run = format!("wf-{index}");
+    amperity.add_run(TENANT, Run::new(&*run));
+    let mut stop = a_stop(&run);
+    stop.spec.follow_timeout_seconds = 0;
+    Api::namespaced(cluster.client(), namespace).create(&PostParams::default(), &stop).await.unwrap();
 }
 
 /// Resident memory with nothing to do, and with ten thousand finished resources.
@@ -148,12 +202,12 @@ async fn memory(cluster: &ControlPlane) {
         "completionTime": "2026-01-01T00:00:00Z",
         "taskInstances": [{"id": "wft-1", "state": "succeeded"}],
     }});
-    let create = async |index: usize| {
+    let finished = async |index: usize| {
         let name = format!("wf-{index}");
         api.create(&PostParams::default(), &a_stop(&name)).await.unwrap();
         api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&status)).await.unwrap();
     };
-    stream::iter(0..FINISHED).for_each_concurrent(16, create).await;
+    stream::iter(0..FINISHED).for_each_concurrent(16, finished).await;
     let operator = Operator::start(cluster, &amperity, &namespace, "10").await;
     operator.ready().await;
     let (now, most) = (operator.mebibytes("VmRSS"), operator.mebibytes("VmHWM"));

@@ -218,6 +218,11 @@ impl Simulator {
         Hold(self.shared.world().hold(point))
     }
 
+    /// What waits at this hold goes on waiting; what arrives from now on passes.
+    pub fn pass_others(&self, hold: &Hold) {
+        self.shared.world().pass_others(&hold.0);
+    }
+
     /// Every request since the start or the last `forget`, in order of arrival.
     pub fn requests(&self) -> Vec<Recorded> {
         self.shared.journal.records().to_vec()

@@ -94,6 +94,10 @@ impl World {
         self.runs.get_mut(&(tenant.to_owned(), id.to_owned()))
     }
 
+    pub(super) fn pass_others(&mut self, held: &Arc<Semaphore>) {
+        self.holds.retain(|(_, gate)| !Arc::ptr_eq(gate, held));
+    }
+
     pub(super) fn hold(&mut self, point: HoldPoint) -> Arc<Semaphore> {
         let gate = Arc::new(Semaphore::new(0));
         self.holds.retain(|(_, gate)| !gate.is_closed());

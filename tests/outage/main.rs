@@ -1,0 +1,11 @@
+//! What the operator depends on goes away, slows down or changes in the middle of its work.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod amperity;
+#[allow(dead_code)]
+#[path = "../kill/batch.rs"]
+mod batch;
+mod changes;
+#[allow(dead_code)]
+#[path = "../cluster/support.rs"]
+mod support;
