@@ -241,7 +241,7 @@ impl Tenant {
         // A request that was sent before the last 429 came in tells nothing new of the rate.
         let new = self.struck.is_none_or(|struck| struck < sent);
         self.strikes += u32::from(new);
-        let doubled = FIRST_CLOSURE.saturating_mul(1 << (self.strikes - 1).min(10)).min(MAX_CLOSURE);
+        let doubled = FIRST_CLOSURE.saturating_mul(1 << self.strikes.saturating_sub(1).min(10)).min(MAX_CLOSURE);
         let until = now + retry_after.unwrap_or_else(|| doubled.mul_f64(dice::upper_half()));
         self.closed_until = self.closed_until.max(Some(until));
         if new {
@@ -562,6 +562,24 @@ mod tests {
         let mut sent = sent.await;
         sent.sort_unstable();
         assert!(sent.windows(2).all(|two| 150 <= two[1] - two[0]), "{sent:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_429_that_is_late_is_like_a_first_one() {
+        let budget = Budget::new(10);
+        let (late, first) = (
+            budget.acquire(&key("a"), Purpose::Stop, age(0)).await,
+            budget.acquire(&key("a"), Purpose::Stop, age(0)).await,
+        );
+        late.send();
+        first.send();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        first.rate_limited(None);
+        send(&budget, "a", Duration::ZERO).await;
+        late.rate_limited(None);
+        let start = Instant::now();
+        send(&budget, "a", Duration::ZERO).await;
+        assert!(start.elapsed() <= FIRST_CLOSURE, "{:?}", start.elapsed());
     }
 
     #[tokio::test(start_paused = true)]
