@@ -76,7 +76,7 @@ impl Carry for Amperity {
             tokio::spawn({
                 let world = world.clone();
                 async move {
-                    world.pause(Duration::from_millis(300)).await;
+                    world.pause(Duration::from_millis(world.one_of(0.5, [300, 25_000]))).await;
                     let answer = match post {
                         Some(post) => stopped(&world, &id, post).await,
                         None => read(&world, &id).await,

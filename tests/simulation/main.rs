@@ -18,7 +18,7 @@ mod replica;
 mod user;
 mod world;
 
-use std::time::Duration;
+use std::{cell::RefCell, panic, sync::Once, time::Duration};
 
 use tokio::time::{Instant, sleep};
 use workflow_run_stop_operator::dice;
@@ -40,16 +40,30 @@ struct Outcome {
     history: Vec<String>,
 }
 
+thread_local! {
+    /// What the operator's code panicked with in this thread; it catches that, and goes on.
+    static PANICS: RefCell<Vec<String>> = const { RefCell::new(vec![]) };
+}
+
 impl Outcome {
     fn of(world: &World) -> Self {
         judge(world);
         let mut inner = world.lock();
+        PANICS.take().iter().for_each(|panic| inner.fail(panic));
         Self { wrong: std::mem::take(&mut inner.wrong), history: std::mem::take(&mut inner.history) }
     }
 }
 
 /// Runs in virtual time, with nothing left to chance but what the seed says.
 fn in_virtual_time<T>(seed: u64, work: impl Future<Output = T>) -> T {
+    static PANICS_ARE_KEPT: Once = Once::new();
+    PANICS_ARE_KEPT.call_once(|| {
+        let print = panic::take_hook();
+        panic::set_hook(Box::new(move |panic| {
+            PANICS.with_borrow_mut(|panics| panics.push(panic.to_string()));
+            print(panic);
+        }));
+    });
     dice::load(seed);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(work)
