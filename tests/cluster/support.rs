@@ -46,7 +46,18 @@ impl Place {
     }
 
     pub async fn with(amperity: Simulator) -> Self {
-        let cluster = ControlPlane::shared().await;
+        Self::at(ControlPlane::shared().await, amperity).await
+    }
+
+    // Only some of the programs that share this file break a control plane.
+    #[allow(dead_code)]
+    /// In a control plane that is no other test's, so that it may be broken. It ends with this process.
+    pub async fn alone() -> Self {
+        let cluster = ControlPlane::start().await.unwrap_or_else(|error| panic!("{error}"));
+        Self::at(Box::leak(Box::new(cluster)), Simulator::start().await).await
+    }
+
+    async fn at(cluster: &'static ControlPlane, amperity: Simulator) -> Self {
         cluster.apply_crd(include_str!("../../crds/workflowrunstops.yaml")).await;
         let namespace = cluster.namespace().await;
         let place = Self { cluster, client: cluster.client(), namespace, amperity };

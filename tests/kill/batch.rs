@@ -32,7 +32,11 @@ pub struct Batch {
 impl Batch {
     /// So many runs that a stop ends; nothing is applied yet.
     pub async fn new(count: usize) -> Self {
-        let place = Place::new().await;
+        Self::at(Place::new().await, count)
+    }
+
+    /// The same at this place.
+    pub fn at(place: Place, count: usize) -> Self {
         let runs: Vec<_> = (0..count).map(|number| format!("wf-{number:03}")).collect();
         for run in &runs {
             // A second stop that comes while the first one is at work counts as an effect.

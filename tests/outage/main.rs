@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod amperity;
+mod apiserver;
 #[allow(dead_code)]
 #[path = "../kill/batch.rs"]
 mod batch;
