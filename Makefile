@@ -2,7 +2,7 @@
 # Never hides anything: each calls cargo, or prints what it does instead. Nothing is downloaded but by cargo and go.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulate bench build fmt fmt-check clippy lint crd check-drift tools control-plane
+.PHONY: help demo test simulate bench soak build fmt fmt-check clippy lint crd check-drift tools control-plane
 
 CRD := crds/workflowrunstops.yaml
 
@@ -30,6 +30,9 @@ simulate: tools ## Runs the deterministic simulation: SEEDS=20000, FIRST_SEED=0,
 
 bench: tools control-plane ## Measures latency, pace and memory
 	cargo bench --locked --bench operator
+
+soak: tools control-plane ## Runs the operator under load and faults: MINUTES=30, SEED=17 to repeat a plan
+	cargo bench --locked --bench soak
 
 build: ## Builds the operator for use: target/release/workflow-run-stop-operator
 	cargo build --release --locked

@@ -15,7 +15,7 @@ use hyper::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOS
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use kube::Client;
 use kube::client::Body;
 use serde_json::{Value, json};
@@ -24,6 +24,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep};
+
+/// A connection without a request is closed after so long, as by the API server itself.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// What a request is for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -201,7 +204,9 @@ async fn connection(stream: TcpStream, shared: Arc<Shared>) {
     }
     let service = service_fn(|request| one(request, Arc::clone(&shared)));
     // Errors are the clients that left and the connections broken on purpose.
-    let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+    let mut server = http1::Builder::new();
+    server.timer(TokioTimer::new()).header_read_timeout(IDLE_TIMEOUT);
+    let _ = server.serve_connection(TokioIo::new(stream), service).await;
 }
 
 async fn one(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Response<Body>, Broken> {

@@ -2,10 +2,13 @@
 //! Never touches a run or a connection: the handler carries a fault out.
 
 use std::collections::{HashMap, VecDeque};
+use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 use serde_json::Value;
+
+use super::record::Kind;
 
 /// Whether a stop that met a fault took effect all the same. Of no importance to reads and tokens.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -116,6 +119,17 @@ fn http_date(wall: SystemTime, seconds_ahead: i64) -> String {
     let now = Timestamp::try_from(wall).expect("a wall clock between the years -9999 and 9999");
     let then = now + jiff::SignedDuration::from_secs(seconds_ahead);
     then.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string()
+}
+
+type Choice = dyn FnMut(Kind, &str) -> Option<Fault> + Send;
+
+/// Chooses the fault of a request that no other one waits for.
+pub(super) struct Rule(pub(super) Box<Choice>);
+
+impl fmt::Debug for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Rule")
+    }
 }
 
 /// The faults that wait for requests, by run. A queued one is used up, a standing one is met when none is queued.

@@ -78,7 +78,7 @@ async fn stop(shared: &Shared, entry: Entry, call: &Recorded) -> Reply {
         Ok(target) => target,
         Err(refused) => return refused.into(),
     };
-    let fault = shared.world().on_stop.next(run_id);
+    let fault = shared.world().fault(Kind::Stop, run_id);
     if let Some(Fault::Slow(time)) = fault {
         tokio::time::sleep(time).await;
     }
@@ -116,7 +116,7 @@ async fn read(shared: &Shared, call: &Recorded) -> Reply {
         Some("verbose") => true,
         Some(_) => return refusal(&mut shared.world(), 400, "Unknown view").into(),
     };
-    let fault = shared.world().on_read.next(run_id);
+    let fault = shared.world().fault(Kind::Read, run_id);
     if let Some(Fault::Slow(time)) = fault {
         tokio::time::sleep(time).await;
     }
@@ -143,7 +143,7 @@ async fn token(shared: &Shared, call: &Recorded) -> Reply {
     let Some(tenant) = call.tenant.as_deref() else {
         return refusal(&mut shared.world(), 400, "X-Amperity-Tenant is missing").into();
     };
-    let fault = shared.world().on_token.pop_front();
+    let fault = shared.world().fault(Kind::Token, "");
     if let Some(Fault::Slow(time)) = fault {
         tokio::time::sleep(time).await;
     }

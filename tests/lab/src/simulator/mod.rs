@@ -32,6 +32,7 @@ pub use fault::{ErrorBody, Fault, RetryAfter, Took};
 pub use record::{Kind, Recorded};
 pub use run::{Again, Run, StopAnswerTasks};
 
+use fault::Rule;
 use world::Shared;
 
 /// The simulated API. It serves until it is dropped.
@@ -205,9 +206,16 @@ impl Simulator {
         self.shared.world().on_read.stand(run_id, fault);
     }
 
-    /// Takes back every fault, queued and standing.
+    /// What any request meets for which no fault is queued or standing, by what it asks for and for which run (empty
+    /// where a token is asked for).
+    pub fn rule(&self, rule: impl FnMut(Kind, &str) -> Option<Fault> + Send + 'static) {
+        self.shared.world().rule = Some(Rule(Box::new(rule)));
+    }
+
+    /// Takes back every fault: queued, standing and by rule.
     pub fn clear_faults(&self) {
         let world = &mut *self.shared.world();
+        world.rule = None;
         world.on_stop.clear();
         world.on_read.clear();
         world.on_token.clear();
@@ -241,6 +249,11 @@ impl Simulator {
     /// How many stops reached this run while it was active or already stopping.
     pub fn effects(&self, run_id: &str) -> usize {
         self.shared.journal.effects(run_id)
+    }
+
+    /// Whether each stop that ever arrived for this run took effect, in order of arrival. `forget` leaves it.
+    pub fn took_effect(&self, run_id: &str) -> Vec<bool> {
+        self.shared.journal.stops(run_id)
     }
 
     /// The largest number of requests of this tenant that arrived within any one second, refused ones included.

@@ -63,7 +63,11 @@ impl Recorded {
 
 /// Where a request stands in the journal, forgotten ones counted.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Entry(usize);
+pub(super) struct Entry {
+    of_all: usize,
+    /// Among the stops of its run, where it is one.
+    of_run: usize,
+}
 
 #[derive(Debug)]
 pub(super) struct Journal {
@@ -78,6 +82,8 @@ struct Pages {
     forgotten: usize,
     /// Counted apart from the records: a stop that arrived before `forget` may take effect after it.
     effects: HashMap<String, usize>,
+    /// Whether each stop of a run took effect, in order of arrival. Never forgotten: a run is judged by all its stops.
+    stops: HashMap<String, Vec<bool>>,
 }
 
 impl Journal {
@@ -87,7 +93,12 @@ impl Journal {
 
     pub(super) fn note(&self, request: Recorded) -> Entry {
         let mut pages = self.pages();
-        let entry = Entry(pages.forgotten + pages.records.len());
+        let mut entry = Entry { of_all: pages.forgotten + pages.records.len(), of_run: 0 };
+        if let (Kind::Stop, Some(run_id)) = (request.kind, &request.run_id) {
+            let stops = pages.stops.entry(run_id.clone()).or_default();
+            entry.of_run = stops.len();
+            stops.push(false);
+        }
         Arc::make_mut(&mut pages.records).push(request);
         drop(pages);
         self.changed.send_replace(());
@@ -96,7 +107,7 @@ impl Journal {
 
     pub(super) fn amend(&self, entry: Entry, change: impl FnOnce(&mut Recorded)) {
         let mut pages = self.pages();
-        if let Some(index) = entry.0.checked_sub(pages.forgotten)
+        if let Some(index) = entry.of_all.checked_sub(pages.forgotten)
             && let Some(record) = Arc::make_mut(&mut pages.records).get_mut(index)
         {
             change(record);
@@ -106,12 +117,21 @@ impl Journal {
     }
 
     pub(super) fn effect(&self, entry: Entry, run_id: &str) {
-        *self.pages().effects.entry(run_id.to_owned()).or_default() += 1;
+        let mut pages = self.pages();
+        *pages.effects.entry(run_id.to_owned()).or_default() += 1;
+        if let Some(took) = pages.stops.get_mut(run_id).and_then(|stops| stops.get_mut(entry.of_run)) {
+            *took = true;
+        }
+        drop(pages);
         self.amend(entry, |record| record.effect = true);
     }
 
     pub(super) fn effects(&self, run_id: &str) -> usize {
         self.pages().effects.get(run_id).copied().unwrap_or(0)
+    }
+
+    pub(super) fn stops(&self, run_id: &str) -> Vec<bool> {
+        self.pages().stops.get(run_id).cloned().unwrap_or_default()
     }
 
     pub(super) fn records(&self) -> Arc<Vec<Recorded>> {

@@ -9,8 +9,8 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
 use super::HoldPoint;
-use super::fault::{Fault, Faults, RetryAfter};
-use super::record::Journal;
+use super::fault::{Fault, Faults, RetryAfter, Rule};
+use super::record::{Journal, Kind};
 use super::run::Run;
 use super::tokens::Tokens;
 
@@ -31,6 +31,7 @@ pub(super) struct World {
     pub(super) on_stop: Faults,
     pub(super) on_read: Faults,
     pub(super) on_token: VecDeque<Fault>,
+    pub(super) rule: Option<Rule>,
     /// Sent with every answer, e.g. `Deprecation`.
     pub(super) answer_headers: Vec<(String, String)>,
     holds: Vec<(HoldPoint, Arc<Semaphore>)>,
@@ -57,6 +58,7 @@ impl Shared {
                 on_stop: Faults::default(),
                 on_read: Faults::default(),
                 on_token: VecDeque::new(),
+                rule: None,
                 answer_headers: Vec::new(),
                 holds: Vec::new(),
                 requests: 0,
@@ -96,6 +98,17 @@ impl World {
 
     pub(super) fn pass_others(&mut self, held: &Arc<Semaphore>) {
         self.holds.retain(|(_, gate)| !Arc::ptr_eq(gate, held));
+    }
+
+    /// What this request meets instead of its proper answer.
+    pub(super) fn fault(&mut self, kind: Kind, run_id: &str) -> Option<Fault> {
+        let waiting = match kind {
+            Kind::Stop => self.on_stop.next(run_id),
+            Kind::Read => self.on_read.next(run_id),
+            Kind::Token => self.on_token.pop_front(),
+            Kind::Other => None,
+        };
+        waiting.or_else(|| self.rule.as_mut().and_then(|Rule(rule)| rule(kind, run_id)))
     }
 
     pub(super) fn hold(&mut self, point: HoldPoint) -> Arc<Semaphore> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 
-use super::super::{Kind, Run, Simulator};
+use super::super::{Fault, HoldPoint, Kind, Run, Simulator, Took};
 use super::{Call, RUN, TENANT, simulator_with};
 
 #[tokio::test]
@@ -39,6 +39,23 @@ async fn each_request_is_recorded_with_all_that_came() {
     simulator.forget();
     assert!(simulator.requests().is_empty());
     assert_eq!((simulator.stops(RUN), simulator.effects(RUN)), (0, 0));
+    assert_eq!(simulator.took_effect(RUN), [true]);
+}
+
+#[tokio::test]
+async fn every_stop_of_a_run_is_remembered_with_its_effect_also_if_that_comes_after_forgetting() {
+    let simulator = simulator_with(Run::new(RUN)).await;
+    simulator.rule(|kind, _| (kind == Kind::Stop).then_some(Fault::Reset(Took::NoEffect)));
+    assert!(Call::stop().begin(&simulator).await.is_err());
+    simulator.clear_faults();
+    let hold = simulator.hold_stops(HoldPoint::BeforeEffect);
+    let forgetting = async {
+        simulator.wait_until(|requests| requests.len() == 2).await;
+        simulator.forget();
+        hold.release();
+    };
+    tokio::join!(Call::stop().send(&simulator), forgetting);
+    assert_eq!(simulator.took_effect(RUN), [false, true]);
 }
 
 #[tokio::test(start_paused = true)]
