@@ -108,6 +108,23 @@ async fn compact(place: &Place) {
     ask("compaction", json!({"revision": newest, "physical": true})).await;
 }
 
+/// What the API server says to a watch from this version, when it has read what is stored.
+async fn watched_from(place: &Place, version: &str) -> u16 {
+    loop {
+        let first = async {
+            let mut events = Box::pin(place.stops().watch(&WatchParams::default(), version).await?);
+            events.try_next().await
+        };
+        match first.await {
+            // It is not ready to say anything yet.
+            Err(kube::Error::Api(status)) if status.code == 429 => sleep(Duration::from_millis(50)).await,
+            Err(kube::Error::Api(status)) => return status.code,
+            Ok(Some(WatchEvent::Error(status))) => return status.code,
+            other => panic!("no answer to a watch from {version}: {other:?}"),
+        }
+    }
+}
+
 async fn signal(operator: &Operator, name: &str) {
     Command::new("kill").args([name, &operator.pid().to_string()]).status().await.unwrap();
 }
@@ -136,14 +153,8 @@ async fn a_watch_whose_version_is_gone_begins_anew_and_misses_nothing() {
     compact(&place).await;
     place.cluster.kill_apiserver().await;
     place.cluster.start_apiserver().await;
-    let mut watch = Box::pin(place.stops().watch(&WatchParams::default(), &known).await.unwrap());
-    let first = watch.try_next().await;
-    let is_gone = |code: u16| code == 410;
-    match first {
-        Err(kube::Error::Api(status)) => assert!(is_gone(status.code), "{status:?}"),
-        Ok(Some(WatchEvent::Error(status))) => assert!(is_gone(status.code), "{status:?}"),
-        other => panic!("the version {known} is not gone: {other:?}"),
-    }
+    let code = timeout(PATIENCE, watched_from(&place, &known)).await.expect("it answers");
+    assert_eq!(code, 410, "the version {known} is not gone");
     signal(&operator, "-CONT").await;
 
     operator.says("too old resource version").await;
