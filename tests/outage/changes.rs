@@ -11,13 +11,16 @@ use workflow_run_stop_operator::resource::{
 
 use crate::support::{Operator, Place, TENANT, a_stop, condition, ends_at_once, is, ready, request};
 
+/// So long the budget is closed: much longer than it takes to change what waits for it, also on a busy machine.
+const CLOSED_SECONDS: u64 = 30;
+
 /// A tenant whose budget a 429 closes for a while, and one stop that waits for it.
 async fn waiting() -> (Place, Operator) {
     let place = Place::new().await;
     for run in ["wf-limited", "wf-1", "wf-last"] {
         place.amperity.add_run(TENANT, ends_at_once(run));
     }
-    place.amperity.on_stop("wf-limited", [Fault::TooManyRequests { retry_after: RetryAfter::Seconds(8) }]);
+    place.amperity.on_stop("wf-limited", [Fault::TooManyRequests { retry_after: RetryAfter::Seconds(CLOSED_SECONDS) }]);
     place.apply(a_stop("wf-limited")).await;
     let operator = place.operator().await;
     place.reason("wf-limited", Reason::RateLimited).await;
