@@ -2,9 +2,15 @@
 # Never hides anything: each calls cargo, or prints what it does instead. Nothing is downloaded but by cargo and go.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulate bench soak build fmt fmt-check clippy lint crd check-drift tools control-plane
+.PHONY: help demo test simulate bench soak build image e2e fmt fmt-check clippy lint crd chart-docs check-drift tools control-plane
 
 CRD := crds/workflowrunstops.yaml
+CHART := charts/workflow-run-stop-operator
+
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+IMAGE ?= localhost/workflow-run-stop-operator:$(VERSION)
+ARCH ?= $(patsubst aarch64,arm64,$(patsubst x86_64,amd64,$(shell uname -m)))
+ARCHIVE := target/image/workflow-run-stop-operator-$(VERSION)-$(ARCH).tar
 
 # Builds the programs, all at once so that they share their dependencies, and prints where cargo put the one of this
 # name: the folder for what it builds is the user's choice.
@@ -13,16 +19,18 @@ program = cargo build --locked --workspace --bins --message-format=json-render-d
 operator = operator=$$($(call program,workflow-run-stop-operator)) && [ -n "$$operator" ]
 
 help: ## Lists these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-13s%s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "make %-13s%s\n", $$1, $$2}' Makefile
 
 demo: tools control-plane ## Shows the operator at work; KEEP=1 leaves everything running until Ctrl-C
 	@[ -d "$${CARGO_TARGET_DIR:-target}/debug" ] || echo 'cargo: building the operator and the demo, once: about 3 minutes on 2 cores' >&2
 	@demo=$$($(call program,demo)) && [ -n "$$demo" ] && exec "$$demo" $(if $(filter-out 0,$(KEEP)),--keep)
 
 # The tests mostly wait, so that many fit on one core.
-test: tools control-plane ## Runs all tests, also against a real API server
+test: tools control-plane ## Runs all tests, also against a real API server, with helm, and with what GitOps tools judge by
 	@[ -d "$${CARGO_TARGET_DIR:-target}/debug" ] || echo 'cargo: building the operator and its tests, once: about 4 minutes on 2 cores' >&2
-	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-12} cargo test --workspace --locked
+	helm=$${HELM:-$$(sh tests/lab/node/build.sh helm)/bin/helm} && \
+	  HELM=$$helm RUST_TEST_THREADS=$${RUST_TEST_THREADS:-12} cargo test --workspace --locked
+	cd tests/gitops && go test -mod=readonly ./...
 
 simulate: tools ## Runs the deterministic simulation: SEEDS=20000, FIRST_SEED=0, DEPARTURES=2; SEED=17 or PLAN=74:1,79:1 replays one
 	SEEDS=$${SEEDS:-20000} DEPARTURES=$${DEPARTURES:-2} cargo test --locked --profile simulate --features sabotage \
@@ -37,6 +45,12 @@ soak: tools control-plane ## Runs the operator under load and faults: MINUTES=30
 build: ## Builds the operator for use: target/release/workflow-run-stop-operator
 	cargo build --release --locked
 
+image: tools ## Builds the image without a container engine: target/image/...tar, named by IMAGE, for ARCH=amd64 or arm64
+	@bash image/build.sh $(ARCHIVE) $(IMAGE) $(ARCH)
+
+e2e: image ## Runs image and chart in a real one-node cluster on this machine; needs root. KEEP=1 keeps it if it fails
+	@sim=$$($(call program,amperity-sim)) && [ -n "$$sim" ] && bash tests/e2e/e2e.sh $(ARCHIVE) $(IMAGE) "$$sim"
+
 fmt: ## Formats the code
 	cargo fmt --all
 
@@ -49,13 +63,22 @@ clippy:
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 
 # Written beside it first, so that a failed build leaves it as it was.
-crd: ## Writes crds/workflowrunstops.yaml anew, from the Rust types
+crd: ## Writes crds/workflowrunstops.yaml, and the chart's copy, anew, from the Rust types
 	@$(operator) && "$$operator" crd >$(CRD).new && mv -f $(CRD).new $(CRD) || { rm -f $(CRD).new; exit 1; }
+	@cp $(CRD) $(CHART)/files/crd.yaml
 
-check-drift: ## Fails where crds/workflowrunstops.yaml is not what the Rust types say
+# The program that writes it is pinned in tests/lab/helm-docs.
+helm_docs = cd tests/lab/helm-docs && go tool helm-docs --chart-search-root ../../../charts --log-level warning
+
+chart-docs: ## Writes the chart's README.md anew, from its values.yaml
+	@$(helm_docs)
+
+check-drift: ## Fails where crds/ is not what the Rust types say, or the chart's README.md not what its values.yaml says
+	@($(helm_docs) --dry-run) | diff -u $(CHART)/README.md - || \
+	  { echo '$(CHART)/README.md is not what its values.yaml says: run `make chart-docs` and commit the result' >&2; exit 1; }
 	@$(operator) && printed=$$("$$operator" crd) || exit 1; printf '%s\n' "$$printed" | diff -u $(CRD) - || \
 	  { echo '$(CRD) is not what `workflow-run-stop-operator crd` prints: run `make crd` and commit the result' >&2; exit 1; }
-	@echo '$(CRD) is up to date'
+	@echo '$(CRD) and $(CHART)/README.md are up to date'
 
 tools:
 	@command -v cargo >/dev/null || { echo 'cargo is missing: install Rust (see rust-version in Cargo.toml)' >&2; exit 1; }

@@ -25,6 +25,12 @@ pub enum Command {
     Run(Box<Flags>),
     /// Prints the CustomResourceDefinition as YAML
     Crd,
+    /// Says whether the API server can be reached and WorkflowRunStops be listed, and ends
+    Check {
+        /// Namespaces to look into, separated by commas; all where it is empty
+        #[arg(long, env, default_value = "", value_name = "NAMESPACES", hide_default_value = true, value_parser = namespaces)]
+        watch_namespaces: Namespaces,
+    },
 }
 
 impl Cli {
@@ -158,7 +164,7 @@ mod tests {
         let args = std::iter::once("operator").chain(args.iter().copied());
         match Cli::try_parse_from(args).map(Cli::command) {
             Ok(Command::Run(flags)) => Ok(*flags),
-            Ok(Command::Crd) => panic!("not the command to run"),
+            Ok(Command::Crd | Command::Check { .. }) => panic!("not the command to run"),
             Err(error) => Err(error.to_string()),
         }
     }

@@ -25,6 +25,7 @@ fn main() -> ExitCode {
     match Cli::try_parse().map(Cli::command) {
         Ok(Command::Run(flags)) => run(&flags),
         Ok(Command::Crd) => print_crd(),
+        Ok(Command::Check { watch_namespaces }) => check(&watch_namespaces.0),
         Err(error) if error.use_stderr() => fail(USAGE, &in_one_line(&error.to_string())),
         // Help and version.
         Err(text) => match text.print() {
@@ -59,19 +60,27 @@ fn run(flags: &Flags) -> ExitCode {
         clock: Arc::new(now),
         identity: identity(),
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let ended = runtime.map_err(|error| error.to_string()).and_then(|runtime| {
-        let ended = runtime.block_on(async {
-            let shutdown = CancellationToken::new();
-            tokio::spawn(cancel_on_signal(shutdown.clone()));
-            operator::run(setup, shutdown).await
-        });
-        ended.map_err(|error| error.to_string())
+    let ended = block_on(async {
+        let shutdown = CancellationToken::new();
+        tokio::spawn(cancel_on_signal(shutdown.clone()));
+        operator::run(setup, shutdown).await
     });
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(1, &format!("error: {error}")),
     }
+}
+
+fn check(namespaces: &[String]) -> ExitCode {
+    match block_on(operator::check(namespaces)) {
+        Ok(()) => print("the API server answers, and WorkflowRunStops can be listed\n"),
+        Err(error) => fail(1, &format!("error: {error}")),
+    }
+}
+
+fn block_on<E: ToString>(work: impl Future<Output = Result<(), E>>) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    runtime.map_err(|error| error.to_string())?.block_on(work).map_err(|error| error.to_string())
 }
 
 /// The one place that reads the wall clock.
@@ -122,11 +131,14 @@ fn start_log(format: LogFormat) {
 }
 
 fn print_crd() -> ExitCode {
-    let yaml = match serde_yaml_ng::to_string(&WorkflowRunStop::crd()) {
-        Ok(yaml) => yaml,
-        Err(error) => return fail(1, &format!("error: {error}")),
-    };
-    match std::io::stdout().write_all(yaml.as_bytes()) {
+    match serde_yaml_ng::to_string(&WorkflowRunStop::crd()) {
+        Ok(yaml) => print(&yaml),
+        Err(error) => fail(1, &format!("error: {error}")),
+    }
+}
+
+fn print(text: &str) -> ExitCode {
+    match std::io::stdout().write_all(text.as_bytes()) {
         Ok(()) => ExitCode::SUCCESS,
         // Who reads has had enough.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,

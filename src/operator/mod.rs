@@ -11,7 +11,7 @@ use std::{net::SocketAddr, panic::AssertUnwindSafe, pin::pin, sync::Arc, time::D
 
 use futures::FutureExt;
 
-use kube::{Client, config::Kubeconfig};
+use kube::{Api, Client, api::ListParams, config::Kubeconfig};
 use thiserror::Error;
 use tokio::{net::TcpListener, sync::watch::channel, task::JoinSet, time::timeout};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -19,6 +19,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use crate::amperity::{Amperity, Settings, budget::Budget, credentials::Wallet, endpoint::Endpoints, http::BuildError};
 use crate::clock::Clock;
 use crate::operator::{report::Metrics, watch::Watch};
+use crate::resource::WorkflowRunStop;
 use crate::stop::{decide::Rules, house::House, ledger::Ledger};
 
 /// Longest wait at the end for the lease to be released.
@@ -65,6 +66,11 @@ pub enum StartError {
     /// The client refuses its settings.
     #[error("the Kubernetes client cannot be built: {0}")]
     Client(#[from] kube::Error),
+    /// The API server cannot be reached, does not know the resource, or does not let it be listed.
+    #[error(
+        "WorkflowRunStops cannot be listed: {0}; install the CustomResourceDefinition, and let this account list them"
+    )]
+    List(kube::Error),
     /// The HTTP client refuses its settings.
     #[error(transparent)]
     Amperity(#[from] BuildError),
@@ -90,18 +96,7 @@ pub async fn run(setup: Setup, shutdown: CancellationToken) -> Result<(), StartE
         clock,
         identity,
     } = setup;
-    let mut config = kube::Config::infer().await?;
-    // A retried write would hide what became of the first one; every caller here has its own way.
-    config.default_retry = false;
-    // A server that says nothing is not waited for for ever; a watch is renewed more often than that.
-    config.read_timeout = Some(Duration::from_secs(300));
-    config.reset_reader_on_write = true;
-    // HTTPS_PROXY is the way to Amperity. To the cluster only its own entry in the kubeconfig names a proxy.
-    if config.proxy_url.is_some() && !kubeconfig_names_a_proxy() {
-        config.proxy_url = None;
-    }
-    let own_namespace = config.default_namespace.clone();
-    let client = Client::try_from(config)?;
+    let (client, own_namespace) = client().await?;
     let listener = TcpListener::bind(http_addr).await.map_err(|error| StartError::Listen(http_addr, error))?;
 
     let http_addr = listener.local_addr().unwrap_or(http_addr);
@@ -170,6 +165,36 @@ pub async fn run(setup: Setup, shutdown: CancellationToken) -> Result<(), StartE
     }
     tracing::info!("ended");
     Ok(())
+}
+
+/// Says whether the API server can be reached and the resources in these namespaces be listed; in all where none is
+/// named.
+///
+/// # Errors
+/// Where not.
+pub async fn check(namespaces: &[String]) -> Result<(), StartError> {
+    let (client, _) = client().await?;
+    let one = |name: &str| Api::<WorkflowRunStop>::namespaced(client.clone(), name);
+    for stops in watch::apis(namespaces, || Api::all(client.clone()), one) {
+        stops.list(&ListParams::default().limit(1)).await.map_err(StartError::List)?;
+    }
+    Ok(())
+}
+
+/// A client of the cluster, and the namespace that this process belongs to.
+async fn client() -> Result<(Client, String), StartError> {
+    let mut config = kube::Config::infer().await?;
+    // A retried write would hide what became of the first one; every caller here has its own way.
+    config.default_retry = false;
+    // A server that says nothing is not waited for for ever; a watch is renewed more often than that.
+    config.read_timeout = Some(Duration::from_secs(300));
+    config.reset_reader_on_write = true;
+    // HTTPS_PROXY is the way to Amperity. To the cluster only its own entry in the kubeconfig names a proxy.
+    if config.proxy_url.is_some() && !kubeconfig_names_a_proxy() {
+        config.proxy_url = None;
+    }
+    let own_namespace = config.default_namespace.clone();
+    Ok((Client::try_from(config)?, own_namespace))
 }
 
 fn kubeconfig_names_a_proxy() -> bool {

@@ -11,6 +11,8 @@ use crate::run::{RunDetails, RunError, TaskInstance};
 /// What is known of the stop and of the run.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
+// What the operator has not seen yet is not up to date: without this, kstatus would take a new resource for done.
+#[schemars(extend("default" = {"observedGeneration": -1}))]
 pub struct WorkflowRunStopStatus {
     /// The run's state exactly as the API last returned it: `stopping`, `canceled`, `succeeded`, ...
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -7,7 +7,7 @@ use std::{
 };
 
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
-use lab::{simulator::Kind, table::table};
+use lab::{control_plane::User, simulator::Kind, table::table};
 use serde_json::{Value, json};
 use tokio::process::Command;
 use workflow_run_stop_operator::resource::{
@@ -564,6 +564,23 @@ async fn an_address_in_use_is_told() {
     command.args(["--http-addr", &address]);
     let line = complaint(&ended(command).await, 1, "an address in use");
     assert!(line.contains(&format!("cannot serve on {address}")), "{line}");
+}
+
+#[tokio::test]
+async fn check_says_whether_the_resources_can_be_listed() {
+    let place = Place::new().await;
+    let mut command = place.command();
+    command.arg("check");
+    let output = ended(command).await;
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "the API server answers, and WorkflowRunStops can be listed\n");
+    let mut command = place.command();
+    command.arg("check").env("KUBECONFIG", place.cluster.kubeconfig_for(User::Stranger));
+    let line = complaint(&ended(command).await, 1, "no right to list");
+    assert!(line.contains("forbidden") && line.contains("let this account list them"), "{line}");
+    let mut command = Operator::command(&PathBuf::from("/nowhere/kubeconfig"));
+    command.arg("check");
+    complaint(&ended(command).await, 1, "no cluster");
 }
 
 #[tokio::test]

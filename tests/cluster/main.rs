@@ -7,4 +7,5 @@ mod input;
 mod network;
 mod operator;
 mod protocol;
+mod rights;
 mod support;

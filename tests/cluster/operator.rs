@@ -9,14 +9,15 @@ use std::{
 use futures::future::join_all;
 use k8s_openapi::{
     api::{
-        core::v1::ServiceAccount,
+        authorization::v1::{SelfSubjectRulesReview, SelfSubjectRulesReviewSpec},
+        core::v1::{Secret, ServiceAccount},
         rbac::v1::{Role, RoleBinding},
     },
     jiff::Timestamp,
 };
 use kube::{
     Api,
-    api::{ObjectMeta, PostParams},
+    api::{ListParams, ObjectMeta, Patch, PatchParams, PostParams},
     runtime::{conditions::is_deleted, wait::await_condition},
 };
 use lab::simulator::{HoldPoint, Kind, Run, StopAnswerTasks};
@@ -31,6 +32,7 @@ use workflow_run_stop_operator::resource::{
     conditions::{ConditionType, Reason, Truth},
 };
 
+use crate::rights;
 use crate::support::{Operator, Place, TENANT, a_stop, ends_at_once, is, message, ready};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -120,20 +122,20 @@ async fn deleted(place: &Place, stop: &WorkflowRunStop) {
 /// A kubeconfig of a service account with these rights in the place's namespace and no other.
 async fn kubeconfig_with(place: &Place, rules: Value) -> PathBuf {
     let namespace = place.namespace.as_str();
-    let metadata = || ObjectMeta { name: Some("operator".to_owned()), ..ObjectMeta::default() };
+    let metadata = || ObjectMeta { name: Some("narrow".to_owned()), ..ObjectMeta::default() };
     let account = ServiceAccount { metadata: metadata(), ..ServiceAccount::default() };
     let role = Role { metadata: metadata(), rules: serde_json::from_value(rules).unwrap() };
     let binding: RoleBinding = serde_json::from_value(json!({
-        "metadata": {"name": "operator"},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "operator"},
-        "subjects": [{"kind": "ServiceAccount", "namespace": namespace, "name": "operator"}],
+        "metadata": {"name": "narrow"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "narrow"},
+        "subjects": [{"kind": "ServiceAccount", "namespace": namespace, "name": "narrow"}],
     }))
     .unwrap();
     let params = PostParams::default();
     Api::namespaced(place.client.clone(), namespace).create(&params, &account).await.unwrap();
     Api::namespaced(place.client.clone(), namespace).create(&params, &role).await.unwrap();
     Api::namespaced(place.client.clone(), namespace).create(&params, &binding).await.unwrap();
-    place.cluster.kubeconfig_for_service_account(namespace, "operator").await
+    place.cluster.kubeconfig_for_service_account(namespace, "narrow").await
 }
 
 #[tokio::test]
@@ -428,19 +430,10 @@ async fn the_log_is_text_for_people_where_that_is_asked_for() {
 }
 
 #[tokio::test]
-async fn these_permissions_are_enough() {
+async fn the_rights_of_the_chart_are_enough_for_a_leader_and_for_what_expires() {
     let place = Place::new().await;
-    let rules = json!([
-        {"apiGroups": ["workflow.amperity.com"], "resources": ["workflowrunstops"], "verbs": ["get", "list", "watch", "delete"]},
-        {"apiGroups": ["workflow.amperity.com"], "resources": ["workflowrunstops/status"], "verbs": ["patch"]},
-        {"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]},
-        {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update"]},
-    ]);
-    let kubeconfig = kubeconfig_with(&place, rules).await;
     place.amperity.add_run(TENANT, Run::new("wf-1").with_tasks(1));
-    let mut command = place.command();
-    command.env("KUBECONFIG", kubeconfig).args(["--leader-elect", "--lease-namespace", &place.namespace]);
-    let operator = Operator::start(command).await;
+    let operator = place.operator_with(&["--leader-elect", "--lease-namespace", &place.namespace]).await;
     let mut stop = a_stop("wf-1");
     stop.spec.ttl_seconds_after_finished = Some(0);
     let history = place.history().await;
@@ -451,6 +444,50 @@ async fn these_permissions_are_enough() {
     let log = operator.log().join("\n");
     assert_eq!(operator.terminate().await, Some(0));
     assert!(!log.contains("forbidden") && !log.contains("not permitted"), "{log}");
+}
+
+#[tokio::test]
+async fn the_operator_has_no_right_that_it_does_not_need() {
+    let place = Place::new().await;
+    let elsewhere = place.cluster.namespace().await;
+    let review = SelfSubjectRulesReview {
+        spec: SelfSubjectRulesReviewSpec { namespace: Some(place.namespace.clone()) },
+        ..SelfSubjectRulesReview::default()
+    };
+    let reviews: Api<SelfSubjectRulesReview> = Api::all(place.operators_client());
+    let status = reviews.create(&PostParams::default(), &review).await.unwrap().status.unwrap();
+    let mut has: Vec<_> = status.resource_rules.into_iter().map(|rule| serde_json::to_value(rule).unwrap()).collect();
+    // Whoever is known to the API server may ask what he may do.
+    has.retain(|rule| {
+        !rule["apiGroups"].to_string().contains("authorization.k8s.io")
+            && !rule["apiGroups"].to_string().contains("authentication.k8s.io")
+    });
+    let mut given = [rights::of_watched(), rights::of_lease(rights::LEASE)].concat();
+    has.sort_by_key(Value::to_string);
+    given.sort_by_key(Value::to_string);
+    assert_eq!(has, given);
+
+    let client = place.operators_client();
+    let here: Api<Secret> = Api::namespaced(client.clone(), &place.namespace);
+    let stops: Api<WorkflowRunStop> = Api::namespaced(client.clone(), &place.namespace);
+    let there: Api<Secret> = Api::namespaced(client.clone(), &elsewhere);
+    let params = PostParams::default();
+    place.apply(a_stop("wf-1")).await;
+    let spec = Patch::Merge(json!({"spec": {"suspend": true}}));
+    let refused = [
+        ("list Secrets", here.list(&ListParams::default()).await.map(drop)),
+        ("read Secrets of another namespace", there.get("amperity").await.map(drop)),
+        (
+            "list stops of all namespaces",
+            Api::<WorkflowRunStop>::all(client).list(&ListParams::default()).await.map(drop),
+        ),
+        ("create stops", stops.create(&params, &a_stop("wf-2")).await.map(drop)),
+        ("change a spec", stops.patch("wf-1", &PatchParams::default(), &spec).await.map(drop)),
+    ];
+    for (what, answer) in refused {
+        let Err(kube::Error::Api(status)) = answer else { panic!("it may {what}: {answer:?}") };
+        assert_eq!(status.code, 403, "{what}: {status:?}");
+    }
 }
 
 #[tokio::test]

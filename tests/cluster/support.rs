@@ -4,14 +4,17 @@
 use std::{path::PathBuf, process::Stdio, sync::Arc, time::Duration};
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::{
+    core::v1::Secret,
+    rbac::v1::{Role, RoleBinding},
+};
 use kube::{
     Api, Client, ResourceExt,
-    api::{ObjectMeta, Patch, PatchParams, PostParams, WatchEvent, WatchParams},
+    api::{ListParams, ObjectMeta, Patch, PatchParams, PostParams, WatchEvent, WatchParams},
     runtime::wait::await_condition,
 };
 use lab::{
-    control_plane::ControlPlane,
+    control_plane::{ControlPlane, User},
     simulator::{Run, Simulator, StopAnswerTasks},
 };
 use serde_json::{Value, json};
@@ -19,12 +22,14 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncRead, BufReader},
     process::{Child, Command},
     sync::watch,
-    time::timeout,
+    time::{sleep, timeout},
 };
 use workflow_run_stop_operator::resource::{
     StopRequest, WorkflowRunStop, WorkflowRunStopSpec, WorkflowRunStopStatus,
     conditions::{ConditionType, Reason, Truth},
 };
+
+use crate::rights;
 
 /// Nothing here takes so long; a test that waits longer has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -61,8 +66,38 @@ impl Place {
         cluster.apply_crd(include_str!("../../crds/workflowrunstops.yaml")).await;
         let namespace = cluster.namespace().await;
         let place = Self { cluster, client: cluster.client(), namespace, amperity };
+        place.grant().await;
         place.put_secret("amperity", &[("token", "good-token")]).await;
         place
+    }
+
+    /// Gives the operator its rights in this namespace; it has none elsewhere.
+    async fn grant(&self) {
+        let rules = [rights::of_watched(), rights::of_lease(rights::LEASE)].concat();
+        let role: Role = serde_json::from_value(json!({"metadata": {"name": "operator"}, "rules": rules})).unwrap();
+        let binding: RoleBinding = serde_json::from_value(json!({
+            "metadata": {"name": "operator"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "operator"},
+            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": User::Operator.name()}],
+        }))
+        .unwrap();
+        let params = PostParams::default();
+        Api::namespaced(self.client.clone(), &self.namespace).create(&params, &role).await.unwrap();
+        Api::namespaced(self.client.clone(), &self.namespace).create(&params, &binding).await.unwrap();
+        // The API server learns of its own roles by a watch.
+        let stops: Api<WorkflowRunStop> = Api::namespaced(self.cluster.client_of(User::Operator), &self.namespace);
+        let granted = async {
+            while let Err(error) = stops.list(&ListParams::default()).await {
+                assert!(matches!(&error, kube::Error::Api(status) if status.code == 403), "{error}");
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(PATIENCE, granted).await.expect("the operator gets its rights");
+    }
+
+    /// A client with the operator's rights.
+    pub fn operators_client(&self) -> Client {
+        self.cluster.client_of(User::Operator)
     }
 
     /// Creates or replaces a Secret.
@@ -165,7 +200,7 @@ impl Place {
 
     /// The command of an operator for this namespace, with short waits. A flag or another variable overrides any of it.
     pub fn command(&self) -> Command {
-        let mut command = Operator::command(&self.cluster.kubeconfig_path());
+        let mut command = Operator::command(&self.cluster.kubeconfig_for(User::Operator));
         command.env("AMPERITY_BASE_URL", self.amperity.base_url()).env("WATCH_NAMESPACES", &self.namespace);
         command.env("REQUEST_TIMEOUT", "2s").env("SETTLE_TIME", "1s");
         command

@@ -147,7 +147,7 @@ async fn an_end_that_was_read_is_told_although_it_could_not_be_written_before_th
     const FOLLOWED: Duration = Duration::from_secs(4);
     let place = Place::new().await;
     place.amperity.add_run(TENANT, Run::new("wf-1").stops_in(Duration::from_secs(1)));
-    let proxy = ApiserverProxy::start(place.client.clone()).await;
+    let proxy = ApiserverProxy::start(place.operators_client()).await;
     let mut stop = a_stop("wf-1");
     stop.spec.follow_timeout_seconds = FOLLOWED.as_secs() as i32;
     place.apply(stop).await;

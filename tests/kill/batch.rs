@@ -65,7 +65,7 @@ impl Batch {
 
     /// A proxy before the API server of this place.
     pub async fn proxy(&self) -> ApiserverProxy {
-        ApiserverProxy::start(self.place.client.clone()).await
+        ApiserverProxy::start(self.place.operators_client()).await
     }
 
     /// Waits until the stops as they are seen satisfy this.

@@ -6,6 +6,8 @@ mod batch;
 mod crash;
 mod drain;
 mod replicas;
+#[path = "../cluster/rights.rs"]
+mod rights;
 #[allow(dead_code)]
 #[path = "../cluster/support.rs"]
 mod support;

@@ -7,6 +7,8 @@ mod apiserver;
 #[path = "../kill/batch.rs"]
 mod batch;
 mod changes;
+#[path = "../cluster/rights.rs"]
+mod rights;
 #[allow(dead_code)]
 #[path = "../cluster/support.rs"]
 mod support;

@@ -2,6 +2,8 @@
 
 pub mod apiserver_proxy;
 pub mod control_plane;
+pub mod dns;
+pub mod examples;
 pub mod table;
 
 pub mod simulator;

@@ -19,7 +19,7 @@ mod world;
 #[cfg(test)]
 mod tests;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -34,6 +34,9 @@ pub use run::{Again, Run, StopAnswerTasks};
 
 use fault::Rule;
 use world::Shared;
+
+/// Any free port.
+const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// The simulated API. It serves until it is dropped.
 pub struct Simulator {
@@ -76,16 +79,21 @@ impl Drop for Hold {
 impl Simulator {
     /// Serves `http://127.0.0.1:PORT`.
     pub async fn start() -> Self {
-        Simulator::start_with(None).await
+        Simulator::start_with(LOOPBACK, None).await
     }
 
     /// Serves `https://localhost:PORT` with a certificate for `localhost`, 127.0.0.1 and `*.amperity.test`.
     pub async fn start_tls() -> Self {
-        Simulator::start_with(Some(tls::acceptor())).await
+        Simulator::start_with(LOOPBACK, Some(tls::acceptor(&["localhost", "127.0.0.1", "*.amperity.test"]))).await
     }
 
-    async fn start_with(tls: Option<(TlsAcceptor, String)>) -> Self {
-        let (listener, address) = server::bind(0).await;
+    /// Serves at this address, with TLS where there are names or addresses for its certificate.
+    pub async fn start_at(address: SocketAddr, names: &[&str]) -> Self {
+        Simulator::start_with(address, (!names.is_empty()).then(|| tls::acceptor(names))).await
+    }
+
+    async fn start_with(address: SocketAddr, tls: Option<(TlsAcceptor, String)>) -> Self {
+        let (listener, address) = server::bind(address).await;
         let mut simulator = Simulator { shared: Arc::new(Shared::new()), address, tls, serving: None };
         simulator.serve(listener);
         simulator
@@ -109,7 +117,7 @@ impl Simulator {
     /// Serves again at the same address.
     pub async fn go_online(&mut self) {
         if self.serving.is_none() {
-            let (listener, _) = server::bind(self.address.port()).await;
+            let (listener, _) = server::bind(self.address).await;
             self.serve(listener);
         }
     }

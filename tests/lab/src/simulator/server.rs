@@ -38,8 +38,8 @@ impl std::fmt::Display for Broken {
 
 impl std::error::Error for Broken {}
 
-pub(super) async fn bind(port: u16) -> (TcpListener, SocketAddr) {
-    let listener = TcpListener::bind(("127.0.0.1", port)).await.expect("a port of the loopback can be bound");
+pub(super) async fn bind(address: SocketAddr) -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind(address).await.expect("the address can be bound");
     let address = listener.local_addr().expect("a bound socket has an address");
     (listener, address)
 }

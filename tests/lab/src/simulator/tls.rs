@@ -8,8 +8,8 @@ use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
 use tokio_rustls::TlsAcceptor;
 
-/// A server for `localhost`, 127.0.0.1 and `*.amperity.test`, and its authority's certificate as PEM.
-pub(super) fn acceptor() -> (TlsAcceptor, String) {
+/// A server for these names and addresses, and its authority's certificate as PEM.
+pub(super) fn acceptor(names: &[&str]) -> (TlsAcceptor, String) {
     let key = KeyPair::generate().expect("ring can make a P-256 key");
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -19,7 +19,7 @@ pub(super) fn acceptor() -> (TlsAcceptor, String) {
     let issuer = Issuer::new(params, key);
 
     let key = KeyPair::generate().expect("ring can make a P-256 key");
-    let names = ["localhost", "127.0.0.1", "*.amperity.test"].map(str::to_owned);
+    let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
     let certificate = CertificateParams::new(names)
         .and_then(|params| params.signed_by(&key, &issuer))
         .expect("these names are valid");

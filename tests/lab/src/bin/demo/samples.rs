@@ -1,12 +1,9 @@
 //! Owns the samples: the runs that the simulated Amperity has, the manifests that stop them, and how each must end.
 //! Never looks at what came of them.
 
-use std::time::Duration;
-
-use lab::simulator::{Run, Simulator};
+pub use lab::examples::TENANT;
+use lab::{examples, simulator::Simulator};
 use serde_json::{Value, json};
-
-pub const TENANT: &str = "acme2-max";
 
 /// Applied before any sample.
 pub const SECRET: &str = "secret.yaml";
@@ -108,20 +105,6 @@ pub const SPARE_RUNS: &str = "  wf-demo-5   takes 20 s to stop        examples/s
 /// An Amperity with every run that a manifest in `examples/` names, but the unknown one.
 pub async fn simulated_amperity() -> Simulator {
     let amperity = Simulator::start().await;
-    amperity.set_tokens(["demo-token"]);
-    amperity.set_client("demo-client", "demo-secret");
-    let takes = |run: &str, seconds| Run::new(run).stops_in(Duration::from_secs(seconds)).with_tasks(3);
-    for run in [
-        takes("wf-demo-1", 4),
-        Run::new("wf-demo-2").ended("succeeded").with_tasks(2),
-        Run::new("wf-demo-3").stops_in(Duration::from_secs(1)).failing_with_error().with_tasks(2),
-        takes("wf-demo-5", 20),
-        Run::new("wf-demo-6").with_tasks(3),
-        takes("wf-demo-7", 5),
-        takes("wf-demo-8", 5),
-        takes("wf-demo-9", 5).with_tasks(200),
-    ] {
-        amperity.add_run(TENANT, run);
-    }
+    examples::add_to(&amperity);
     amperity
 }

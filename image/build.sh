@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# Owns building the image without a container engine, as an OCI archive: `make image` calls it.
+# Never takes anything into the image but the operator and the certificates of the public authorities.
+#
+#   build.sh ARCHIVE NAME:TAG [amd64|arm64]
+#
+# The operator is linked statically with glibc, which since 2.34 looks up names in /etc/hosts and DNS by itself: it loads
+# nothing when it runs. With an older one it would need shared libraries that an empty image does not have.
+# CA_CERTIFICATES names a PEM file to take instead of Debian's own (ca-certificates).
+set -euo pipefail
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+
+fail() {
+  printf 'image: %s\n' "$*" >&2
+  exit 1
+}
+
+[ "$#" -ge 2 ] || fail 'usage: build.sh ARCHIVE NAME:TAG [amd64|arm64]'
+archive=$1 name=$2
+case ${3:-$(uname -m)} in
+amd64 | x86_64) architecture=amd64 target=x86_64-unknown-linux-gnu ;;
+arm64 | aarch64) architecture=arm64 target=aarch64-unknown-linux-gnu ;;
+*) fail "no image is made for $3" ;;
+esac
+
+glibc=$(getconf GNU_LIBC_VERSION 2>/dev/null) || fail 'glibc is needed, 2.34 or newer; elsewhere use the Dockerfile'
+[ "$(printf '%s\n' 2.34 "${glibc#glibc }" | sort -V | head -n 1)" = 2.34 ] || fail "glibc 2.34 or newer is needed, this is $glibc"
+
+# Another architecture than this machine's needs its standard library and its linker.
+if [ "$(uname -m)" != "${target%%-*}" ]; then
+  cross=${target%%-*}-linux-gnu-gcc
+  command -v "$cross" >/dev/null || fail "$cross is missing (Debian: gcc-${target%%-*}-linux-gnu)"
+  [ -d "$(rustc --print sysroot)/lib/rustlib/$target" ] || fail "the standard library is missing: rustup target add $target"
+  upper=$(printf '%s' "$target" | tr 'a-z-' 'A-Z_')
+  export "CARGO_TARGET_${upper}_LINKER=$cross"
+fi
+
+# With --target given, the flags are for the operator alone, not for what is run while it is built.
+unset CARGO_ENCODED_RUSTFLAGS
+export RUSTFLAGS='-C target-feature=+crt-static'
+binary=$(cargo build --release --locked --target "$target" --bin workflow-run-stop-operator \
+  --message-format=json-render-diagnostics | sed -n 's|.*"executable":"\([^"]*/workflow-run-stop-operator\)".*|\1|p')
+[ -n "$binary" ] || fail 'cargo built no operator'
+
+root=$(mktemp -d)
+trap 'rm -rf -- "$root"' EXIT
+install -D -m 755 -- "$binary" "$root/workflow-run-stop-operator"
+# Of a package, and not the machine's own bundle: that one may hold authorities which are nobody else's.
+if [ -n "${CA_CERTIFICATES-}" ]; then
+  install -D -m 644 -- "$CA_CERTIFICATES" "$root/etc/ssl/certs/ca-certificates.crt"
+else
+  set -- /usr/share/ca-certificates/mozilla/*.crt
+  [ -e "$1" ] || fail 'no certificates: install ca-certificates (Debian), or set CA_CERTIFICATES to a PEM file'
+  install -d -m 755 -- "$root/etc/ssl/certs"
+  cat -- "$@" >"$root/etc/ssl/certs/ca-certificates.crt"
+fi
+
+# The same as in the Dockerfile.
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+revision=$(git rev-parse HEAD 2>/dev/null || printf unknown)
+config='{"User":"65532:65532","Entrypoint":["/workflow-run-stop-operator"],"WorkingDir":"/","Labels":{'
+config+='"org.opencontainers.image.title":"workflow-run-stop-operator",'
+config+='"org.opencontainers.image.description":"A Kubernetes operator that stops Amperity workflow runs, once",'
+config+='"org.opencontainers.image.licenses":"Apache-2.0",'
+config+='"org.opencontainers.image.version":"'"$version"'",'
+config+='"org.opencontainers.image.revision":"'"$revision"'"}}'
+SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || printf 0)} \
+  bash image/oci-archive.sh "$archive" "$name" "linux/$architecture" "$root" "$config"
