@@ -16,7 +16,13 @@ use thiserror::Error;
 use tokio::{net::TcpListener, sync::watch::channel, task::JoinSet, time::timeout};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use crate::amperity::{Amperity, Settings, budget::Budget, credentials::Wallet, endpoint::Endpoints, http::BuildError};
+use crate::amperity::{
+    Amperity, Settings,
+    budget::Budget,
+    credentials::Wallet,
+    endpoint::Endpoints,
+    http::{BuildError, reason},
+};
 use crate::clock::Clock;
 use crate::operator::{report::Metrics, watch::Watch};
 use crate::resource::WorkflowRunStop;
@@ -68,7 +74,8 @@ pub enum StartError {
     Client(#[from] kube::Error),
     /// The API server cannot be reached, does not know the resource, or does not let it be listed.
     #[error(
-        "WorkflowRunStops cannot be listed: {0}; install the CustomResourceDefinition, and let this account list them"
+        "WorkflowRunStops cannot be listed: {}; install the CustomResourceDefinition, and let this account list them",
+        reason(.0)
     )]
     List(kube::Error),
     /// The HTTP client refuses its settings.

@@ -577,7 +577,8 @@ async fn check_says_whether_the_resources_can_be_listed() {
     let mut command = place.command();
     command.arg("check").env("KUBECONFIG", place.cluster.kubeconfig_for(User::Stranger));
     let line = complaint(&ended(command).await, 1, "no right to list");
-    assert!(line.contains("forbidden") && line.contains("let this account list them"), "{line}");
+    assert!(line.contains("is forbidden") && line.contains("let this account list them"), "{line}");
+    assert_eq!(line.matches("forbidden").count(), 1, "{line}");
     let mut command = Operator::command(&PathBuf::from("/nowhere/kubeconfig"));
     command.arg("check");
     complaint(&ended(command).await, 1, "no cluster");

@@ -1,4 +1,4 @@
-{{/* Owns the names, the labels and the arithmetic that several templates need. */}}
+{{/* Owns the names, the labels, the arithmetic and the rules that several templates need. */}}
 
 {{- define "operator.name" -}}
 {{ default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
@@ -15,19 +15,28 @@
 {{- end -}}
 {{- end }}
 
-{{- define "operator.selector" -}}
+{{/* All pods of the release: the operator's, and the one of `helm test`. */}}
+{{- define "operator.release" -}}
 app.kubernetes.io/name: {{ include "operator.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
-{{- define "operator.labels" -}}
-{{ include "operator.selector" . }}
+{{/* The operator's pods. */}}
+{{- define "operator.selector" -}}
+{{ include "operator.release" . }}
+app.kubernetes.io/component: operator
+{{- end }}
+
+{{- define "operator.ownLabels" -}}
+{{ include "operator.release" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
-{{- with .Values.commonLabels }}
-{{ toYaml . }}
 {{- end }}
+
+{{/* The labels of every object. Where it has more, the maps are merged: a key that is printed twice is not YAML. */}}
+{{- define "operator.labels" -}}
+{{ merge (dict) (default dict .Values.commonLabels) (include "operator.ownLabels" . | fromYaml) | toYaml }}
 {{- end }}
 
 {{- define "operator.serviceAccount" -}}
@@ -52,6 +61,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end }}
 
+{{- define "operator.port" -}}
+{{ splitList ":" .Values.httpAddr | last }}
+{{- end }}
+
 {{/* The seconds of a duration such as 40s or 1m30s; the schema lets nothing else pass. */}}
 {{- define "operator.seconds" -}}
 {{- $minutes := regexFind "[0-9]+m" . | trimSuffix "m" | default "0" | int -}}
@@ -59,24 +72,41 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{ add (mul 60 $minutes) $seconds }}
 {{- end }}
 
-{{/* What any container of this chart may do: nothing that Pod Security "restricted" forbids. */}}
-{{- define "operator.podSecurity" -}}
-runAsNonRoot: true
-runAsUser: 65532
-runAsGroup: 65532
-fsGroup: 65532
-seccompProfile:
-  type: RuntimeDefault
+{{/* What the schema cannot say, for it is about several values at once. */}}
+{{- define "operator.checks" -}}
+{{- with .Values -}}
+{{- range $name := list "requestTimeout" "settleTime" "drainTimeout" }}
+{{- if gt (include "operator.seconds" (get $.Values $name) | int) 3600 }}
+{{- fail (printf "%s (%s) is longer than an hour" $name (get $.Values $name)) }}
+{{- end }}
+{{- end }}
+{{- if le (include "operator.seconds" .drainTimeout | int) (include "operator.seconds" .requestTimeout | int) }}
+{{- fail (printf "drainTimeout (%s) has to be longer than requestTimeout (%s): requests in flight are answered and recorded within it" .drainTimeout .requestTimeout) }}
+{{- end }}
+{{- if and (not .leaderElect) .leaseName }}
+{{- fail "leaseName is set, but leaderElect is false: there is no Lease" }}
+{{- end }}
+{{- $own := include "operator.ownLabels" $ | fromYaml }}
+{{- range $name := list "commonLabels" "deploymentLabels" "podLabels" }}
+{{- range $label := keys (get $.Values $name | default dict) }}
+{{- if or (hasKey $own $label) (eq $label "app.kubernetes.io/component") }}
+{{- fail (printf "%s: the chart itself sets the label %s" $name $label) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- if and .caBundle.configMap .caBundle.secret }}
+{{- fail "caBundle.configMap and caBundle.secret are both set: choose one" }}
+{{- end }}
+{{- if and .metrics.serviceMonitor.enabled .metrics.podMonitor.enabled }}
+{{- fail "metrics.serviceMonitor and metrics.podMonitor are both enabled: each pod would be scraped twice" }}
+{{- end }}
+{{- if and .metrics.serviceMonitor.enabled (not .metrics.service.enabled) }}
+{{- fail "metrics.serviceMonitor.enabled needs metrics.service.enabled: a ServiceMonitor scrapes a Service" }}
+{{- end }}
+{{- end }}
 {{- end }}
 
-{{- define "operator.containerSecurity" -}}
-allowPrivilegeEscalation: false
-readOnlyRootFilesystem: true
-capabilities:
-  drop: [ALL]
-{{- end }}
-
-{{/* Rules for the resources that are watched, in a ClusterRole or in each Role. */}}
+{{/* What the operator does with the resources that it watches, for a ClusterRole or a Role of each namespace. */}}
 {{- define "operator.rules" -}}
 - apiGroups: [workflow.amperity.com]
   resources: [workflowrunstops]
@@ -92,4 +122,27 @@ capabilities:
     {{- toYaml . | nindent 4 }}
   {{- end }}
   verbs: [get]
+{{- end }}
+
+{{/* Where the pods may run, and how they get their image. */}}
+{{- define "operator.scheduling" -}}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.priorityClassName }}
+priorityClassName: {{ . | quote }}
+{{- end }}
 {{- end }}
