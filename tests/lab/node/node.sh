@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Owns a real one-node Kubernetes cluster in private namespaces of this machine, and its end.
-# Never reaches a network, and never leaves anything outside its folder but Kubernetes' own cgroups, which `stop` removes.
+# Never reaches a network, and never leaves anything outside its folder but cgroups of its own, which `stop` removes.
 #
 #   node.sh check                   whether this machine can run it; says why not, with status 3
 #   node.sh start FOLDER PROGRAMS   PROGRAMS is what build.sh printed; returns when the node is Ready
@@ -46,8 +46,23 @@ check() {
     mkdir "$probe/node-check-$$" 2>/dev/null || cannot "no cgroup can be made in $probe"
     rmdir "$probe/node-check-$$"
   done
-  [ -z "$(find /sys/fs/cgroup -maxdepth 2 -name kubepods -print -quit)" ] ||
-    cannot 'a kubelet is at work here, or was not cleaned up after: /sys/fs/cgroup has kubepods'
+}
+
+# Where the pods are in the hierarchy of cgroups, so that two nodes do not meet there.
+cgroup_name() { printf 'node-%s' "$(printf '%s' "$1" | cksum | cut -d ' ' -f 1)"; }
+
+# In every hierarchy of version 1, or in the one of version 2. The kubelet wants to find it.
+make_cgroup() {
+  local hierarchy file
+  for hierarchy in /sys/fs/cgroup /sys/fs/cgroup/*; do
+    [ -e "$hierarchy/cgroup.procs" ] && [ ! -L "$hierarchy" ] || continue
+    [ "$hierarchy" = /sys/fs/cgroup ] || [ ! -e /sys/fs/cgroup/cgroup.controllers ] || continue
+    mkdir -p -- "$hierarchy/$1"
+    # In version 1, a new one has no processors and no memory nodes until it is given some.
+    for file in cpuset.cpus cpuset.mems; do
+      [ ! -e "$hierarchy/$file" ] || cat "$hierarchy/$file" >"$hierarchy/$1/$file"
+    done
+  done
 }
 
 # The process that is pid 1 inside.
@@ -61,6 +76,7 @@ start() {
   /var/* | /run/*) fail "$folder cannot be used: inside, /var and /run are others" ;;
   esac
   mkdir -p -- "$folder/log" "$folder/images"
+  make_cgroup "$(cgroup_name "$folder")"
   archive_of_pause "$programs" "$folder/images/pause.tar"
   # --kill-child: whatever ends this, pid 1 ends with it, and with pid 1 every process in the namespaces.
   # /dev/null and files instead of the caller's own descriptors: whoever reads our output must not wait for the node's end.
@@ -96,7 +112,7 @@ stop() {
   [ -z "$pid" ] || kill -KILL "$pid" 2>/dev/null || true
   while kill -0 "$(cat "$folder/unshare.pid")" 2>/dev/null; do sleep 0.1; done
   # The kernel keeps empty cgroups until someone removes them, from the leaves to the root.
-  for cgroup in /sys/fs/cgroup/{,*/}{kubepods,k8s.io}; do
+  for cgroup in /sys/fs/cgroup/{,*/}"$(cgroup_name "$folder")"; do
     [ ! -d "$cgroup" ] || find "$cgroup" -depth -type d -exec rmdir {} \; 2>/dev/null || true
   done
   rm -rf -- "$folder/var" "$folder/unshare.pid" "$folder/pki"
@@ -195,6 +211,7 @@ apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 failCgroupV1: false
 cgroupDriver: cgroupfs
+cgroupRoot: /$(cgroup_name "$FOLDER")
 address: $NODE
 authentication: {anonymous: {enabled: false}, webhook: {enabled: true}, x509: {clientCAFile: "$FOLDER/pki/ca.crt"}}
 authorization: {mode: Webhook}

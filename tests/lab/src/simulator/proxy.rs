@@ -24,7 +24,7 @@ impl Proxy {
 
     /// A proxy that connects to this address, if there is one, whatever name it is asked for, as a private DNS would.
     pub async fn start_towards(upstream: Option<SocketAddr>) -> Self {
-        let (listener, address) = super::server::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await;
+        let (listener, address) = super::server::bind(super::LOOPBACK).await;
         let seen = Arc::<Mutex<Vec<String>>>::default();
         let serving = tokio::spawn(serve(listener, upstream, Arc::clone(&seen)));
         Proxy { address, seen, serving }
