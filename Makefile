@@ -30,7 +30,7 @@ test: tools control-plane ## Runs all tests, also against a real API server, wit
 	@[ -d "$${CARGO_TARGET_DIR:-target}/debug" ] || echo 'cargo: building the operator and its tests, once: about 4 minutes on 2 cores' >&2
 	helm=$${HELM:-$$(sh tests/lab/node/build.sh helm)/bin/helm} && \
 	  HELM=$$helm RUST_TEST_THREADS=$${RUST_TEST_THREADS:-12} cargo test --workspace --locked
-	cd tests/gitops && go test -mod=readonly ./...
+	cd tests/gitops && GOWORK=off CGO_ENABLED=0 go test -mod=readonly ./...
 
 simulate: tools ## Runs the deterministic simulation: SEEDS=20000, FIRST_SEED=0, DEPARTURES=2; SEED=17 or PLAN=74:1,79:1 replays one
 	SEEDS=$${SEEDS:-20000} DEPARTURES=$${DEPARTURES:-2} cargo test --locked --profile simulate --features sabotage \

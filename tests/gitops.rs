@@ -1,15 +1,16 @@
-//! Holds the states that GitOps tools are shown in tests/gitops: they are what the operator writes.
+//! Holds the states that the judges of tests/gitops are shown: they are what the operator writes, and all it can say.
 //! `UPDATE=1 cargo test --test gitops` writes them anew.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::{fs, time::Duration};
+use std::{collections::HashSet, fs, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::CustomResourceExt;
 use serde_json::{Value, json};
 use workflow_run_stop_operator::{
     amperity::answer::{ReadAnswer, ReadFailure, Said, StopAnswer},
-    resource::{Claim, WorkflowRunStop, WorkflowRunStopSpec, WorkflowRunStopStatus, conditions::Reason},
+    resource::{Claim, WorkflowRunStop, WorkflowRunStopSpec, conditions::Reason},
     run::{Run, TaskInstance},
     stop::{
         decide::{ActiveRead, Ending},
@@ -37,8 +38,9 @@ fn new() -> WorkflowRunStop {
     let mut stop = WorkflowRunStop::new("stop-nightly", WorkflowRunStopSpec::new("wf-1", "acme2-max", "amperity"));
     stop.metadata.namespace = Some("default".into());
     stop.metadata.generation = Some(1);
-    // The CRD's default.
-    stop.status = Some(WorkflowRunStopStatus { observed_generation: Some(-1), ..WorkflowRunStopStatus::default() });
+    let crd = serde_json::to_value(WorkflowRunStop::crd()).unwrap();
+    let default = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]["default"];
+    stop.status = serde_json::from_value(default.clone()).unwrap();
     stop
 }
 
@@ -71,9 +73,13 @@ fn read(mut stop: WorkflowRunStop, answer: &ReadAnswer) -> WorkflowRunStop {
     stop
 }
 
-fn confirms(answer: &ReadAnswer) -> WorkflowRunStop {
-    let mut stop = answered(&StopAnswer::NoAnswer("connection reset".into()));
+fn confirms(mut stop: WorkflowRunStop, answer: &ReadAnswer) -> WorkflowRunStop {
     stop.status = Some(confirmed(&stop, answer, ActiveRead::First, 0, moment()));
+    stop
+}
+
+fn deleted(mut stop: WorkflowRunStop) -> WorkflowRunStop {
+    stop.metadata.deletion_timestamp = Some(Time(moment().now));
     stop
 }
 
@@ -83,15 +89,17 @@ fn ends(mut stop: WorkflowRunStop, ending: Ending) -> WorkflowRunStop {
 }
 
 fn states() -> Vec<(&'static str, WorkflowRunStop)> {
-    let mut changed = waits(Reason::CredentialsMissing);
+    let mut changed = waits(Reason::Suspended);
+    changed.spec.suspend = false;
     changed.metadata.generation = Some(2);
-    let mut deleted = waits(Reason::CredentialsMissing);
-    deleted.metadata.deletion_timestamp = Some(Time(moment().now));
     let unavailable = ReadAnswer::Failed(ReadFailure::Unavailable("503".into()));
+    let unreadable = ReadAnswer::Unreadable(said(403));
+    let no_answer = || answered(&StopAnswer::NoAnswer("connection reset".into()));
+    let conflict = || answered(&StopAnswer::Conflict(said(409)));
+    let is = |state| ReadAnswer::Run(run(state));
     vec![
         ("created, not seen by the operator yet", new()),
         ("changed, not seen by the operator yet", changed),
-        ("being deleted", deleted),
         ("suspended", waits(Reason::Suspended)),
         ("waits for its turn (WaitingForBudget)", waits(Reason::WaitingForBudget)),
         ("waits for a Secret (CredentialsMissing)", waits(Reason::CredentialsMissing)),
@@ -100,22 +108,28 @@ fn states() -> Vec<(&'static str, WorkflowRunStop)> {
         ("refused for now (Unauthorized)", answered(&StopAnswer::Unauthorized(said(401)))),
         ("refused for now (Forbidden)", answered(&StopAnswer::Forbidden(said(403)))),
         ("refused for now (RateLimited)", answered(&StopAnswer::RateLimited(said(429), None))),
+        ("refused for now (Conflict)", confirms(conflict(), &is("running"))),
         ("not sent (Unreachable)", answered(&StopAnswer::NotSent("no route".into()))),
-        ("answered with a 5xx, to be confirmed", answered(&StopAnswer::ServerError(said(503)))),
-        ("without an answer, to be confirmed", answered(&StopAnswer::NoAnswer("connection reset".into()))),
-        ("without an answer, and confirming fails", confirms(&unavailable)),
+        ("answered with a 409, to be confirmed (Conflict)", conflict()),
+        ("answered with a 5xx, to be confirmed (Unavailable)", answered(&StopAnswer::ServerError(said(503)))),
+        ("without an answer, to be confirmed (OutcomeUnknown)", no_answer()),
+        ("without an answer, and still running (OutcomeUnknown)", confirms(no_answer(), &is("running"))),
+        ("without an answer, and confirming fails (Unavailable)", confirms(no_answer(), &unavailable)),
+        ("confirmed, the run is stopping (FollowingRun)", confirms(no_answer(), &is("stopping"))),
         ("accepted, the run is stopping (FollowingRun)", accepted("stopping")),
-        ("accepted, and reading fails", read(accepted("stopping"), &unavailable)),
+        ("accepted, and reading fails (Unavailable)", read(accepted("stopping"), &unavailable)),
         ("finished: RunStopped", ends(accepted("canceled"), Ending::Ended)),
         ("finished: RunEndedOtherwise", ends(accepted("succeeded"), Ending::Ended)),
-        ("finished: RunUnreadable", read(accepted("stopping"), &ReadAnswer::Unreadable(said(403)))),
+        ("finished: RunUnreadable", read(accepted("stopping"), &unreadable)),
         ("finished: StopAccepted, not followed", ends(accepted("stopping"), Ending::NotFollowed)),
         ("finished: RunStillActive", ends(accepted("stopping"), Ending::StillActive)),
         ("finished: RunNotFound", answered(&StopAnswer::NotFound(said(404)))),
         ("finished: Rejected", answered(&StopAnswer::Rejected(said(400)))),
         ("finished: UnexpectedAnswer", answered(&StopAnswer::Redirected(said(302), "login.example.com".into()))),
-        ("finished: OutcomeUnknown", confirms(&ReadAnswer::Unreadable(said(403)))),
+        ("finished: OutcomeUnknown", confirms(no_answer(), &unreadable)),
         ("finished: DeadlineExceeded", ends(waits(Reason::CredentialsMissing), Ending::DeadlineExceeded)),
+        ("being deleted, unfinished", deleted(accepted("stopping"))),
+        ("being deleted, finished", deleted(ends(accepted("canceled"), Ending::Ended))),
     ]
 }
 
@@ -128,4 +142,14 @@ fn the_states_that_gitops_tools_are_shown_are_what_the_operator_writes() {
     }
     let known = fs::read_to_string(STATES).unwrap_or_default();
     assert!(known == written, "tests/gitops/states.json is out of date: UPDATE=1 cargo test --test gitops");
+}
+
+#[test]
+fn every_reason_is_shown() {
+    let states = states();
+    let conditions = states.iter().flat_map(|(_, stop)| &stop.status.as_ref().unwrap().conditions);
+    let shown: HashSet<_> = conditions.map(|condition| &*condition.reason).collect();
+    for reason in Reason::ALL {
+        assert!(shown.contains(reason.as_str()), "no state has the reason {}", reason.as_str());
+    }
 }

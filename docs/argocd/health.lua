@@ -1,24 +1,21 @@
 -- The health of a WorkflowRunStop for Argo CD, from the conditions that the operator writes.
-local function condition(kind)
-  for _, found in ipairs(obj.status.conditions) do
-    if found.type == kind then
-      return found
-    end
-  end
-  return { status = "Unknown", reason = "", message = "" }
+local status = obj.status or {}
+if status.conditions == nil or status.observedGeneration ~= obj.metadata.generation then
+  return { status = "Progressing", message = "The operator has not seen it yet" }
 end
 
-if obj.status == nil or obj.status.conditions == nil or obj.status.observedGeneration ~= obj.metadata.generation then
-  return { status = "Progressing", message = "the operator has not seen it yet" }
+local conditions = {}
+for _, condition in ipairs(status.conditions) do
+  conditions[condition.type] = condition
 end
 
-local ready = condition("Ready")
-local health = "Progressing"
-if condition("Stalled").status == "True" then
-  health = "Degraded"
+local ready = conditions["Ready"]
+local health = { status = "Progressing", message = ready.reason .. ": " .. ready.message }
+if conditions["Stalled"] ~= nil then
+  health.status = "Degraded"
 elseif ready.status == "True" then
-  health = "Healthy"
+  health.status = "Healthy"
 elseif ready.reason == "Suspended" then
-  health = "Suspended"
+  health.status = "Suspended"
 end
-return { status = health, message = ready.reason .. ": " .. ready.message }
+return health
