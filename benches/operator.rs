@@ -3,6 +3,9 @@
 //! Never fails on a slow machine: it prints figures, and ratios of what ran side by side.
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
+#[path = "../tests/outage/other_client.rs"]
+mod other_client;
+
 use std::{process::Stdio, time::Duration};
 
 use futures::{StreamExt, TryStreamExt, stream};
@@ -13,7 +16,7 @@ use kube::{
 };
 use lab::{
     control_plane::ControlPlane,
-    simulator::{Kind, Recorded, RetryAfter, Run, Simulator},
+    simulator::{Kind, Recorded, Run, Simulator},
 };
 use serde_json::json;
 use tokio::{
@@ -134,23 +137,11 @@ async fn pace(cluster: &ControlPlane) {
 /// 600 stops against the same limit, while another client of the tenant sends five requests a second.
 async fn shared(cluster: &ControlPlane) {
     let amperity = Simulator::start().await;
-    amperity.limit(Some(10));
-    amperity.retry_after_on_limit(Some(RetryAfter::Seconds(1)));
-    amperity.add_run(TENANT, Run::new("wf-other"));
     let namespace = namespace(cluster).await;
     stream::iter(0..SHARED)
         .for_each_concurrent(16, async |index| create(cluster, &amperity, &namespace, index).await)
         .await;
-    let url = format!("{}/workflow/runs/wf-other", amperity.base_url());
-    let other = tokio::spawn(async move {
-        let http = reqwest::Client::new();
-        let mut ticks = tokio::time::interval(Duration::from_secs(1) / 5);
-        loop {
-            ticks.tick().await;
-            let request = http.get(&url).bearer_auth("good-token").header("amperity-tenant", TENANT);
-            tokio::spawn(request.header("api-version", "2024-04-01").send());
-        }
-    });
+    let other = other_client::begin(&amperity, TENANT);
     let operator = Operator::start(cluster, &amperity, &namespace, "10").await;
     let accepted = |requests: &[Recorded]| of_stops(requests).filter(|stop| stop.answered == Some(200)).count();
     amperity.wait_until(|requests| SHARED <= accepted(requests)).await;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lab::simulator::{HoldPoint, Kind, Recorded, RetryAfter, Run};
+use lab::simulator::{HoldPoint, Kind, Recorded};
 use workflow_run_stop_operator::resource::{
     WorkflowRunStop,
     conditions::{ConditionType, Reason, Truth},
@@ -10,6 +10,7 @@ use workflow_run_stop_operator::resource::{
 
 use crate::{
     batch::Batch,
+    other_client,
     support::{TENANT, a_stop, condition, ends_at_once, is, ready},
 };
 
@@ -44,20 +45,7 @@ async fn an_api_that_is_away_for_a_while_costs_no_stop_and_makes_none_twice() {
 #[tokio::test]
 async fn another_client_that_uses_half_of_the_limit_costs_no_stop_and_makes_none_twice() {
     let batch = Batch::new(60).await;
-    let amperity = &batch.place.amperity;
-    amperity.limit(Some(10));
-    amperity.retry_after_on_limit(Some(RetryAfter::Seconds(1)));
-    amperity.add_run(TENANT, Run::new("wf-other"));
-    let url = format!("{}/workflow/runs/wf-other", amperity.base_url());
-    let other = tokio::spawn(async move {
-        let http = reqwest::Client::new();
-        let mut ticks = tokio::time::interval(Duration::from_secs(1) / 5);
-        loop {
-            ticks.tick().await;
-            let request = http.get(&url).bearer_auth("good-token").header("amperity-tenant", TENANT);
-            tokio::spawn(request.header("api-version", "2024-04-01").send());
-        }
-    });
+    let other = other_client::begin(&batch.place.amperity, TENANT);
     batch.apply().await;
     let _operator = batch.place.operator().await;
     let posts = batch.kept().await;

@@ -7,6 +7,7 @@ mod apiserver;
 #[path = "../kill/batch.rs"]
 mod batch;
 mod changes;
+mod other_client;
 #[path = "../cluster/rights.rs"]
 mod rights;
 #[allow(dead_code)]
