@@ -27,4 +27,6 @@ pub mod clock;
 
 pub mod dice;
 
+pub mod labels;
+
 pub mod sabotage;

@@ -47,7 +47,7 @@ impl Client {
     async fn stop(&self, fence: Fence) -> StopAnswer {
         let slot = self.budget.acquire(&self.endpoint.budget_key(), Purpose::Stop, Timestamp::UNIX_EPOCH).await;
         let token = Token::bearer("good-token").unwrap();
-        self.amperity.stop(&self.endpoint, "wf-1", &token, slot, fence).await
+        self.amperity.stop(&self.endpoint, "wf-1", &token, slot, fence).await.0
     }
 }
 
@@ -118,7 +118,7 @@ async fn a_claim_whose_turn_a_429_has_moved_is_given_up_when_it_is_over() {
     other.rate_limited(Some(Duration::from_secs(300)));
     let token = Token::bearer("good-token").unwrap();
     let fence = Fence { until: Instant::now() + Duration::from_millis(10), ..open_for(9) };
-    let answer = client.amperity.stop(&client.endpoint, "wf-1", &token, slot, fence).await;
+    let (answer, _) = client.amperity.stop(&client.endpoint, "wf-1", &token, slot, fence).await;
     assert_eq!((answer, client.sim.requests().len()), (StopAnswer::TooLate, 0));
 }
 

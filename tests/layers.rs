@@ -11,6 +11,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("clock", 0),
     ("dice", 0),
     ("sabotage", 0),
+    ("labels", 0),
     ("run", 0),
     ("resource::conditions", 0),
     ("resource::status", 1),
@@ -22,6 +23,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("amperity::credentials", 1),
     ("amperity::wire", 2),
     ("amperity::http", 2),
+    ("amperity::traffic", 2),
     ("amperity", 3),
     ("stop::backoff", 1),
     ("stop::decide", 3),
@@ -33,15 +35,19 @@ const FLOORS: &[(&str, u8)] = &[
     ("stop::subject", 7),
     ("stop::prepare", 8),
     ("stop", 9),
-    ("operator::report", 10),
+    ("operator::standing", 10),
+    ("operator::story", 10),
     ("operator::lease", 10),
-    ("operator::health", 11),
-    ("operator::watch", 11),
-    ("operator::expiry", 12),
-    ("operator", 13),
-    ("config", 13),
-    ("main", 14),
-    ("lib", 14),
+    ("operator::events", 11),
+    ("operator::metrics", 12),
+    ("operator::report", 13),
+    ("operator::health", 14),
+    ("operator::watch", 14),
+    ("operator::expiry", 15),
+    ("operator", 16),
+    ("config", 16),
+    ("main", 17),
+    ("lib", 17),
 ];
 
 /// Files that do no IO, read no clock, throw no dice and write no log, and import only each other.
@@ -57,6 +63,7 @@ const PURE: &[&str] = &[
     "stop::decide",
     "stop::draft",
     "stop::outcome",
+    "operator::story",
 ];
 
 const IMPURE: &[&str] =

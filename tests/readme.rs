@@ -2,7 +2,11 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use clap::CommandFactory;
-use workflow_run_stop_operator::{config::Cli, operator::report::Metrics, resource::conditions::Reason};
+use workflow_run_stop_operator::{
+    config::Cli,
+    operator::metrics::Metrics,
+    resource::{WorkflowRunStop, WorkflowRunStopSpec, conditions::Reason},
+};
 
 const README: &str = include_str!("../README.md");
 
@@ -33,7 +37,10 @@ fn every_flag_has_a_row_with_its_default_and_none_has_a_row_too_many() {
 
 #[test]
 fn every_metric_has_a_row_and_none_has_a_row_too_many() {
-    let text = Metrics::default().text();
+    let metrics = Metrics::default();
+    let spec = WorkflowRunStopSpec::new("wf-1", "acme", "amperity");
+    let _standing = metrics.enter(&WorkflowRunStop::new("wf-1", spec));
+    let text = metrics.text();
     let kinds = text.lines().filter_map(|line| line.strip_prefix("# TYPE workflow_run_stop_operator_"));
     let names = kinds.map(|kind| match kind.split_once(' ').unwrap() {
         (name, "counter") => format!("{name}_total"),

@@ -293,6 +293,39 @@ impl StopAnswer {
     }
 }
 
+impl ReadAnswer {
+    /// Every class.
+    pub const CLASSES: [&str; 6] = ["run", "unreadable", "rate_limited", "unauthorized", "not_sent", "unavailable"];
+
+    /// The answer's class, as it stands in metrics.
+    pub fn class(&self) -> &'static str {
+        match self {
+            Self::Run(_) => "run",
+            Self::Unreadable(_) => "unreadable",
+            Self::Failed(ReadFailure::RateLimited(_)) => "rate_limited",
+            Self::Failed(ReadFailure::Unauthorized(_)) => "unauthorized",
+            Self::Failed(ReadFailure::NotSent(_)) => "not_sent",
+            Self::Failed(ReadFailure::Unavailable(_)) => "unavailable",
+        }
+    }
+}
+
+/// Every class of an answer to a request for a token.
+pub const TOKEN_CLASSES: [&str; 5] = ["token", "refused", "rate_limited", "not_sent", "unavailable"];
+
+impl<T> TokenAnswer<T> {
+    /// The answer's class, as it stands in metrics.
+    pub fn class(&self) -> &'static str {
+        match self {
+            Self::Token(..) => "token",
+            Self::Refused(_) => "refused",
+            Self::RateLimited(_) => "rate_limited",
+            Self::NotSent(_) => "not_sent",
+            Self::Unavailable(_) => "unavailable",
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

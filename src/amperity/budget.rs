@@ -48,6 +48,33 @@ pub enum Purpose {
     Read,
 }
 
+impl Purpose {
+    /// Every purpose, in their order.
+    pub const ALL: [Self; 3] = [Self::Token, Self::Stop, Self::Read];
+
+    /// The purpose as it stands in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Token => "token",
+            Self::Stop => "stop",
+            Self::Read => "read",
+        }
+    }
+}
+
+/// One budget as it is now, for those who tell it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct State {
+    /// Whose it is.
+    pub tenant: String,
+    /// The rate that is allowed, in requests per second.
+    pub rate: f64,
+    /// For how long a 429 closes it.
+    pub closed_for: Option<Duration>,
+    /// How many requests wait for their turn, by purpose.
+    pub waiting: BTreeMap<Purpose, usize>,
+}
+
 /// A place in the queue: the purpose, then the age of the resource, then the order of arrival.
 type Place = (Purpose, Timestamp, u64);
 
@@ -124,6 +151,26 @@ impl Budget {
                 }
             }
         }
+    }
+
+    /// All budgets as they are now. Those that nobody used for a while are not there.
+    pub fn states(&self) -> Vec<State> {
+        let now = Instant::now();
+        let tenants = self.lock();
+        let state = |(key, tenant): (&BudgetKey, &Tenant)| {
+            let mut waiting = BTreeMap::from(Purpose::ALL.map(|purpose| (purpose, 0)));
+            for (purpose, ..) in tenant.queue.keys() {
+                *waiting.entry(*purpose).or_default() += 1;
+            }
+            let closed_for = tenant.closed(now).map(|until| until - now);
+            State { tenant: key.tenant().to_owned(), rate: tenant.pace.rate(now), closed_for, waiting }
+        };
+        tenants.iter().map(state).collect()
+    }
+
+    /// The limit for each tenant, in requests per second.
+    pub fn limit(&self) -> u32 {
+        self.per_second
     }
 
     fn enqueue(&self, key: &BudgetKey, purpose: Purpose, created: Timestamp) -> Waiting<'_> {
@@ -303,6 +350,11 @@ impl Slot {
     /// True from when the request was written.
     pub fn is_sent(&self) -> bool {
         self.sent.get().is_some()
+    }
+
+    /// When the request was written.
+    pub fn sent(&self) -> Option<Instant> {
+        self.sent.get().copied()
     }
 
     /// Says that the answer was a 429: closes the tenant's budget for everybody.

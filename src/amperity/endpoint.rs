@@ -70,6 +70,13 @@ pub struct BudgetKey {
     tenant: String,
 }
 
+impl BudgetKey {
+    /// The tenant.
+    pub fn tenant(&self) -> &str {
+        &self.tenant
+    }
+}
+
 /// A checked base URL for one tenant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {

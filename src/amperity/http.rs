@@ -41,7 +41,7 @@ pub struct Fence {
 
 /// What a request needs when its connection is there.
 struct Ticket {
-    slot: Slot,
+    slot: Arc<Slot>,
     fence: Option<Fence>,
 }
 
@@ -136,7 +136,7 @@ async fn admitted<C>(connection: C) -> Result<C, BoxError> {
 pub async fn send(
     carrier: &Carrier,
     request: Request,
-    slot: Slot,
+    slot: Arc<Slot>,
     fence: Option<Fence>,
     head: impl FnOnce(&Response) -> Reply,
 ) -> Result<(Reply, Response), Failure> {

@@ -7,6 +7,7 @@ pub mod credentials;
 pub mod endpoint;
 pub mod http;
 pub mod pace;
+pub mod traffic;
 pub mod wire;
 
 use std::{
@@ -21,14 +22,16 @@ use reqwest::{
         RETRY_AFTER,
     },
 };
+use tokio::time::Instant;
 use url::form_urlencoded;
 
 use crate::amperity::{
     answer::{Failure, ReadAnswer, Reply, StopAnswer, TokenAnswer, read_answer, stop_answer, token_answer},
-    budget::Slot,
+    budget::{Purpose, Slot},
     credentials::{Client as OauthClient, Token},
     endpoint::Endpoint,
     http::{BuildError, Carrier, Fence},
+    traffic::Traffic,
 };
 use crate::clock::Clock;
 
@@ -52,9 +55,13 @@ pub struct Settings {
 pub struct Amperity {
     carrier: Carrier,
     clock: Clock,
+    traffic: Traffic,
     /// Set when the API announced a removal and the log was told.
     warned: Arc<OnceLock<()>>,
 }
+
+/// An answer and its body.
+type Exchange = (Reply, Vec<u8>);
 
 impl Amperity {
     /// Builds the client.
@@ -73,22 +80,38 @@ impl Amperity {
 
     /// A client whose requests go this way.
     pub fn over(carrier: Carrier, clock: Clock) -> Self {
-        Self { carrier, clock, warned: Arc::default() }
+        Self { carrier, clock, traffic: Traffic::default(), warned: Arc::default() }
     }
 
-    /// Asks once to stop a run, if the fence is open when the request can be written.
-    pub async fn stop(&self, endpoint: &Endpoint, run_id: &str, token: &Token, slot: Slot, fence: Fence) -> StopAnswer {
+    /// The counts of what was sent and answered.
+    pub fn traffic(&self) -> &Traffic {
+        &self.traffic
+    }
+
+    /// Asks once to stop a run, if the fence is open when the request can be written. Also returns when it was.
+    pub async fn stop(
+        &self,
+        endpoint: &Endpoint,
+        run_id: &str,
+        token: &Token,
+        slot: Slot,
+        fence: Fence,
+    ) -> (StopAnswer, Option<Instant>) {
         let mut request = authorized(Method::POST, endpoint.stop_url(run_id), endpoint, token);
         request.headers_mut().insert(CONTENT_LENGTH, 0.into());
-        let result = self.send(request, slot, Some(fence)).await;
-        stop_answer(result.map(|(reply, _)| reply), run_id)
+        let (result, sent) = self.send(request, slot, Some(fence)).await;
+        let answer = stop_answer(result.map(|(reply, _)| reply), run_id);
+        self.traffic.count(endpoint.tenant(), Purpose::Stop, answer.class(), sent);
+        (answer, sent)
     }
 
     /// Reads a run once, with its tasks.
     pub async fn read(&self, endpoint: &Endpoint, run_id: &str, token: &Token, slot: Slot) -> ReadAnswer {
         let request = authorized(Method::GET, endpoint.run_url(run_id), endpoint, token);
-        let result = self.send(request, slot, None).await;
-        read_answer(result.map(|(reply, _)| reply), run_id)
+        let (result, sent) = self.send(request, slot, None).await;
+        let answer = read_answer(result.map(|(reply, _)| reply), run_id);
+        self.traffic.count(endpoint.tenant(), Purpose::Read, answer.class(), sent);
+        answer
     }
 
     /// Asks once for a token. The header's name and the form are those of the API's documentation.
@@ -98,14 +121,28 @@ impl Amperity {
         request.headers_mut().insert(TOKEN_TENANT, tenant(endpoint));
         request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
         *request.body_mut() = Some(form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish().into());
-        let result = self.send(request, slot, None).await;
-        token_answer(result.map(|(reply, body)| {
+        let (result, sent) = self.send(request, slot, None).await;
+        let answer = token_answer(result.map(|(reply, body)| {
             let token = wire::access_token(&body);
             (reply, token.and_then(|(token, valid)| Some((Token::bearer(&token)?, valid))))
-        }))
+        }));
+        self.traffic.count(endpoint.tenant(), Purpose::Token, answer.class(), sent);
+        answer
     }
 
-    async fn send(&self, request: Request, slot: Slot, fence: Option<Fence>) -> Result<(Reply, Vec<u8>), Failure> {
+    /// Sends a request; returns its answer, and when it was written.
+    async fn send(
+        &self,
+        request: Request,
+        slot: Slot,
+        fence: Option<Fence>,
+    ) -> (Result<Exchange, Failure>, Option<Instant>) {
+        let slot = Arc::new(slot);
+        let result = self.exchange(request, slot.clone(), fence).await;
+        (result, slot.sent())
+    }
+
+    async fn exchange(&self, request: Request, slot: Arc<Slot>, fence: Option<Fence>) -> Result<Exchange, Failure> {
         let (head, response) = http::send(&self.carrier, request, slot, fence, |response| self.head(response)).await?;
         match http::body(response).await {
             Ok(body) => Ok((Reply { body: wire::said(&body), ..head }, body)),

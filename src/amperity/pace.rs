@@ -62,9 +62,14 @@ impl Pace {
         Self { full, learned: None }
     }
 
+    /// The rate now, in requests per second.
+    pub fn rate(&self, now: Instant) -> f64 {
+        self.learned.map_or(self.full, |learned| learned.rate(now).min(self.full))
+    }
+
     /// How far apart requests are; `None` where the full rate is the only limit.
     pub fn interval(&self, now: Instant) -> Option<Duration> {
-        let rate = self.learned?.rate(now);
+        let rate = self.rate(now);
         (rate < self.full).then(|| Duration::from_secs_f64(rate.recip()))
     }
 

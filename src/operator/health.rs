@@ -1,10 +1,23 @@
 //! Owns `/healthz`, `/readyz` and `/metrics`.
 //! Never says more than the process knows of itself: ready is not leader.
 
-use axum::{Router, http::StatusCode, routing::get};
+use axum::{
+    Router,
+    http::{
+        HeaderMap, StatusCode,
+        header::{ACCEPT, CONTENT_TYPE},
+    },
+    response::{IntoResponse, Response},
+    routing::get,
+};
 use tokio::{net::TcpListener, sync::watch};
 
-use crate::operator::report::Metrics;
+use crate::operator::metrics::Metrics;
+
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What Prometheus asks for where it takes native histograms.
+const PROTOBUF: &str = "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited";
 
 /// Serves until it is dropped. Ready while `ready` is true.
 pub async fn serve(listener: TcpListener, metrics: Metrics, ready: watch::Receiver<bool>) {
@@ -12,12 +25,42 @@ pub async fn serve(listener: TcpListener, metrics: Metrics, ready: watch::Receiv
         let ready = *ready.borrow();
         async move { if ready { (StatusCode::OK, "ready\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "not ready\n") } }
     };
-    let openmetrics = [("content-type", "application/openmetrics-text; version=1.0.0; charset=utf-8")];
     let router = Router::new()
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(readiness))
-        .route("/metrics", get(async move || (openmetrics, metrics.text())));
+        .route("/metrics", get(async move |headers: HeaderMap| told(&metrics, &headers)));
     if let Err(error) = axum::serve(listener, router).await {
         tracing::error!(%error, "the health endpoints are no longer served");
+    }
+}
+
+/// The metrics in the format that the client likes best, of the two there are.
+fn told(metrics: &Metrics, headers: &HeaderMap) -> Response {
+    if prefers_protobuf(headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default()) {
+        ([(CONTENT_TYPE, PROTOBUF)], metrics.protobuf()).into_response()
+    } else {
+        ([(CONTENT_TYPE, OPENMETRICS)], metrics.text()).into_response()
+    }
+}
+
+/// True where the protobuf format stands before all text formats: Prometheus names its favourite first.
+fn prefers_protobuf(accept: &str) -> bool {
+    let first = accept.split(',').next().unwrap_or_default();
+    first.contains("application/vnd.google.protobuf") && first.contains("io.prometheus.client.MetricFamily")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn protobuf_is_told_to_those_that_name_it_first() {
+        let protobuf =
+            "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;q=0.6";
+        let text = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1";
+        assert!(prefers_protobuf(&format!("{protobuf},{text}")));
+        assert!(!prefers_protobuf(&format!("{text},{protobuf}")));
+        assert!(!prefers_protobuf(text));
+        assert!(!prefers_protobuf(""));
     }
 }

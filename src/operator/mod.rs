@@ -1,10 +1,14 @@
 //! Owns turning the house on and off: what is started in which order, the drain, the lease's release.
 //! Never handles a resource.
 
+pub mod events;
 pub mod expiry;
 pub mod health;
 pub mod lease;
+pub mod metrics;
 pub mod report;
+pub mod standing;
+pub mod story;
 pub mod watch;
 
 use std::{net::SocketAddr, panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
@@ -24,12 +28,18 @@ use crate::amperity::{
     http::{BuildError, reason},
 };
 use crate::clock::Clock;
-use crate::operator::{report::Metrics, watch::Watch};
+use crate::operator::{events::Events, metrics::Metrics, report::Teller, watch::Watch};
 use crate::resource::WorkflowRunStop;
 use crate::stop::{decide::Rules, house::House, ledger::Ledger};
 
 /// Longest wait at the end for the lease to be released.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Longest wait at the end for events that are not written yet.
+const EVENTS_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The name in which events are written.
+const CONTROLLER: &str = "workflow-run-stop-operator";
 
 /// What the operator runs with.
 pub struct Setup {
@@ -111,8 +121,11 @@ pub async fn run(setup: Setup, shutdown: CancellationToken) -> Result<(), StartE
     let amperity = Amperity::new(&amperity, clock.clone())?;
     let ledger = Ledger::new(client.clone(), &identity, clock.clone());
     let (budget, wallet) = (Budget::new(requests_per_second), Wallet::default());
+    let metrics = Metrics::new(amperity.traffic(), &ledger.writes, &budget, &clock);
     let house = Arc::new(House { ledger, amperity, budget, wallet, endpoints, rules, clock });
-    let metrics = Metrics::default();
+    let (events, publishing) = Events::open(client.clone(), CONTROLLER, &identity, metrics.events.clone());
+    let mut publishing = tokio::spawn(publishing);
+    let teller = Teller { metrics: metrics.clone(), events: Some(events) };
 
     let (ready, is_ready) = channel(false);
     let _health = AbortOnDropHandle::new(tokio::spawn(health::serve(listener, metrics.clone(), is_ready)));
@@ -142,7 +155,7 @@ pub async fn run(setup: Setup, shutdown: CancellationToken) -> Result<(), StartE
         }
         metrics.set_leading(true);
         let stop = CancellationToken::new();
-        let watch = Watch { house: house.clone(), metrics: metrics.clone(), stop: stop.clone() };
+        let watch = Watch { house: house.clone(), teller: teller.clone(), stop: stop.clone() };
         let expiry = expiry::run(client.clone(), namespaces.clone(), house.clock.clone());
         let _expiry = AbortOnDropHandle::new(tokio::spawn(expiry));
         let mut watching = pin!(watch.run(&client, &namespaces, &ready));
@@ -156,7 +169,6 @@ pub async fn run(setup: Setup, shutdown: CancellationToken) -> Result<(), StartE
         };
         stop.cancel();
         metrics.set_leading(false);
-        metrics.set_unfinished(0);
         let tasks = match ended {
             Some(tasks) => tasks,
             None => watching.await,
@@ -164,6 +176,11 @@ pub async fn run(setup: Setup, shutdown: CancellationToken) -> Result<(), StartE
         drain(tasks, drain_timeout).await;
     }
     ready.send_replace(false);
+    // What was told is written, before the lease is given away. A request that is still in flight keeps it open.
+    drop(teller);
+    if timeout(EVENTS_TIMEOUT, &mut publishing).await.is_err() {
+        publishing.abort();
+    }
     drop(competing);
     if let Some(election) = election
         && timeout(RELEASE_TIMEOUT, election.release()).await.is_err()

@@ -1,135 +1,107 @@
-//! Owns what others see of a step: its log line and its counters, made from the returned report.
+//! Owns what others see of a step: its log line, its counts and its events, made from the returned report.
 //! Never decides, writes or calls anything.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
-    metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info},
-    registry::Registry,
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use tokio::time::Instant;
+
+use crate::operator::{
+    events::Events,
+    metrics::Metrics,
+    standing::{Standing, WaitsFor},
+    story::{News, Story},
 };
-
-use crate::amperity::answer::StopAnswer;
 use crate::resource::{
     WorkflowRunStop,
-    conditions::{self, ConditionType, Truth},
+    conditions::{self, ConditionType, Reason, Truth},
 };
+use crate::run::Phase;
 use crate::stop::report::{Did, Report};
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Answer {
-    answer: &'static str,
-}
+/// Who waits longer for a turn within the rate limit waits for long.
+const LONG: Duration = Duration::from_secs(120);
 
-/// The operator's counters.
+/// Tells what is done: to the log, in metrics, in events.
 #[derive(Clone)]
-pub struct Metrics {
-    registry: Arc<Registry>,
-    answers: Family<Answer, Counter>,
-    finished: Counter,
-    failures: Counter,
-    panics: Counter,
-    unfinished: Gauge,
-    leading: Gauge,
+pub struct Teller {
+    /// The counts.
+    pub metrics: Metrics,
+    /// Where events are told, if anywhere.
+    pub events: Option<Events>,
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
-        let mut registry = Registry::with_prefix("workflow_run_stop_operator");
-        let metrics = Self {
-            registry: Arc::default(),
-            answers: Family::default(),
-            finished: Counter::default(),
-            failures: Counter::default(),
-            panics: Counter::default(),
-            unfinished: Gauge::default(),
-            leading: Gauge::default(),
-        };
-        registry.register(
-            "stop_requests",
-            "Claimed stop requests by the class of their answer",
-            metrics.answers.clone(),
-        );
-        // A counter that is there from the start shows its first event.
-        for answer in StopAnswer::CLASSES {
-            drop(metrics.answers.get_or_create(&Answer { answer }));
+/// What is told of one resource.
+pub struct Tale {
+    story: Story,
+    standing: Standing,
+    /// Since when it waits for its turn.
+    waits_since: Option<Instant>,
+    /// A claim of another process.
+    foreign_claim: bool,
+}
+
+impl Tale {
+    /// When it has waited for its turn for long, where that is still to be told.
+    pub fn waits_long(&self) -> Option<Instant> {
+        self.waits_since.filter(|_| self.story.may_wait_long()).map(|since| since + LONG)
+    }
+}
+
+impl Teller {
+    /// Begins to tell of a resource.
+    pub fn begin(&self, resource: &WorkflowRunStop) -> Tale {
+        let standing = self.metrics.enter(resource);
+        Tale { story: Story::of(resource), standing, waits_since: None, foreign_claim: false }
+    }
+
+    /// Looks at a resource before its next step; `holder` is this replica.
+    pub fn look(&self, tale: &mut Tale, resource: &WorkflowRunStop, holder: &str) {
+        tale.foreign_claim = resource.claim().is_some_and(|claim| claim.holder != holder);
+        // What others wrote they have told.
+        drop(tale.story.go_on(resource));
+        tale.update(resource);
+        if tale.waits_long().is_some_and(|long| long <= Instant::now()) {
+            let news = tale.story.waits_long(resource);
+            self.tell(resource, news.into_iter().collect());
         }
-        registry.register("finished", "Resources whose end this replica wrote", metrics.finished.clone());
-        registry.register("api_server_failures", "Steps that failed at the API server", metrics.failures.clone());
-        registry.register("panics", "Panics caught while handling one resource", metrics.panics.clone());
-        registry.register("unfinished", "Resources that this replica works on", metrics.unfinished.clone());
-        registry.register("leading", "1 where this replica may start new work", metrics.leading.clone());
-        registry.register("build", "The running version", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
-        Self { registry: Arc::new(registry), ..metrics }
-    }
-}
-
-impl Metrics {
-    /// All counters in the OpenMetrics text format.
-    pub fn text(&self) -> String {
-        let mut text = String::new();
-        encode(&mut text, &self.registry).expect("writing to a string does not fail");
-        text
     }
 
-    /// Says how many resources are worked on.
-    pub fn set_unfinished(&self, count: usize) {
-        self.unfinished.set(i64::try_from(count).unwrap_or(i64::MAX));
-    }
-
-    /// Says whether this replica may start new work.
-    pub fn set_leading(&self, leading: bool) {
-        self.leading.set(i64::from(leading));
-    }
-
-    /// Tells of one step: one log line, unless nothing happened.
-    pub fn step(&self, resource: &WorkflowRunStop, report: &Report) {
+    /// Tells of one step that ended at `now`: one log line, unless nothing happened.
+    pub fn step(&self, tale: &mut Tale, resource: &WorkflowRunStop, report: &Report, now: Timestamp) {
+        tale.update(resource);
+        let news = tale.story.go_on(resource);
         let (step, answer) = match &report.did {
             Did::Looked => return,
-            Did::Stopped { class, .. } => {
-                self.answers.get_or_create(&Answer { answer: class }).inc();
+            Did::Stopped { class, sent, .. } => {
+                self.sent(resource, *sent, now);
                 ("stop", Some(*class))
             }
             Did::Read => ("read", None),
             Did::Told => ("wait", None),
             Did::Finished => ("finish", None),
             Did::Failed(error) => {
-                self.failures.inc();
+                self.metrics.failures.inc();
                 let (namespace, name) = (resource.namespace(), resource.name());
                 let (tenant, run) = (&resource.spec.tenant, &resource.spec.run_id);
                 tracing::warn!(namespace, name, tenant, run, %error, "the API server gave no usable answer; it is tried again");
                 return;
             }
         };
+        self.tell(resource, news);
         if matches!(report.did, Did::Finished | Did::Stopped { finished: true, .. }) {
-            self.finished.inc();
+            self.finished(resource);
         }
-        let status = resource.status.as_ref();
-        let find = |kind| status.and_then(|status| conditions::find(&status.conditions, kind));
-        let ready = find(ConditionType::Ready);
-        macro_rules! line {
-            ($level:ident) => {
-                tracing::$level!(
-                    namespace = resource.namespace(),
-                    name = resource.name(),
-                    tenant = resource.spec.tenant,
-                    run = resource.spec.run_id,
-                    step,
-                    answer,
-                    state = status.and_then(|status| status.state.as_deref()),
-                    reason = ready.map(|ready| ready.reason.as_str()),
-                    "{}",
-                    ready.map(|ready| ready.message.as_str()).unwrap_or_default(),
-                )
-            };
+        if tale.foreign_claim && matches!(report.did, Did::Read | Did::Finished) && is_cleared_up(resource) {
+            self.metrics.taken_over.inc();
         }
-        // What fails, now or for good, is worth a look.
-        if ready.is_some_and(|ready| ready.status == Truth::False.as_str()) { line!(warn) } else { line!(info) }
+        log(resource, step, answer);
     }
 
     /// Tells of a panic that was caught while a resource was handled.
     pub fn panic(&self, resource: &WorkflowRunStop, rest: Duration) {
-        self.panics.inc();
+        self.metrics.panics.inc();
         tracing::error!(
             namespace = resource.namespace(),
             name = resource.name(),
@@ -137,4 +109,75 @@ impl Metrics {
             rest.as_secs(),
         );
     }
+
+    fn sent(&self, resource: &WorkflowRunStop, sent: Option<Instant>, now: Timestamp) {
+        let request = resource.status.as_ref().and_then(|status| status.stop_request.as_ref());
+        let first = request.is_some_and(|request| request.attempts == 1);
+        if let Some(sent) = sent.filter(|_| first) {
+            let age = Duration::try_from(now.duration_since(resource.created())).unwrap_or_default();
+            self.metrics.sent(resource, age.saturating_sub(sent.elapsed()));
+        }
+    }
+
+    fn finished(&self, resource: &WorkflowRunStop) {
+        let Some(status) = &resource.status else { return };
+        let Some(reason) = conditions::find(&status.conditions, ConditionType::Ready).and_then(Reason::of) else {
+            return;
+        };
+        let accepted = status.stop_request.as_ref().and_then(|request| request.accepted_time.as_ref());
+        let ended = status.state.as_deref().is_some_and(|state| Phase::of(state).has_ended());
+        let times = accepted.zip(status.completion_time.as_ref()).filter(|_| ended);
+        let after = times.map(|(Time(accepted), Time(ended))| ended.duration_since(*accepted));
+        self.metrics.finished(resource, reason, after.map(|after| Duration::try_from(after).unwrap_or_default()));
+    }
+
+    fn tell(&self, resource: &WorkflowRunStop, news: Vec<News>) {
+        if let Some(events) = &self.events {
+            events.tell(resource, news);
+        }
+    }
+}
+
+impl Tale {
+    fn update(&mut self, resource: &WorkflowRunStop) {
+        self.standing.update(resource);
+        self.waits_since = match self.standing.waits_for() {
+            WaitsFor::New | WaitsFor::Budget => self.waits_since.or_else(|| Some(Instant::now())),
+            WaitsFor::Suspended
+            | WaitsFor::Credentials
+            | WaitsFor::Endpoint
+            | WaitsFor::Answer
+            | WaitsFor::Outcome
+            | WaitsFor::Retry
+            | WaitsFor::RunEnd => None,
+        };
+    }
+}
+
+/// True where nothing of a claim is open any more; an outcome that stayed unknown keeps it.
+fn is_cleared_up(resource: &WorkflowRunStop) -> bool {
+    resource.claim().is_none() || resource.is_finished()
+}
+
+fn log(resource: &WorkflowRunStop, step: &str, answer: Option<&str>) {
+    let status = resource.status.as_ref();
+    let ready = status.and_then(|status| conditions::find(&status.conditions, ConditionType::Ready));
+    macro_rules! line {
+        ($level:ident) => {
+            tracing::$level!(
+                namespace = resource.namespace(),
+                name = resource.name(),
+                tenant = resource.spec.tenant,
+                run = resource.spec.run_id,
+                step,
+                answer,
+                state = status.and_then(|status| status.state.as_deref()),
+                reason = ready.map(|ready| ready.reason.as_str()),
+                "{}",
+                ready.map(|ready| ready.message.as_str()).unwrap_or_default(),
+            )
+        };
+    }
+    // What fails, now or for good, is worth a look.
+    if ready.is_some_and(|ready| ready.status == Truth::False.as_str()) { line!(warn) } else { line!(info) }
 }

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::amperity::http::reason;
 use crate::dice;
-use crate::operator::report::Metrics;
+use crate::operator::report::Teller;
 use crate::resource::{UNFINISHED, WorkflowRunStop};
 use crate::stop::{
     backoff::delay,
@@ -30,6 +30,7 @@ use crate::stop::{
     report::Next,
     step,
     subject::{Known, Subject},
+    until,
 };
 
 /// How many resources come in one page of a list; a status may have half a MiB.
@@ -118,7 +119,7 @@ pub struct Watch {
     /// What to work with.
     pub house: Arc<House>,
     /// Whom to tell.
-    pub metrics: Metrics,
+    pub teller: Teller,
     /// When cancelled, no new work is begun.
     pub stop: CancellationToken,
 }
@@ -165,7 +166,6 @@ impl Watch {
                     }
                 }
             }
-            self.metrics.set_unfinished(inboxes.len());
         }
     }
 
@@ -186,34 +186,36 @@ impl Watch {
         let subject = Subject::new(resource.clone());
         let (sender, inbox) = watch::channel(resource);
         inboxes.insert(uid, (number, sender));
-        tasks.spawn(tend(self.house.clone(), self.metrics.clone(), self.stop.clone(), subject, inbox));
+        tasks.spawn(tend(self.house.clone(), self.teller.clone(), self.stop.clone(), subject, inbox));
     }
 }
 
 /// Tends one resource until it is no longer among the unfinished, or until no new work is to be begun.
-async fn tend(house: Arc<House>, metrics: Metrics, stop: CancellationToken, mut subject: Subject, mut inbox: Inbox) {
+async fn tend(house: Arc<House>, teller: Teller, stop: CancellationToken, mut subject: Subject, mut inbox: Inbox) {
+    let mut tale = teller.begin(&subject.resource);
     loop {
         subject.refresh(&inbox.borrow_and_update());
         if stop.is_cancelled() || inbox.has_changed().is_err() {
             return;
         }
+        teller.look(&mut tale, &subject.resource, house.ledger.holder());
         let known = subject.known();
         let stepped = {
-            let interrupt = pin!(interrupted(&mut inbox, &known, &stop));
+            let interrupt = pin!(interrupted(&mut inbox, &known, &stop, tale.waits_long()));
             caught(step(&house, &mut subject, interrupt)).await
         };
         let next = match stepped {
             Some(report) => {
-                metrics.step(&subject.resource, &report);
+                teller.step(&mut tale, &subject.resource, &report, house.now());
                 report.next
             }
             None => {
-                metrics.panic(&subject.resource, REST_AFTER_PANIC);
+                teller.panic(&subject.resource, REST_AFTER_PANIC);
                 Next::At(Instant::now() + REST_AFTER_PANIC)
             }
         };
         let known = subject.known();
-        let changed = interrupted(&mut inbox, &known, &stop);
+        let changed = interrupted(&mut inbox, &known, &stop, tale.waits_long());
         match next {
             Next::Now => {}
             Next::OnChange | Next::Never => changed.await,
@@ -231,8 +233,9 @@ async fn caught<T>(step: impl Future<Output = T>) -> Option<T> {
     AssertUnwindSafe(step).catch_unwind().await.ok()
 }
 
-/// Resolves when the resource changed in a way that matters, left the watch, or no new work is to be begun.
-async fn interrupted(inbox: &mut Inbox, known: &Known, stop: &CancellationToken) {
+/// Resolves when the resource changed in a way that matters, left the watch, or no new work is to be begun; also
+/// at `at_the_latest`, to tell that it waits.
+async fn interrupted(inbox: &mut Inbox, known: &Known, stop: &CancellationToken, at_the_latest: Option<Instant>) {
     loop {
         if known.is_outdated_by(&inbox.borrow()) {
             return;
@@ -240,6 +243,7 @@ async fn interrupted(inbox: &mut Inbox, known: &Known, stop: &CancellationToken)
         tokio::select! {
             biased;
             () = stop.cancelled() => return,
+            () = until(at_the_latest) => return,
             changed = inbox.changed() => if changed.is_err() { return },
         }
     }

@@ -68,6 +68,11 @@ macro_rules! reasons {
                 match self { $(Self::$name => stringify!($name),)* }
             }
 
+            /// The reason of a condition; `None` where it is none of these.
+            pub fn of(condition: &Condition) -> Option<Self> {
+                Self::ALL.iter().copied().find(|reason| reason.as_str() == condition.reason)
+            }
+
             /// What happened, without a full stop.
             fn summary(self) -> &'static str {
                 match self { $(Self::$name => $summary,)* }

@@ -14,6 +14,7 @@ use kube::{
     Api, Client,
     api::{Patch, PatchParams},
 };
+use prometheus_client::metrics::{counter::Counter, family::Family};
 use serde_json::json;
 use thiserror::Error;
 use tokio::{
@@ -24,6 +25,7 @@ use tokio::{
 use crate::amperity::http::Fence;
 use crate::clock::Clock;
 use crate::dice;
+use crate::labels::Outcome;
 use crate::resource::{Claim, WorkflowRunStop, WorkflowRunStopStatus};
 use crate::sabotage::{Break, is_broken};
 use crate::stop::decide::CLAIM_VALIDITY;
@@ -109,6 +111,9 @@ pub struct SecretContent {
 
 type SecretSlot = Arc<tokio::sync::Mutex<Option<(Instant, Option<SecretContent>)>>>;
 
+/// What can come of writing a status: it changed in between, the resource is gone, or nothing usable was answered.
+pub const RESULTS: [&str; 4] = ["stored", "conflict", "gone", "failed"];
+
 /// Reads and writes for one replica.
 #[derive(Clone)]
 pub struct Ledger {
@@ -120,6 +125,8 @@ pub struct Ledger {
     announcements: Arc<Semaphore>,
     /// Who reads a Secret shares these.
     secret_reads: Arc<Semaphore>,
+    /// The writes of a status by what came of them.
+    pub writes: Family<Outcome, Counter>,
 }
 
 impl Ledger {
@@ -133,7 +140,13 @@ impl Ledger {
             secrets: Arc::default(),
             announcements: semaphore(),
             secret_reads: semaphore(),
+            writes: Family::default(),
         }
+    }
+
+    /// The name in which claims are made.
+    pub fn holder(&self) -> &str {
+        &self.holder
     }
 
     /// The resource as it is stored now; `None` where it is gone, also where another of its name is there.
@@ -219,17 +232,25 @@ impl Ledger {
         loop {
             let unguarded = is_broken(Break::RecordWithoutClaim) || is_broken(Break::NoClaim);
             let error = match self.patch(&resource, &status, unguarded).await {
-                Ok(stored) => return Written::Stored(Box::new(stored)),
+                Ok(stored) => {
+                    self.count("stored");
+                    return Written::Stored(Box::new(stored));
+                }
                 Err(error) => error,
             };
             // Whatever went wrong, what is stored tells how to go on.
             match self.read(&resource).await {
-                Ok(None) => return Written::Gone,
+                Ok(None) => {
+                    self.count("gone");
+                    return Written::Gone;
+                }
                 // An outcome that stayed unknown is final as well, and keeps the claim.
                 Ok(Some(stored)) if stored.is_finished() || stored.claim().is_none_or(|claim| claim.id != id) => {
+                    self.count("conflict");
                     return Written::Changed(Box::new(stored));
                 }
                 Ok(Some(stored)) if stored.resource_version() != resource.resource_version() => {
+                    self.count("conflict");
                     status = status.of_generation(stored.metadata.generation);
                     resource = stored;
                     continue;
@@ -237,6 +258,7 @@ impl Ledger {
                 Ok(Some(_)) if is_invalid(&error) => status = status.bare(),
                 Ok(Some(_)) | Err(_) => {}
             }
+            self.count("failed");
             let (namespace, name) = (resource.namespace(), resource.name());
             tracing::warn!(namespace, name, %error, "the outcome is not stored yet, trying again");
             tokio::time::sleep(wait.mul_f64(dice::upper_half())).await;
@@ -279,6 +301,25 @@ impl Ledger {
         if resource.status.as_ref() == Some(&status) {
             return Ok(Written::Same);
         }
+        let written = self.try_write(resource, status).await;
+        self.count(match &written {
+            Ok(Written::Stored(_) | Written::Same) => "stored",
+            Ok(Written::Changed(_)) => "conflict",
+            Ok(Written::Gone) => "gone",
+            Err(_) => "failed",
+        });
+        written
+    }
+
+    fn count(&self, result: &'static str) {
+        self.writes.get_or_create(&Outcome { result }).inc();
+    }
+
+    async fn try_write(
+        &self,
+        resource: &WorkflowRunStop,
+        status: WorkflowRunStopStatus,
+    ) -> Result<Written, LedgerError> {
         match self.patch(resource, &status, is_broken(Break::ClaimWithoutVersion)).await {
             Ok(stored) => Ok(Written::Stored(Box::new(stored))),
             Err(error) if is_refused(&error) => match self.read(resource).await? {

@@ -88,7 +88,8 @@ impl House {
             Err(written) => return Ok((Did::Looked, subject.take(written))),
         };
         let run_id = &subject.resource.spec.run_id;
-        let answer = self.amperity.stop(&endpoint, run_id, &pass.token, slot, claimed.fence(deadline)).await;
+        let fence = claimed.fence(deadline);
+        let (answer, sent) = self.amperity.stop(&endpoint, run_id, &pass.token, slot, fence).await;
         let retry = self.judge(&pass, &answer);
         let status = outcome::stop_answered(claimed.resource(), &answer, retry, self.moment());
         let status = self.with_end(claimed.resource(), status);
@@ -101,7 +102,7 @@ impl House {
         let stored = matches!(written, Written::Stored(_));
         let next = subject.take(written);
         let finished = stored && subject.resource.is_finished();
-        Ok((Did::Stopped { class: answer.class(), finished }, next))
+        Ok((Did::Stopped { class: answer.class(), sent, finished }, next))
     }
 
     /// Reads the run to learn what became of a request.
@@ -246,7 +247,8 @@ impl House {
     }
 }
 
-async fn until(deadline: Option<Instant>) {
+/// Resolves at the deadline; never where there is none.
+pub async fn until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => sleep_until(deadline).await,
         None => std::future::pending().await,

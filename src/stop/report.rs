@@ -48,6 +48,8 @@ pub enum Did {
     Stopped {
         /// The class of the answer.
         class: &'static str,
+        /// When it was written, if it was.
+        sent: Option<Instant>,
         /// Whether the end was written along with it.
         finished: bool,
     },

@@ -263,7 +263,8 @@ fn rights(objects: &[Value]) -> Vec<String> {
 }
 
 /// As tests/cluster/operator.rs tries them out against a real API server (`these_permissions_are_enough`).
-const EVERYWHERE: [&str; 3] = [
+const EVERYWHERE: [&str; 4] = [
+    "everywhere: create,patch events.k8s.io/events",
     "everywhere: get /secrets",
     "everywhere: get,list,watch,delete workflow.amperity.com/workflowrunstops",
     "everywhere: patch workflow.amperity.com/workflowrunstops/status",
@@ -279,7 +280,7 @@ fn the_operator_may_do_what_it_needs_and_no_more() {
     assert_eq!(rights(&all(&[])), [&EVERYWHERE[..], &LEASE].concat());
     assert_eq!(rights(&all(&["leaderElect=false"])), EVERYWHERE);
     let named = rights(&all(&["secrets.names=[\"amperity\",\"other\"]", "leaderElect=false"]));
-    assert_eq!(named[0], "everywhere: get /secrets named amperity,other");
+    assert_eq!(named[1], "everywhere: get /secrets named amperity,other");
     assert!(rights(&all(&["rbac.create=false"])).is_empty());
 }
 

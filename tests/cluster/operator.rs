@@ -44,13 +44,13 @@ fn free_address() -> SocketAddr {
 }
 
 /// An operator whose health endpoints a test looks at.
-struct Replica {
-    operator: Operator,
+pub struct Replica {
+    pub operator: Operator,
     http: SocketAddr,
 }
 
 impl Replica {
-    async fn start(place: &Place, flags: &[&str]) -> Self {
+    pub async fn start(place: &Place, flags: &[&str]) -> Self {
         let http = free_address();
         let http_addr = http.to_string();
         let operator = place.operator_with(&[&["--http-addr", &http_addr], flags].concat()).await;
@@ -69,7 +69,7 @@ impl Replica {
     }
 
     /// Waits until the answer at that path is so, and returns its body.
-    async fn answers(&self, path: &str, is_so: impl Fn(u16, &str) -> bool) -> String {
+    pub async fn answers(&self, path: &str, is_so: impl Fn(u16, &str) -> bool) -> String {
         let so = async {
             loop {
                 let (status, body) = self.get(path).await;
@@ -89,8 +89,16 @@ impl Replica {
 
 /// Whether the metrics tell of one resource that finished and of none that is left.
 fn is_done(_: u16, metrics: &str) -> bool {
-    let lines = ["workflow_run_stop_operator_finished_total 1", "workflow_run_stop_operator_unfinished 0"];
-    lines.iter().all(|line| metrics.lines().any(|found| found == *line))
+    sum(metrics, "finished_total") == 1 && sum(metrics, "unfinished") == 0
+}
+
+/// What all series of a metric come to.
+pub fn sum(metrics: &str, name: &str) -> u64 {
+    let value = |line: &str| {
+        let (series, value) = line.strip_prefix("workflow_run_stop_operator_")?.split_once(' ')?;
+        (series.split('{').next() == Some(name)).then(|| value.parse::<u64>().unwrap())
+    };
+    metrics.lines().filter_map(value).sum()
 }
 
 /// The names in the lines of the log that tell of a resource.
@@ -196,8 +204,8 @@ async fn the_health_endpoints_answer() {
     place.finished("wf-1").await;
     let metrics = replica.answers("/metrics", is_done).await;
     for line in [
-        "workflow_run_stop_operator_stop_requests_total{answer=\"accepted\"} 1",
-        "workflow_run_stop_operator_finished_total 1",
+        "workflow_run_stop_operator_requests_total{tenant=\"acme\",purpose=\"stop\",answer=\"accepted\"} 1",
+        "workflow_run_stop_operator_finished_total{tenant=\"acme\",reason=\"RunStopped\"} 1",
         "workflow_run_stop_operator_panics_total 0",
         "workflow_run_stop_operator_leading 1",
         "# EOF",

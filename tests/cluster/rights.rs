@@ -13,6 +13,7 @@ pub fn of_watched() -> Vec<Value> {
         json!({"apiGroups": ["workflow.amperity.com"], "resources": ["workflowrunstops"], "verbs": ["get", "list", "watch", "delete"]}),
         json!({"apiGroups": ["workflow.amperity.com"], "resources": ["workflowrunstops/status"], "verbs": ["patch"]}),
         json!({"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]}),
+        json!({"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]}),
     ]
 }
 

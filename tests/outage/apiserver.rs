@@ -172,13 +172,16 @@ async fn a_watch_whose_version_is_gone_begins_anew_and_misses_nothing() {
 async fn unfinished(operator: &Operator, count: usize) {
     let started: Value = serde_json::from_str(&operator.says("started").await).unwrap();
     let url = format!("http://{}/metrics", started["http_addr"].as_str().unwrap());
-    let wanted = format!("workflow_run_stop_operator_unfinished {count}");
+    let value = |line: &str| {
+        line.strip_prefix("workflow_run_stop_operator_unfinished{")?.split_once(' ')?.1.parse::<usize>().ok()
+    };
     let is_so = async {
-        while !reqwest::get(&url).await.unwrap().text().await.unwrap().lines().any(|line| line == wanted) {
+        while reqwest::get(&url).await.unwrap().text().await.unwrap().lines().filter_map(value).sum::<usize>() != count
+        {
             sleep(Duration::from_millis(50)).await;
         }
     };
-    timeout(PATIENCE, is_so).await.unwrap_or_else(|_| panic!("never '{wanted}'"));
+    timeout(PATIENCE, is_so).await.unwrap_or_else(|_| panic!("never {count} unfinished"));
 }
 
 #[tokio::test]

@@ -18,7 +18,7 @@ use workflow_run_stop_operator::{
         http::Carrier,
     },
     clock::Clock,
-    operator::{report::Metrics, watch::Watch},
+    operator::{metrics::Metrics, report::Teller, watch::Watch},
     stop::{decide::Rules, house::House, ledger::Ledger},
 };
 
@@ -63,7 +63,11 @@ pub async fn live(world: World, replica: usize, fortune: Fortune) {
             clock,
         };
         let stop = CancellationToken::new();
-        let watching = Watch { house: Arc::new(house), metrics: Metrics::default(), stop: stop.clone() };
+        let watching = Watch {
+            house: Arc::new(house),
+            teller: Teller { metrics: Metrics::default(), events: None },
+            stop: stop.clone(),
+        };
         let (synced, _) = watch::channel(false);
         let told = async {
             // The lease is lost, or it is told to end: what is in flight is recorded all the same.

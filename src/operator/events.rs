@@ -1,0 +1,110 @@
+//! Owns the events at the API server: what is told of a resource becomes one, in order.
+//! Never holds anybody up: where the API server does not keep up, events are dropped, and counted.
+
+use futures::{StreamExt, stream};
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::{
+    Client, Resource,
+    runtime::events::{Event, EventType, Recorder, Reporter},
+};
+use prometheus_client::metrics::{counter::Counter, family::Family};
+use tokio::{sync::mpsc, time::timeout};
+
+use crate::amperity::http::reason;
+use crate::labels::Outcome;
+use crate::operator::story::News;
+use crate::resource::WorkflowRunStop;
+
+/// How many events wait at the most. A burst of ten thousand resources tells two or three each, ten a second.
+const MOST_WAITING: usize = 1024;
+
+/// How many are written at once.
+const AT_ONCE: usize = 4;
+
+/// The limit for writing one.
+const TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// A message has at most so many bytes; the API server takes no longer ones.
+const MAX_MESSAGE: usize = 1024;
+
+/// What came of an event.
+pub const RESULTS: [&str; 3] = ["published", "failed", "dropped"];
+
+/// Where news become events.
+#[derive(Clone)]
+pub struct Events {
+    waiting: mpsc::Sender<(ObjectReference, Vec<News>)>,
+    results: Family<Outcome, Counter>,
+}
+
+impl Events {
+    /// A way for news, and the work that makes events of them until all clones of the way are dropped.
+    pub fn open(
+        client: Client,
+        controller: &str,
+        instance: &str,
+        results: Family<Outcome, Counter>,
+    ) -> (Self, impl Future<Output = ()> + use<>) {
+        let (waiting, told) = mpsc::channel(MOST_WAITING);
+        let recorder =
+            Recorder::new(client, Reporter { controller: controller.to_owned(), instance: Some(instance.to_owned()) });
+        let counted = results.clone();
+        let told = stream::unfold(told, |mut told| async move { Some((told.recv().await?, told)) });
+        let work = told.for_each_concurrent(AT_ONCE, move |(about, news)| {
+            let (recorder, results) = (recorder.clone(), counted.clone());
+            // Those of one resource one after the other: their names have the time in them, and are their order.
+            async move {
+                for news in news {
+                    let result = publish(&recorder, &about, news).await;
+                    results.get_or_create(&Outcome { result }).inc();
+                }
+            }
+        });
+        (Self { waiting, results }, work)
+    }
+
+    /// Tells what is new of a resource.
+    pub fn tell(&self, resource: &WorkflowRunStop, news: Vec<News>) {
+        let count = u64::try_from(news.len()).unwrap_or(u64::MAX);
+        if count != 0 && self.waiting.try_send((resource.object_ref(&()), news)).is_err() {
+            self.results.get_or_create(&Outcome { result: "dropped" }).inc_by(count);
+        }
+    }
+}
+
+async fn publish(
+    recorder: &Recorder,
+    about: &ObjectReference,
+    News { warning, reason: why, message }: News,
+) -> &'static str {
+    let event = Event {
+        type_: if warning { EventType::Warning } else { EventType::Normal },
+        reason: why.as_str().to_owned(),
+        note: Some(bounded(message)),
+        action: "StopWorkflowRun".to_owned(),
+        secondary: None,
+    };
+    let error = match timeout(TIMEOUT, recorder.publish(&event, about)).await {
+        Ok(Ok(())) => return "published",
+        Ok(Err(error)) => reason(&error),
+        Err(_) => format!("no answer within {} s", TIMEOUT.as_secs()),
+    };
+    // The namespace is being deleted, say, or the right is missing. The status tells all of it as well.
+    tracing::warn!(
+        namespace = about.namespace,
+        name = about.name,
+        event = why.as_str(),
+        error,
+        "the event is not written"
+    );
+    "failed"
+}
+
+fn bounded(mut message: String) -> String {
+    if MAX_MESSAGE < message.len() {
+        const MORE: &str = "...";
+        message.truncate(message.floor_char_boundary(MAX_MESSAGE - MORE.len()));
+        message.push_str(MORE);
+    }
+    message
+}
