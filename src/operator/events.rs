@@ -30,7 +30,10 @@ const MAX_MESSAGE: usize = 1024;
 /// What came of an event.
 pub const RESULTS: [&str; 3] = ["published", "failed", "dropped"];
 
-/// Where news become events.
+/// What was told and is not written yet.
+pub type Told = mpsc::Receiver<(ObjectReference, Vec<News>)>;
+
+/// Where news are told.
 #[derive(Clone)]
 pub struct Events {
     waiting: mpsc::Sender<(ObjectReference, Vec<News>)>,
@@ -38,29 +41,10 @@ pub struct Events {
 }
 
 impl Events {
-    /// A way for news, and the work that makes events of them until all clones of the way are dropped.
-    pub fn open(
-        client: Client,
-        controller: &str,
-        instance: &str,
-        results: Family<Outcome, Counter>,
-    ) -> (Self, impl Future<Output = ()> + use<>) {
+    /// A way for news, and its other end.
+    pub fn channel(results: Family<Outcome, Counter>) -> (Self, Told) {
         let (waiting, told) = mpsc::channel(MOST_WAITING);
-        let recorder =
-            Recorder::new(client, Reporter { controller: controller.to_owned(), instance: Some(instance.to_owned()) });
-        let counted = results.clone();
-        let told = stream::unfold(told, |mut told| async move { Some((told.recv().await?, told)) });
-        let work = told.for_each_concurrent(AT_ONCE, move |(about, news)| {
-            let (recorder, results) = (recorder.clone(), counted.clone());
-            // Those of one resource one after the other: their names have the time in them, and are their order.
-            async move {
-                for news in news {
-                    let result = publish(&recorder, &about, news).await;
-                    results.get_or_create(&Outcome { result }).inc();
-                }
-            }
-        });
-        (Self { waiting, results }, work)
+        (Self { waiting, results }, told)
     }
 
     /// Tells what is new of a resource.
@@ -70,6 +54,21 @@ impl Events {
             self.results.get_or_create(&Outcome { result: "dropped" }).inc_by(count);
         }
     }
+}
+
+/// Makes events of what is told, in the name of a controller's instance, until nobody can tell anything more.
+pub async fn run(client: Client, reporter: Reporter, told: Told, results: Family<Outcome, Counter>) {
+    let recorder = &Recorder::new(client, reporter);
+    let results = &results;
+    let told = stream::unfold(told, |mut told| async move { Some((told.recv().await?, told)) });
+    told.for_each_concurrent(AT_ONCE, |(about, news)| async move {
+        // Those of one resource one after the other: their names have the time in them, which is their order.
+        for news in news {
+            let result = publish(recorder, &about, news).await;
+            results.get_or_create(&Outcome { result }).inc();
+        }
+    })
+    .await;
 }
 
 async fn publish(

@@ -15,7 +15,7 @@ use std::{net::SocketAddr, panic::AssertUnwindSafe, pin::pin, sync::Arc, time::D
 
 use futures::FutureExt;
 
-use kube::{Api, Client, api::ListParams, config::Kubeconfig};
+use kube::{Api, Client, api::ListParams, config::Kubeconfig, runtime::events::Reporter};
 use thiserror::Error;
 use tokio::{net::TcpListener, sync::watch::channel, task::JoinSet, time::timeout};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -123,7 +123,9 @@ pub async fn run(setup: Setup, shutdown: CancellationToken) -> Result<(), StartE
     let (budget, wallet) = (Budget::new(requests_per_second), Wallet::default());
     let metrics = Metrics::new(amperity.traffic(), &ledger.writes, &budget, &clock);
     let house = Arc::new(House { ledger, amperity, budget, wallet, endpoints, rules, clock });
-    let (events, publishing) = Events::open(client.clone(), CONTROLLER, &identity, metrics.events.clone());
+    let (events, told) = Events::channel(metrics.events.clone());
+    let reporter = Reporter { controller: CONTROLLER.to_owned(), instance: Some(identity.clone()) };
+    let publishing = events::run(client.clone(), reporter, told, metrics.events.clone());
     let mut publishing = tokio::spawn(publishing);
     let teller = Teller { metrics: metrics.clone(), events: Some(events) };
 

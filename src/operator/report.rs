@@ -181,3 +181,55 @@ fn log(resource: &WorkflowRunStop, step: &str, answer: Option<&str>) {
     // What fails, now or for good, is worth a look.
     if ready.is_some_and(|ready| ready.status == Truth::False.as_str()) { line!(warn) } else { line!(info) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operator::events::Told;
+    use crate::resource::{WorkflowRunStopSpec, WorkflowRunStopStatus};
+    use prometheus_client::metrics::family::Family;
+
+    fn limited() -> WorkflowRunStop {
+        let mut stop = WorkflowRunStop::new("a", WorkflowRunStopSpec::new("wf-1", "acme", "amperity"));
+        let why = (Reason::RateLimited, Reason::RateLimited.message("HTTP 429"));
+        let ready = conditions::condition(ConditionType::Ready, Truth::False, why, None, &Time(Timestamp::UNIX_EPOCH));
+        stop.status = Some(WorkflowRunStopStatus { conditions: vec![ready], ..WorkflowRunStopStatus::default() });
+        stop
+    }
+
+    fn told(told: &mut Told) -> Vec<Reason> {
+        std::iter::from_fn(|| told.try_recv().ok()).flat_map(|(_, news)| news).map(|news| news.reason).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_that_waits_for_its_turn_for_two_minutes_is_told_of_once() {
+        let (events, mut heard) = Events::channel(Family::default());
+        let teller = Teller { metrics: Metrics::default(), events: Some(events) };
+        let fresh = WorkflowRunStop { status: None, ..limited() };
+        let mut tale = teller.begin(&fresh);
+        teller.look(&mut tale, &fresh, "me");
+        tokio::time::advance(Duration::from_secs(60)).await;
+        teller.look(&mut tale, &limited(), "me");
+        assert_eq!(tale.waits_long(), Some(Instant::now() + Duration::from_secs(60)));
+        assert_eq!(told(&mut heard), []);
+        tokio::time::advance(Duration::from_secs(60)).await;
+        teller.look(&mut tale, &limited(), "me");
+        assert_eq!(told(&mut heard), [Reason::RateLimited]);
+        tokio::time::advance(Duration::from_secs(600)).await;
+        teller.look(&mut tale, &limited(), "me");
+        assert_eq!((tale.waits_long(), told(&mut heard)), (None, vec![]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_events_are_not_written_quickly_enough_they_are_dropped_and_counted() {
+        let results = Family::default();
+        let (events, mut heard) = Events::channel(results.clone());
+        let news = || vec![News { warning: true, reason: Reason::RateLimited, message: String::new() }];
+        for _ in 0..2_000 {
+            events.tell(&limited(), news());
+        }
+        let heard = told(&mut heard).len() as u64;
+        let dropped = results.get_or_create(&crate::labels::Outcome { result: "dropped" }).get();
+        assert!(0 < heard && heard + dropped == 2_000, "{heard} heard, {dropped} dropped");
+    }
+}

@@ -94,3 +94,96 @@ impl News {
         Some(Self { warning: !(well || open), reason, message: condition.message.clone() })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resource::{StopRequest, WorkflowRunStopSpec, WorkflowRunStopStatus};
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use k8s_openapi::jiff::Timestamp;
+
+    const THEN: Time = Time(Timestamp::UNIX_EPOCH);
+
+    /// A resource whose `Ready` is so.
+    fn so(ready: Truth, reason: Reason) -> WorkflowRunStop {
+        let mut stop = WorkflowRunStop::new("a", WorkflowRunStopSpec::new("wf-1", "acme", "amperity"));
+        let condition =
+            |kind, truth, reason: Reason| conditions::condition(kind, truth, (reason, reason.message("")), None, &THEN);
+        let mut status = WorkflowRunStopStatus::default();
+        conditions::set(&mut status.conditions, condition(ConditionType::Ready, ready, reason));
+        stop.status = Some(status);
+        stop
+    }
+
+    fn accepted(mut stop: WorkflowRunStop) -> WorkflowRunStop {
+        let status = stop.status.as_mut().unwrap();
+        status.stop_request = Some(StopRequest { accepted_time: Some(THEN), ..StopRequest::default() });
+        let why = (Reason::StopAccepted, Reason::StopAccepted.message(""));
+        let told = conditions::condition(ConditionType::StopAccepted, Truth::True, why, None, &THEN);
+        conditions::set(&mut status.conditions, told);
+        stop
+    }
+
+    fn finished(mut stop: WorkflowRunStop) -> WorkflowRunStop {
+        stop.status.as_mut().unwrap().completion_time = Some(THEN);
+        stop
+    }
+
+    /// What is told while a resource goes through all of these.
+    fn told(of: &[WorkflowRunStop]) -> Vec<(bool, Reason)> {
+        let mut story = Story::default();
+        of.iter().flat_map(|stop| story.go_on(stop)).map(|news| (news.warning, news.reason)).collect()
+    }
+
+    #[test]
+    fn each_change_that_matters_is_told_once_and_routine_is_not() {
+        use Reason::*;
+        use Truth::{False, True, Unknown};
+        let following = || accepted(so(Unknown, FollowingRun));
+        for (of, expected) in [
+            (vec![so(Unknown, StopRequested), following(), following()], &[(false, StopAccepted)][..]),
+            (vec![so(Unknown, WaitingForBudget), so(False, RateLimited), so(Unknown, StopRequested)], &[]),
+            (vec![so(Unknown, Suspended), so(Unknown, Suspended)], &[(false, Suspended)]),
+            // Tried again and again.
+            (
+                vec![
+                    so(False, Unavailable),
+                    so(Unknown, StopRequested),
+                    so(False, Unavailable),
+                    so(False, Unreachable),
+                ],
+                &[(true, Unavailable), (true, Unreachable)],
+            ),
+            (vec![so(Unknown, OutcomeUnknown), following()], &[(true, OutcomeUnknown), (false, StopAccepted)]),
+            // The same trouble as before the acceptance is another one after it.
+            (
+                vec![so(False, Unavailable), following(), accepted(so(False, Unavailable)), following()],
+                &[(true, Unavailable), (false, StopAccepted), (true, Unavailable)],
+            ),
+            (
+                vec![following(), finished(accepted(so(True, RunStopped))), finished(accepted(so(True, RunStopped)))],
+                &[(false, StopAccepted), (false, RunStopped)],
+            ),
+            (vec![finished(accepted(so(True, RunStopped)))], &[(false, StopAccepted), (false, RunStopped)]),
+            (vec![finished(accepted(so(True, StopAccepted)))], &[(false, StopAccepted)]),
+            (
+                vec![following(), finished(accepted(so(False, RunStillActive)))],
+                &[(false, StopAccepted), (true, RunStillActive)],
+            ),
+            (
+                vec![so(False, Forbidden), finished(so(False, DeadlineExceeded))],
+                &[(true, Forbidden), (true, DeadlineExceeded)],
+            ),
+        ] {
+            assert_eq!(told(&of), expected);
+        }
+    }
+
+    #[test]
+    fn what_stands_there_at_the_beginning_was_told_by_who_wrote_it() {
+        let failing = so(Truth::False, Reason::Unauthorized);
+        let mut story = Story::of(&failing);
+        assert_eq!(story.go_on(&failing), []);
+        assert_eq!(story.go_on(&so(Truth::False, Reason::Forbidden)).len(), 1);
+    }
+}

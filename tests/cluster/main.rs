@@ -10,3 +10,4 @@ mod operator;
 mod protocol;
 mod rights;
 mod support;
+mod telling;

@@ -39,14 +39,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
 
 /// An address of the loopback where nobody listens.
-fn free_address() -> SocketAddr {
+pub fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 /// An operator whose health endpoints a test looks at.
 pub struct Replica {
     pub operator: Operator,
-    http: SocketAddr,
+    pub http: SocketAddr,
 }
 
 impl Replica {
@@ -128,7 +128,7 @@ async fn deleted(place: &Place, stop: &WorkflowRunStop) {
 }
 
 /// A kubeconfig of a service account with these rights in the place's namespace and no other.
-async fn kubeconfig_with(place: &Place, rules: Value) -> PathBuf {
+pub async fn kubeconfig_with(place: &Place, rules: Value) -> PathBuf {
     let namespace = place.namespace.as_str();
     let metadata = || ObjectMeta { name: Some("narrow".to_owned()), ..ObjectMeta::default() };
     let account = ServiceAccount { metadata: metadata(), ..ServiceAccount::default() };

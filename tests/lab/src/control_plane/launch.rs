@@ -29,7 +29,7 @@ pub struct StartError {
 
 /// Builds the programs if need be, and starts them on free ports.
 pub(super) async fn launch() -> Result<ControlPlane, StartError> {
-    let binaries = build()?;
+    let binaries = build(&[])?;
     let mut attempt = 1;
     loop {
         match launch_on(&binaries, free_ports()?).await {
@@ -65,10 +65,19 @@ pub(super) async fn launch_on(binaries: &Path, ports: Ports) -> Result<ControlPl
     }
 }
 
+/// Where kubectl is, built first if need be.
+///
+/// # Errors
+/// When it cannot be built.
+pub fn kubectl() -> Result<PathBuf, StartError> {
+    Ok(build(&["kubectl"])?.join("kubectl"))
+}
+
 /// Where the programs are, built first if need be. What it is doing goes to stderr as it happens.
-pub(super) fn build() -> Result<PathBuf, StartError> {
+pub(super) fn build(more: &[&str]) -> Result<PathBuf, StartError> {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/control-plane/build.sh");
-    let output = Command::new("/bin/sh").arg(script).stdin(Stdio::null()).stderr(Stdio::inherit()).output()?;
+    let mut command = Command::new("/bin/sh");
+    let output = command.arg(script).args(more).stdin(Stdio::null()).stderr(Stdio::inherit()).output()?;
     if !output.status.success() {
         return Err(StartError::new(format!("{script} failed ({}), see its message above", output.status)));
     }

@@ -25,8 +25,8 @@ use tokio::sync::{OnceCell, oneshot};
 
 use self::access::Access;
 pub use self::access::User;
-pub use self::launch::StartError;
 use self::launch::launch;
+pub use self::launch::{StartError, kubectl};
 use self::supervisor::{Ports, Supervisor};
 
 /// How long an API server may take until it is ready; 2 s are usual.
