@@ -2,7 +2,7 @@
 # Never hides anything: each calls cargo, or prints what it does instead. Nothing is downloaded but by cargo and go.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulate bench soak build image e2e fmt fmt-check clippy lint crd chart-docs check-drift tools control-plane
+.PHONY: help demo test simulate bench soak build image e2e plugin check-plugin fmt fmt-check clippy lint crd chart-docs check-drift tools control-plane
 
 CRD := crds/workflowrunstops.yaml
 CHART := charts/workflow-run-stop-operator
@@ -50,6 +50,18 @@ image: tools ## Builds the image without a container engine: target/image/...tar
 
 e2e: image ## Runs image and chart in a real one-node cluster on this machine; needs root. KEEP=1 keeps it if it fails
 	@sim=$$($(call program,amperity-sim)) && [ -n "$$sim" ] && bash tests/e2e/e2e.sh $(ARCHIVE) $(IMAGE) "$$sim"
+
+# Where it will be published; krew checks that the archive there is this one.
+PLUGIN_URI ?= https://localhost/kubectl-stop_run-$(VERSION)-linux-$(ARCH).tar.gz
+krew := cd tests/lab/krew && GOFLAGS=-mod=readonly go tool
+
+plugin: tools ## Packs kubectl stop-run for krew: target/plugin/...tar.gz and stop-run.yaml, published at PLUGIN_URI
+	@bash plugin/pack.sh target/plugin "$(PLUGIN_URI)" $(ARCH)
+
+check-plugin: plugin ## Checks the manifest with krew's own program, and lets krew install the plugin
+	@$(krew) validate-krew-manifest -skip-install -manifest "$(CURDIR)/target/plugin/stop-run.yaml"
+	@export KREW_ROOT=$$(mktemp -d) && trap 'rm -rf "$$KREW_ROOT"' EXIT && ( $(krew) krew install --manifest="$(CURDIR)/target/plugin/stop-run.yaml" \
+	  --archive="$(CURDIR)/target/plugin/$(notdir $(PLUGIN_URI))" ) && "$$KREW_ROOT/bin/kubectl-stop_run" --version
 
 fmt: ## Formats the code
 	cargo fmt --all

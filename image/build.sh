@@ -4,8 +4,6 @@
 #
 #   build.sh ARCHIVE NAME:TAG [amd64|arm64]
 #
-# The operator is linked statically with glibc, which since 2.34 looks up names in /etc/hosts and DNS by itself: it loads
-# nothing when it runs. With an older one it would need shared libraries that an empty image does not have.
 # CA_CERTIFICATES names a PEM file to take instead of Debian's own (ca-certificates).
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
@@ -18,29 +16,11 @@ fail() {
 [ "$#" -ge 2 ] || fail 'usage: build.sh ARCHIVE NAME:TAG [amd64|arm64]'
 archive=$1 name=$2
 case ${3:-$(uname -m)} in
-amd64 | x86_64) architecture=amd64 target=x86_64-unknown-linux-gnu ;;
-arm64 | aarch64) architecture=arm64 target=aarch64-unknown-linux-gnu ;;
+amd64 | x86_64) architecture=amd64 ;;
+arm64 | aarch64) architecture=arm64 ;;
 *) fail "no image is made for $3" ;;
 esac
-
-glibc=$(getconf GNU_LIBC_VERSION 2>/dev/null) || fail 'glibc is needed, 2.34 or newer; elsewhere use the Dockerfile'
-[ "$(printf '%s\n' 2.34 "${glibc#glibc }" | sort -V | head -n 1)" = 2.34 ] || fail "glibc 2.34 or newer is needed, this is $glibc"
-
-# Another architecture than this machine's needs its standard library and its linker.
-if [ "$(uname -m)" != "${target%%-*}" ]; then
-  cross=${target%%-*}-linux-gnu-gcc
-  command -v "$cross" >/dev/null || fail "$cross is missing (Debian: gcc-${target%%-*}-linux-gnu)"
-  [ -d "$(rustc --print sysroot)/lib/rustlib/$target" ] || fail "the standard library is missing: rustup target add $target"
-  upper=$(printf '%s' "$target" | tr 'a-z-' 'A-Z_')
-  export "CARGO_TARGET_${upper}_LINKER=$cross"
-fi
-
-# With --target given, the flags are for the operator alone, not for what is run while it is built.
-unset CARGO_ENCODED_RUSTFLAGS
-export RUSTFLAGS='-C target-feature=+crt-static'
-binary=$(cargo build --release --locked --target "$target" --bin workflow-run-stop-operator \
-  --message-format=json-render-diagnostics | sed -n 's|.*"executable":"\([^"]*/workflow-run-stop-operator\)".*|\1|p')
-[ -n "$binary" ] || fail 'cargo built no operator'
+binary=$(bash image/binary.sh workflow-run-stop-operator $architecture)
 
 root=$(mktemp -d)
 trap 'rm -rf -- "$root"' EXIT

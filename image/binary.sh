@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Owns building one of the programs so that it runs anywhere, and prints where it is.
+# Never builds for another architecture without that one's linker and standard library.
+#
+#   binary.sh PROGRAM amd64|arm64
+#
+# It is linked statically with glibc, which since 2.34 looks up names in /etc/hosts and DNS by itself: it loads nothing when
+# it runs. With an older one it would need shared libraries that an empty image, or another machine, does not have.
+set -euo pipefail
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+
+fail() {
+  printf 'binary: %s\n' "$*" >&2
+  exit 1
+}
+
+[ "$#" -eq 2 ] || fail 'usage: binary.sh PROGRAM amd64|arm64'
+program=$1
+case $2 in
+amd64) target=x86_64-unknown-linux-gnu ;;
+arm64) target=aarch64-unknown-linux-gnu ;;
+*) fail "nothing is built for $2" ;;
+esac
+
+glibc=$(getconf GNU_LIBC_VERSION 2>/dev/null) || fail 'glibc is needed, 2.34 or newer; elsewhere use the Dockerfile'
+[ "$(printf '%s\n' 2.34 "${glibc#glibc }" | sort -V | head -n 1)" = 2.34 ] || fail "glibc 2.34 or newer is needed, this is $glibc"
+
+# Another architecture than this machine's needs its standard library and its linker.
+if [ "$(uname -m)" != "${target%%-*}" ]; then
+  cross=${target%%-*}-linux-gnu-gcc
+  command -v "$cross" >/dev/null || fail "$cross is missing (Debian: gcc-${target%%-*}-linux-gnu)"
+  [ -d "$(rustc --print sysroot)/lib/rustlib/$target" ] || fail "the standard library is missing: rustup target add $target"
+  upper=$(printf '%s' "$target" | tr 'a-z-' 'A-Z_')
+  export "CARGO_TARGET_${upper}_LINKER=$cross"
+fi
+
+# With --target given, the flags are for the program alone, not for what is run while it is built.
+unset CARGO_ENCODED_RUSTFLAGS
+export RUSTFLAGS='-C target-feature=+crt-static'
+binary=$(cargo build --release --locked --target "$target" --bin "$program" \
+  --message-format=json-render-diagnostics | sed -n 's|.*"executable":"\([^"]*/'"$program"'\)".*|\1|p')
+[ -n "$binary" ] || fail "cargo built no $program"
+printf '%s\n' "$binary"
