@@ -73,6 +73,7 @@ fn event(reason: Reason) -> &'static str {
 #[test]
 fn every_reason_has_a_section_that_says_all_and_its_event_and_none_has_one_too_many() {
     let reasons = Document::at("docs/reasons.md");
+    let list = reasons.text.split("\n## ").next().unwrap();
     for reason in Reason::ALL {
         let section = reasons.section(&format!("## {}", reason.as_str()));
         for label in ["Cause", "To do", "Goes on by itself", "Event"] {
@@ -81,7 +82,8 @@ fn every_reason_has_a_section_that_says_all_and_its_event_and_none_has_one_too_m
         let told = section.lines().find_map(|line| line.strip_prefix("- Event: ")).unwrap();
         let expected = event(*reason);
         assert_eq!(told.trim_end_matches('.'), expected, "{}", reason.as_str());
-        assert_eq!(reasons.text.matches(&format!("(#{})", reason.as_str().to_lowercase())).count(), 1, "the list above");
+        let link = format!("[{}](#{})", reason.as_str(), reason.as_str().to_lowercase());
+        assert_eq!(list.matches(&link).count(), 1, "{link} in the list at the beginning");
     }
     assert_eq!(reasons.text.matches("\n## ").count(), Reason::ALL.len());
 }
