@@ -26,28 +26,28 @@ const INSTALL: &str = "helm install workflow-run-stop-operator charts/workflow-r
     --namespace workflow-run-stop-operator --create-namespace >/dev/null
 kubectl create secret generic amperity --from-literal=token=good-token\n";
 
+// What has to stand in the output, beside that no command fails.
 macro_rules! documents {
-    ($($test:ident: $path:literal $begins:expr;)*) => {
+    ($($test:ident: $path:literal $begins:expr, $shows:expr;)*) => {
         /// The documents that have commands.
         const RUN: &[&str] = &[$($path,)*];
         $(
             #[tokio::test]
             async fn $test() {
-                run($path, $begins).await;
+                run($path, $begins, &$shows).await;
             }
         )*
     };
 }
 
 documents! {
-    the_commands_of_the_readme_work: "README.md" WithNothing;
-    the_commands_of_getting_started_work: "docs/getting-started.md" WithNothing;
-    the_commands_of_gitops_work: "docs/gitops.md" With("kubectl create namespace argocd");
-    the_commands_of_operations_work: "docs/operations.md" Installed;
-    the_commands_of_metrics_work: "docs/metrics.md" Installed;
-    the_commands_of_security_work: "docs/security.md" Installed;
-    the_commands_of_reasons_work: "docs/reasons.md" With(STOPPED);
-    the_commands_of_faq_work: "docs/faq.md" With(STOPPED);
+    the_commands_of_the_readme_work: "README.md" WithNothing, ["condition met"];
+    the_commands_of_getting_started_work: "docs/getting-started.md" WithNothing, ["canceled   True    RunStopped", "WorkflowRunStops can be listed"];
+    the_commands_of_gitops_work: "docs/gitops.md" With("kubectl create namespace argocd"), ["argocd-cm serverside-applied", "stop-"];
+    the_commands_of_operations_work: "docs/operations.md" Installed, ["REVISION: 3", "workflowrunstops.workflow.amperity.com\" deleted"];
+    the_commands_of_security_work: "docs/security.md" Installed, ["events.events.k8s.io", "secret/amperity configured"];
+    the_commands_of_reasons_work: "docs/reasons.md" With(STOPPED), ["The run is stopped: its state is canceled."];
+    the_commands_of_faq_work: "docs/faq.md" With(STOPPED), ["\"httpStatus\":200", "\" deleted from"];
 }
 
 /// A stop that has ended.
@@ -63,7 +63,7 @@ fn typed(block: &Block) -> String {
     }
 }
 
-async fn run(path: &str, begins: Begins) {
+async fn run(path: &str, begins: Begins, shows: &[&str]) {
     let _turn = AT_ONCE.acquire().await.unwrap();
     let stage = Stage::new(&path.replace('/', "-")).await;
     let mut script = match begins {
@@ -85,6 +85,9 @@ async fn run(path: &str, begins: Begins) {
         () = stage.nodes() => unreachable!("a watch does not end"),
     };
     assert!(ended.status.success(), "{path}: {}, after\n{}", ended.status, ended.output);
+    for shown in shows {
+        assert!(ended.output.contains(shown), "{path} does not show '{shown}' but\n{}", ended.output);
+    }
     stage.end().await;
 }
 
@@ -92,7 +95,12 @@ async fn run(path: &str, begins: Begins) {
 fn every_document_with_commands_is_run() {
     for document in all().iter().filter(|document| !document.is_generated()) {
         let typed = document.blocks().iter().any(|block| !typed(block).is_empty());
-        assert_eq!(typed, RUN.contains(&document.path.as_str()), "{}: a test runs it where it has commands", document.path);
+        assert_eq!(
+            typed,
+            RUN.contains(&document.path.as_str()),
+            "{}: a test runs it where it has commands",
+            document.path
+        );
     }
 }
 
@@ -119,7 +127,9 @@ async fn the_api_server_takes_every_manifest_and_the_chart_all_values() {
     for block in all().iter().flat_map(Document::blocks).filter(|block| block.language == "yaml") {
         let program = match block.mark {
             Some(Mark::Fragment(_)) => continue,
-            Some(Mark::Values) => "helm template release charts/workflow-run-stop-operator --kube-version 1.37.0 --values -",
+            Some(Mark::Values) => {
+                "helm template release charts/workflow-run-stop-operator --kube-version 1.37.0 --values -"
+            }
             _ => "kubectl apply --dry-run=server --filename -",
         };
         let ended = stage.fed(program, &block.text).await;

@@ -96,7 +96,8 @@ fn every_flag_has_a_row_with_its_default_and_none_has_a_row_too_many() {
     let table = rows(&Document::at("docs/operations.md").section("## Flags"));
     for flag in &flags {
         let name = flag.get_long().unwrap();
-        let row = table.iter().find(|row| row[0] == format!("`--{name}`")).unwrap_or_else(|| panic!("--{name} has no row"));
+        let row =
+            table.iter().find(|row| row[0] == format!("`--{name}`")).unwrap_or_else(|| panic!("--{name} has no row"));
         for default in flag.get_default_values().iter().filter(|default| !default.is_empty()) {
             assert_eq!(row[1], format!("`{}`", default.to_str().unwrap()), "--{name}");
         }
@@ -201,7 +202,11 @@ fn every_line_of_the_log_that_is_explained_is_written_somewhere() {
     fn sources(folder: &str) -> String {
         let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
         entries
-            .map(|path| if path.is_dir() { sources(path.to_str().unwrap()) } else { std::fs::read_to_string(path).unwrap() })
+            .map(
+                |path| {
+                    if path.is_dir() { sources(path.to_str().unwrap()) } else { std::fs::read_to_string(path).unwrap() }
+                },
+            )
             .collect()
     }
     let code = sources(concat!(env!("CARGO_MANIFEST_DIR"), "/src"));

@@ -77,7 +77,7 @@ impl Stage {
     pub async fn sh(&self, script: &str) -> Ended {
         let mut bash = Command::new("bash");
         bash.args(["-euo", "pipefail", "-c", &format!("exec 2>&1\n{script}")]);
-        let helm = PathBuf::from(std::env::var("HELM").unwrap_or_else(|_| "helm".to_owned()));
+        let helm = PathBuf::from(std::env::var("HELM").expect("HELM is to name the program helm; `make test` gets it"));
         let kubectl = kubectl().unwrap_or_else(|error| panic!("{error}"));
         let mut path: Vec<_> = [&kubectl, &helm].into_iter().filter_map(|program| program.parent()).collect();
         let inherited = std::env::var("PATH").unwrap();
