@@ -65,7 +65,7 @@ fn event(reason: Reason) -> &'static str {
     match story.go_on(&stop).first() {
         Some(news) if news.warning => "Warning",
         Some(_) => "Normal",
-        None if story.waits_long(&stop).is_some_and(|news| news.warning) => "Warning, after two minutes",
+        None if story.waits_long(&stop).is_some_and(|news| news.warning) => "Warning, after two to three minutes",
         None => "none",
     }
 }
