@@ -2,10 +2,11 @@
 # Never hides anything: each calls cargo, or prints what it does instead. Nothing is downloaded but by cargo and go.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulate bench soak build image e2e plugin check-plugin fmt fmt-check clippy lint crd chart-docs check-drift tools control-plane
+.PHONY: help demo test simulate bench soak build image e2e plugin check-plugin fmt fmt-check clippy lint crd chart-docs api-docs check-drift tools control-plane
 
 CRD := crds/workflowrunstops.yaml
 CHART := charts/workflow-run-stop-operator
+API := docs/api.md
 
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 IMAGE ?= localhost/workflow-run-stop-operator:$(VERSION)
@@ -85,12 +86,19 @@ helm_docs = cd tests/lab/helm-docs && go tool helm-docs --chart-search-root ../.
 chart-docs: ## Writes the chart's README.md anew, from its values.yaml
 	@$(helm_docs)
 
-check-drift: ## Fails where crds/ is not what the Rust types say, or the chart's README.md not what its values.yaml says
+api_docs = page=$$($(call program,api-docs)) && [ -n "$$page" ]
+
+api-docs: ## Writes docs/api.md anew, from the CustomResourceDefinition
+	@$(api_docs) && "$$page" <$(CRD) >$(API).new && mv -f $(API).new $(API) || { rm -f $(API).new; exit 1; }
+
+check-drift: ## Fails where crds/, docs/api.md or the chart's README.md is not what it is written from
+	@$(api_docs) && "$$page" <$(CRD) | diff -u $(API) - || \
+	  { echo '$(API) is not what $(CRD) says: run `make api-docs` and commit the result' >&2; exit 1; }
 	@($(helm_docs) --dry-run) | diff -u $(CHART)/README.md - || \
 	  { echo '$(CHART)/README.md is not what its values.yaml says: run `make chart-docs` and commit the result' >&2; exit 1; }
 	@$(operator) && printed=$$("$$operator" crd) || exit 1; printf '%s\n' "$$printed" | diff -u $(CRD) - || \
 	  { echo '$(CRD) is not what `workflow-run-stop-operator crd` prints: run `make crd` and commit the result' >&2; exit 1; }
-	@echo '$(CRD) and $(CHART)/README.md are up to date'
+	@echo '$(CRD), $(API) and $(CHART)/README.md are up to date'
 
 tools:
 	@command -v cargo >/dev/null || { echo 'cargo is missing: install Rust (see rust-version in Cargo.toml)' >&2; exit 1; }

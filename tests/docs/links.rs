@@ -1,0 +1,86 @@
+//! Links lead somewhere.
+
+use std::path::{Component, Path, PathBuf};
+
+use crate::markdown::{Document, ROOT, all, read};
+
+/// Written by others at the same time. A document that is there has no business in this list.
+const COMING: &[&str] = &["docs/alerts.md", "docs/kubectl-plugin.md"];
+
+/// The targets of all links of a text. What stands as code is none.
+fn targets(prose: &str) -> Vec<String> {
+    let plain: String = prose.split('`').step_by(2).collect();
+    let after = plain.split("](").skip(1);
+    after.filter_map(|rest| rest.split_once(')').map(|(target, _)| target.to_owned())).collect()
+}
+
+/// `docs/../README.md` is `README.md`.
+fn plain(path: &Path) -> PathBuf {
+    path.components().fold(PathBuf::new(), |mut plain, part| {
+        match part {
+            Component::ParentDir => assert!(plain.pop(), "{} is outside", path.display()),
+            Component::CurDir => {}
+            Component::Normal(_) | Component::RootDir | Component::Prefix(_) => plain.push(part),
+        }
+        plain
+    })
+}
+
+#[test]
+fn every_relative_link_and_anchor_leads_somewhere() {
+    let mut wrong = vec![];
+    for document in all() {
+        for target in targets(&document.prose()).iter().filter(|target| !target.contains("://")) {
+            let (file, anchor) = target.split_once('#').unwrap_or((target.as_str(), ""));
+            let folder = Path::new(&document.path).parent().unwrap();
+            let path = if file.is_empty() { PathBuf::from(&document.path) } else { plain(&folder.join(file)) };
+            let path = path.to_str().unwrap();
+            if COMING.contains(&path) {
+                continue;
+            }
+            let exists = Path::new(ROOT).join(path).exists();
+            let anchored = anchor.is_empty() || (exists && Document::at(path).anchors().iter().any(|at| at == anchor));
+            if !exists || !anchored {
+                wrong.push(format!("{}: {target}", document.path));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn what_is_still_to_come_is_not_there_yet() {
+    for path in COMING {
+        assert!(!Path::new(ROOT).join(path).exists(), "{path} is there: take it out of COMING");
+    }
+}
+
+#[test]
+fn the_index_has_one_line_for_every_document() {
+    let index = Document::at("docs/README.md").prose();
+    let mut files: Vec<_> =
+        all().into_iter().filter_map(|document| document.path.strip_prefix("docs/").map(str::to_owned)).collect();
+    files.retain(|file| file != "README.md");
+    files.extend(COMING.iter().map(|path| path.trim_start_matches("docs/").to_owned()));
+    for file in &files {
+        assert_eq!(index.matches(&format!("- [{file}]({file}): ")).count(), 1, "{file}");
+    }
+    assert_eq!(index.matches("\n- ").count(), files.len());
+}
+
+#[test]
+fn every_alert_has_its_anchor() {
+    let rules = "charts/workflow-run-stop-operator/files/alerts.yaml";
+    if !Path::new(ROOT).join(rules).exists() {
+        assert!(COMING.contains(&"docs/alerts.md"), "the runbooks are there, and the alerts are not");
+        return;
+    }
+    let anchors = Document::at("docs/alerts.md").anchors();
+    let text = read(rules);
+    let alerts: Vec<_> =
+        text.lines().filter_map(|line| line.trim().trim_start_matches("- ").strip_prefix("alert: ")).collect();
+    assert!(!alerts.is_empty());
+    for alert in alerts {
+        assert!(anchors.contains(&alert.to_lowercase()), "{alert} has no heading in docs/alerts.md");
+    }
+}

@@ -1,0 +1,225 @@
+//! What the documents name exists, and what exists is named: reasons, flags, metrics, fields, lines of the log.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use clap::CommandFactory;
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use std::sync::Arc;
+use workflow_run_stop_operator::{
+    amperity::{
+        budget::{Budget, Purpose},
+        endpoint::{AllowedHosts, Endpoints},
+        traffic::Traffic,
+    },
+    clock::Clock,
+    config::Cli,
+    operator::{metrics::Metrics, story::Story},
+    resource::{
+        StopRequest, WorkflowRunStop, WorkflowRunStopSpec, WorkflowRunStopStatus,
+        conditions::{ConditionType, Reason, Truth, condition, set},
+    },
+};
+
+use crate::markdown::{Document, all, codes, read, rows};
+
+const PREFIX: &str = "workflow_run_stop_operator_";
+
+const THEN: Time = Time(Timestamp::UNIX_EPOCH);
+
+/// How a resource can end, and whether well.
+const ENDS: &[(Reason, bool)] = &[
+    (Reason::RunStopped, true),
+    (Reason::RunEndedOtherwise, true),
+    (Reason::RunUnreadable, true),
+    (Reason::RunStillActive, false),
+    (Reason::RunNotFound, false),
+    (Reason::Rejected, false),
+    (Reason::UnexpectedAnswer, false),
+    (Reason::DeadlineExceeded, false),
+];
+
+/// The type of the event that tells of a reason, as the code makes it.
+fn event(reason: Reason) -> &'static str {
+    let mut stop = WorkflowRunStop::new("a", WorkflowRunStopSpec::new("wf-1", "acme", "amperity"));
+    let mut status = WorkflowRunStopStatus::default();
+    let said = |kind, truth| condition(kind, truth, (reason, reason.message("")), None, &THEN);
+    let end = ENDS.iter().find(|(ends, _)| *ends == reason);
+    if [Reason::StopAccepted, Reason::ConfirmedByRead].contains(&reason) {
+        status.stop_request = Some(StopRequest { accepted_time: Some(THEN), ..StopRequest::default() });
+        set(&mut status.conditions, said(ConditionType::StopAccepted, Truth::True));
+        let following = (Reason::FollowingRun, String::new());
+        set(&mut status.conditions, condition(ConditionType::Ready, Truth::Unknown, following, None, &THEN));
+    } else {
+        let in_order = [Reason::Suspended, Reason::WaitingForBudget, Reason::StopRequested, Reason::FollowingRun];
+        let truth = match end {
+            Some((_, true)) => Truth::True,
+            None if in_order.contains(&reason) => Truth::Unknown,
+            Some((_, false)) | None => Truth::False,
+        };
+        set(&mut status.conditions, said(ConditionType::Ready, truth));
+    }
+    status.completion_time = end.map(|_| THEN);
+    stop.status = Some(status);
+    let mut story = Story::default();
+    match story.go_on(&stop).first() {
+        Some(news) if news.warning => "Warning",
+        Some(_) => "Normal",
+        None if story.waits_long(&stop).is_some_and(|news| news.warning) => "Warning, after two to three minutes",
+        None => "none",
+    }
+}
+
+#[test]
+fn every_reason_has_a_section_that_says_all_and_its_event_and_none_has_one_too_many() {
+    let reasons = Document::at("docs/reasons.md");
+    let list = reasons.text.split("\n## ").next().unwrap();
+    for reason in Reason::ALL {
+        let section = reasons.section(&format!("## {}", reason.as_str()));
+        for label in ["Cause", "To do", "Goes on by itself", "Event"] {
+            assert_eq!(section.matches(&format!("\n- {label}: ")).count(), 1, "{}: {label}", reason.as_str());
+        }
+        let told = section.lines().find_map(|line| line.strip_prefix("- Event: ")).unwrap();
+        let expected = event(*reason);
+        assert_eq!(told.trim_end_matches('.'), expected, "{}", reason.as_str());
+        let link = format!("[{}](#{})", reason.as_str(), reason.as_str().to_lowercase());
+        assert_eq!(list.matches(&link).count(), 1, "{link} in the list at the beginning");
+    }
+    assert_eq!(reasons.text.matches("\n## ").count(), Reason::ALL.len());
+}
+
+#[test]
+fn every_flag_has_a_row_with_its_default_and_none_has_a_row_too_many() {
+    let command = <Cli as CommandFactory>::command();
+    let flags: Vec<_> =
+        command.get_arguments().filter(|arg| !["help", "version"].contains(&arg.get_id().as_str())).collect();
+    let table = rows(&Document::at("docs/operations.md").section("## Flags"));
+    for flag in &flags {
+        let name = flag.get_long().unwrap();
+        let row =
+            table.iter().find(|row| row[0] == format!("`--{name}`")).unwrap_or_else(|| panic!("--{name} has no row"));
+        for default in flag.get_default_values().iter().filter(|default| !default.is_empty()) {
+            assert_eq!(row[1], format!("`{}`", default.to_str().unwrap()), "--{name}");
+        }
+        let variable = flag.get_env().unwrap().to_str().unwrap();
+        assert_eq!(variable, name.to_uppercase().replace('-', "_"));
+    }
+    assert_eq!(table.len(), flags.len());
+}
+
+/// What a replica tells that has seen a tenant and uses its budget.
+async fn told() -> String {
+    let budget = Budget::new(10);
+    let endpoints = Endpoints::new("https://app.amperity.com/api", AllowedHosts::parse("").unwrap()).unwrap();
+    let key = endpoints.of("acme", None).unwrap().budget_key();
+    let _slot = budget.acquire(&key, Purpose::Stop, Timestamp::UNIX_EPOCH).await;
+    let clock: Clock = Arc::new(|| Timestamp::UNIX_EPOCH);
+    let metrics = Metrics::new(&Traffic::default(), &Default::default(), &budget, &clock);
+    let spec = WorkflowRunStopSpec::new("wf-1", "acme", "amperity");
+    let _standing = metrics.enter(&WorkflowRunStop::new("wf-1", spec));
+    metrics.text()
+}
+
+/// The metrics with their types, by the names that their series have.
+fn kinds(text: &str) -> BTreeMap<String, String> {
+    let kinds = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_prefix(PREFIX)?.split_once(' '));
+    let series = kinds.map(|(name, kind)| match kind {
+        "counter" => (format!("{name}_total"), kind),
+        "info" => (format!("{name}_info"), kind),
+        _ => (name.to_owned(), kind),
+    });
+    series.map(|(name, kind)| (name, kind.to_owned())).collect()
+}
+
+/// Each series with its labels.
+fn series(text: &str) -> Vec<(String, BTreeMap<String, String>)> {
+    let lines = text.lines().filter_map(|line| line.strip_prefix(PREFIX));
+    lines
+        .map(|line| {
+            let (name, rest) = line.split_once(['{', ' ']).unwrap();
+            let labels = rest.split_once('}').map_or("", |(labels, _)| labels);
+            let pairs = labels.split(',').filter_map(|pair| pair.split_once('='));
+            let labels = pairs.map(|(label, value)| (label.to_owned(), value.trim_matches('"').to_owned())).collect();
+            let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
+            (base.to_owned(), labels)
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn every_metric_has_a_row_with_its_type_and_labels_and_none_has_a_row_too_many() {
+    let text = told().await;
+    let (kinds, series) = (kinds(&text), series(&text));
+    let table = rows(&Document::at("docs/metrics.md").section("## The metrics"));
+    for (name, kind) in &kinds {
+        let row = table.iter().find(|row| row[0] == format!("`{name}`")).unwrap_or_else(|| panic!("{name} has no row"));
+        assert_eq!(row[1], *kind, "{name}");
+        let of = series.iter().find(|(of, _)| of == name).unwrap_or_else(|| panic!("{name} has no series"));
+        let labels: BTreeSet<_> = of.1.keys().map(String::as_str).filter(|label| *label != "le").collect();
+        assert_eq!(codes(&row[2]).into_iter().collect::<BTreeSet<_>>(), labels, "{name}");
+    }
+    assert_eq!(table.len(), kinds.len());
+}
+
+#[tokio::test]
+async fn every_value_of_a_label_has_its_place_and_none_stands_there_too_many() {
+    let mut values = BTreeMap::<String, BTreeSet<String>>::new();
+    for (name, labels) in series(&told().await) {
+        for (label, value) in &labels {
+            let row = match label.as_str() {
+                "le" | "tenant" | "version" => continue,
+                "answer" => format!("`answer` of `{}`", labels["purpose"]),
+                "result" => format!("`result` of `{name}`"),
+                _ => format!("`{label}`"),
+            };
+            values.entry(row).or_default().insert(value.clone());
+        }
+    }
+    let table = rows(&Document::at("docs/metrics.md").section("## Values of labels"));
+    for (label, values) in &values {
+        let row = table.iter().find(|row| row[0] == *label).unwrap_or_else(|| panic!("{label} has no row"));
+        let told: BTreeSet<_> = codes(&row[1]).into_iter().map(str::to_owned).collect();
+        assert_eq!(&told, values, "{label}");
+    }
+    assert_eq!(table.len(), values.len());
+}
+
+#[tokio::test]
+async fn every_metric_that_a_document_names_exists() {
+    let text = told().await;
+    let kinds = kinds(&text);
+    for document in all() {
+        for after in document.text.split(PREFIX).skip(1) {
+            let name: String = after.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
+            let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(&name);
+            assert!(name.is_empty() || kinds.contains_key(base), "{}: {PREFIX}{name}", document.path);
+        }
+    }
+}
+
+#[test]
+fn every_line_of_the_log_that_is_explained_is_written_somewhere() {
+    fn sources(folder: &str) -> String {
+        let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        entries
+            .map(
+                |path| {
+                    if path.is_dir() { sources(path.to_str().unwrap()) } else { std::fs::read_to_string(path).unwrap() }
+                },
+            )
+            .collect()
+    }
+    let code = sources(concat!(env!("CARGO_MANIFEST_DIR"), "/src"));
+    let table = rows(&Document::at("docs/operations.md").section("### Lines worth knowing"));
+    assert!(5 < table.len());
+    for row in table {
+        let line = codes(&row[0])[0].to_owned();
+        assert!(code.contains(&line), "nothing writes '{line}'");
+    }
+}
+
+#[test]
+fn the_page_of_the_api_is_what_the_definition_says() {
+    let page = lab::api_docs::page(&read("crds/workflowrunstops.yaml")).unwrap();
+    assert!(read("docs/api.md") == page, "run `make api-docs` and commit the result");
+}
