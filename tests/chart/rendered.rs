@@ -420,9 +420,8 @@ fn the_dashboard_is_the_one_of_the_file_with_what_the_sidecar_looks_for() {
     assert_eq!(dashboard["metadata"]["labels"]["app.kubernetes.io/instance"], "release");
     assert_eq!(dashboard["metadata"]["annotations"], json!({"grafana_folder": "Amperity"}));
     // Others look for another label.
-    let objects = all(&[
-        "metrics.dashboard={\"enabled\":true,\"labels\":{\"grafana_dashboard\":null,\"dashboards\":\"here\"}}",
-    ]);
+    let objects =
+        all(&["metrics.dashboard={\"enabled\":true,\"labels\":{\"grafana_dashboard\":null,\"dashboards\":\"here\"}}"]);
     let labels = &the(&objects, "ConfigMap")["metadata"]["labels"];
     assert_eq!(labels["dashboards"], "here");
     assert_eq!(labels["grafana_dashboard"], Value::Null);

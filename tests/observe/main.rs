@@ -16,7 +16,8 @@ use std::fs;
 
 /// A file of the repository.
 fn read(path: &str) -> String {
-    fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap_or_else(|error| panic!("{path}: {error}"))
+    fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR")))
+        .unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
 const ALERTS: &str = "charts/workflow-run-stop-operator/files/alerts.yaml";

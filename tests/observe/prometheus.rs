@@ -42,8 +42,9 @@ impl Prometheus {
     /// Starts one that scrapes this address under each of these jobs and evaluates these rules, often.
     pub async fn start(address: &str, jobs: &[Job], rules: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let mut settings =
-            format!("global: {{scrape_interval: 500ms, evaluation_interval: 500ms}}\nrule_files: [{rules:?}]\nscrape_configs:\n");
+        let mut settings = format!(
+            "global: {{scrape_interval: 500ms, evaluation_interval: 500ms}}\nrule_files: [{rules:?}]\nscrape_configs:\n"
+        );
         for (job, more) in jobs {
             // With labels as the Prometheus operator gives them.
             let targets = format!("[{{targets: [{address:?}], labels: {{namespace: ops, pod: {job}-0}}}}]");
