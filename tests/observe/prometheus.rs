@@ -102,6 +102,12 @@ impl Prometheus {
         found["result"].as_array().unwrap_or_else(|| panic!("{query} finds no series")).clone()
     }
 
+    /// The time of its clock, in seconds.
+    pub async fn now(&self) -> String {
+        let answer = self.ask("query", &[("query", "time()")]).await.unwrap();
+        answer["result"][1].as_str().unwrap().to_owned()
+    }
+
     /// Waits until a query finds something.
     pub async fn finds(&self, query: &str) -> Vec<Value> {
         self.until(query, async || Some(self.query(query).await).filter(|found| !found.is_empty())).await
