@@ -17,6 +17,8 @@ pub mod run;
 
 pub mod config;
 
+pub mod plugin;
+
 pub mod operator;
 
 pub mod stop;

@@ -46,7 +46,16 @@ const FLOORS: &[(&str, u8)] = &[
     ("operator::expiry", 15),
     ("operator", 16),
     ("config", 16),
+    ("plugin::words", 3),
+    ("plugin::flags", 3),
+    ("plugin::manifest", 4),
+    ("plugin::complete", 4),
+    ("plugin::refusal", 4),
+    ("plugin::progress", 4),
+    ("plugin::wait", 5),
+    ("plugin", 6),
     ("main", 17),
+    ("bin::kubectl-stop_run", 17),
     ("lib", 17),
 ];
 
@@ -64,6 +73,7 @@ const PURE: &[&str] = &[
     "stop::draft",
     "stop::outcome",
     "operator::story",
+    "plugin::words",
 ];
 
 const IMPURE: &[&str] =

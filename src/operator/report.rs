@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tokio::time::Instant;
 
+use crate::dice;
 use crate::operator::{
     events::Events,
     metrics::Metrics,
@@ -20,7 +21,8 @@ use crate::resource::{
 use crate::run::Phase;
 use crate::stop::report::{Did, Report};
 
-/// Who waits longer for a turn within the rate limit waits for long.
+/// Who waits longer for a turn within the rate limit waits for long. Up to half as long again: not all that began
+/// to wait at the same moment are to tell so at the same moment.
 const LONG: Duration = Duration::from_secs(120);
 
 /// Tells what is done: to the log, in metrics, in events.
@@ -36,8 +38,8 @@ pub struct Teller {
 pub struct Tale {
     story: Story,
     standing: Standing,
-    /// Since when it waits for its turn.
-    waits_since: Option<Instant>,
+    /// Where it waits for its turn: when that was for long.
+    waits_long: Option<Instant>,
     /// A claim of another process.
     foreign_claim: bool,
 }
@@ -45,7 +47,7 @@ pub struct Tale {
 impl Tale {
     /// When it has waited for its turn for long, where that is still to be told.
     pub fn waits_long(&self) -> Option<Instant> {
-        self.waits_since.filter(|_| self.story.may_wait_long()).map(|since| since + LONG)
+        self.waits_long.filter(|_| self.story.may_wait_long())
     }
 }
 
@@ -53,7 +55,7 @@ impl Teller {
     /// Begins to tell of a resource.
     pub fn begin(&self, resource: &WorkflowRunStop) -> Tale {
         let standing = self.metrics.enter(resource);
-        Tale { story: Story::of(resource), standing, waits_since: None, foreign_claim: false }
+        Tale { story: Story::of(resource), standing, waits_long: None, foreign_claim: false }
     }
 
     /// Looks at a resource before its next step; `holder` is this replica.
@@ -141,8 +143,10 @@ impl Teller {
 impl Tale {
     fn update(&mut self, resource: &WorkflowRunStop) {
         self.standing.update(resource);
-        self.waits_since = match self.standing.waits_for() {
-            WaitsFor::New | WaitsFor::Budget => self.waits_since.or_else(|| Some(Instant::now())),
+        self.waits_long = match self.standing.waits_for() {
+            WaitsFor::New | WaitsFor::Budget => {
+                self.waits_long.or_else(|| Some(Instant::now() + LONG.mul_f64(1.0 + dice::unit() / 2.0)))
+            }
             WaitsFor::Suspended
             | WaitsFor::Credentials
             | WaitsFor::Endpoint
@@ -208,11 +212,12 @@ mod tests {
         let fresh = WorkflowRunStop { status: None, ..limited() };
         let mut tale = teller.begin(&fresh);
         teller.look(&mut tale, &fresh, "me");
-        tokio::time::advance(Duration::from_secs(60)).await;
+        let long = tale.waits_long().unwrap();
+        assert!((LONG..=LONG * 3 / 2).contains(&(long - Instant::now())));
+        tokio::time::advance(Duration::from_secs(119)).await;
         teller.look(&mut tale, &limited(), "me");
-        assert_eq!(tale.waits_long(), Some(Instant::now() + Duration::from_secs(60)));
-        assert_eq!(told(&mut heard), []);
-        tokio::time::advance(Duration::from_secs(60)).await;
+        assert_eq!((tale.waits_long(), told(&mut heard)), (Some(long), vec![]));
+        tokio::time::advance(long - Instant::now()).await;
         teller.look(&mut tale, &limited(), "me");
         assert_eq!(told(&mut heard), [Reason::RateLimited]);
         tokio::time::advance(Duration::from_secs(600)).await;
@@ -225,11 +230,11 @@ mod tests {
         let results = Family::default();
         let (events, mut heard) = Events::channel(results.clone());
         let news = || vec![News { warning: true, reason: Reason::RateLimited, message: String::new() }];
-        for _ in 0..2_000 {
+        for _ in 0..10_000 {
             events.tell(&limited(), news());
         }
         let heard = told(&mut heard).len() as u64;
         let dropped = results.get_or_create(&crate::labels::Outcome { result: "dropped" }).get();
-        assert!(0 < heard && heard + dropped == 2_000, "{heard} heard, {dropped} dropped");
+        assert!(0 < heard && heard + dropped == 10_000, "{heard} heard, {dropped} dropped");
     }
 }

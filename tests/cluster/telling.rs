@@ -19,7 +19,11 @@ use crate::support::{Operator, Place, TENANT, a_stop, ends_at_once};
 /// The events of a resource as `kubectl describe` tells them: type, reason, age, from and message of each.
 async fn described(place: &Place, name: &str) -> Vec<Vec<String>> {
     let mut kubectl = Command::new(control_plane::kubectl().unwrap());
-    kubectl.env_clear().env("KUBECONFIG", place.cluster.kubeconfig_path());
+    // Its cache goes where nothing is kept.
+    kubectl
+        .env_clear()
+        .env("KUBECONFIG", place.cluster.kubeconfig_path())
+        .env("KUBECACHEDIR", env!("CARGO_TARGET_TMPDIR"));
     let output = kubectl.args(["describe", "wrs", name, "--namespace", &place.namespace]).output().await.unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();
