@@ -27,10 +27,11 @@ demo: tools control-plane ## Shows the operator at work; KEEP=1 leaves everythin
 	@demo=$$($(call program,demo)) && [ -n "$$demo" ] && exec "$$demo" $(if $(filter-out 0,$(KEEP)),--keep)
 
 # The tests mostly wait, so that many fit on one core.
-test: tools control-plane ## Runs all tests, also against a real API server, with helm, and with what GitOps tools judge by
+test: tools control-plane ## Runs all tests, also against a real API server, with helm, a Prometheus, and what GitOps tools judge by
 	@[ -d "$${CARGO_TARGET_DIR:-target}/debug" ] || echo 'cargo: building the operator and its tests, once: about 4 minutes on 2 cores' >&2
 	helm=$${HELM:-$$(sh tests/lab/node/build.sh helm)/bin/helm} && \
-	  HELM=$$helm RUST_TEST_THREADS=$${RUST_TEST_THREADS:-12} cargo test --workspace --locked
+	  prometheus=$${PROMETHEUS:-$$(sh tests/lab/prometheus/build.sh)} && \
+	  HELM=$$helm PROMETHEUS=$$prometheus RUST_TEST_THREADS=$${RUST_TEST_THREADS:-12} cargo test --workspace --locked
 	cd tests/gitops && GOWORK=off CGO_ENABLED=0 go test -mod=readonly ./...
 
 simulate: tools ## Runs the deterministic simulation: SEEDS=20000, FIRST_SEED=0, DEPARTURES=2; SEED=17 or PLAN=74:1,79:1 replays one

@@ -149,9 +149,11 @@ fn every_value_is_in_the_schema_and_what_cannot_be_missing_is_required() {
 fn the_readme_of_the_chart_has_every_value_and_its_description() {
     fn paths(path: &str, value: &Value, found: &mut Vec<String>) {
         match value.as_object().filter(|object| !object.is_empty() && !path.ends_with("ecurityContext")) {
-            Some(object) if path != "resources" => object.iter().for_each(|(key, value)| {
-                paths(&if path.is_empty() { key.clone() } else { format!("{path}.{key}") }, value, found)
-            }),
+            Some(object) if path != "resources" && !path.ends_with(".labels") => {
+                object.iter().for_each(|(key, value)| {
+                    paths(&if path.is_empty() { key.clone() } else { format!("{path}.{key}") }, value, found)
+                })
+            }
             _ => found.push(path.to_owned()),
         }
     }

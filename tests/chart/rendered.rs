@@ -8,7 +8,7 @@ use std::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::{CHART, flags, rights};
+use crate::{CHART, flags, read, rights};
 
 const NAME: &str = "release-workflow-run-stop-operator";
 
@@ -80,15 +80,22 @@ fn a_wrong_value_is_refused_and_named() {
         (&["securityContext.capabilites={}"], "/securityContext': additional properties 'capabilites' not allowed"),
         (&["affinity.podAfinity={}"], "/affinity': additional properties 'podAfinity' not allowed"),
         (&["extraEnv=[{\"name\":\"A\",\"vale\":\"b\"}]"], "/extraEnv/0': additional properties 'vale' not allowed"),
+        (&["metrics.alerts={}"], "/metrics': additional properties 'alerts' not allowed"),
+        (&["metrics.prometheusRule.rules=[]"], "/metrics/prometheusRule': additional properties 'rules' not allowed"),
+        (&["metrics.dashboard.folder=\"a\""], "/metrics/dashboard': additional properties 'folder' not allowed"),
         // None where there has to be one.
         (&["requestTimeout=null"], "missing property 'requestTimeout'"),
         (&["image.repository=null"], "missing property 'repository'"),
+        (&["metrics.dashboard.labels=null"], "missing property 'labels'"),
         // Not of its kind.
         (&["replicaCount=\"2\""], "/replicaCount': got string, want integer"),
         (&["leaderElect=\"yes\""], "/leaderElect': got string, want boolean"),
         (&["amperity.allowedHosts=\"*.amperity.com\""], "/amperity/allowedHosts': got string, want array"),
         (&["requestTimeout=30"], "/requestTimeout': got number, want string"),
         (&["podAnnotations={\"a\":1}"], "/podAnnotations/a': got number, want string"),
+        (&["metrics.prometheusRule.enabled=\"yes\""], "/metrics/prometheusRule/enabled': got string, want boolean"),
+        (&["metrics.dashboard.labels={\"grafana_dashboard\":1}"], "/grafana_dashboard': got number, want string"),
+        (&["metrics.dashboard.annotations={\"a\":1}"], "/metrics/dashboard/annotations/a': got number, want string"),
         // Not what it may be.
         (&["replicaCount=-1"], "/replicaCount'"),
         (&["requestsPerSecond=0"], "/requestsPerSecond'"),
@@ -376,9 +383,48 @@ fn what_is_not_asked_for_is_not_made() {
         ("networkPolicy.enabled=true", "NetworkPolicy"),
         ("metrics.serviceMonitor.enabled=true", "ServiceMonitor"),
         ("metrics.podMonitor.enabled=true", "PodMonitor"),
+        ("metrics.prometheusRule.enabled=true", "PrometheusRule"),
+        ("metrics.dashboard.enabled=true", "ConfigMap"),
     ] {
         assert!(kinds(&[setting]).contains(kind), "{kind}");
     }
+}
+
+#[test]
+fn the_rule_has_the_alerts_of_the_file_and_the_labels_that_prometheus_looks_for() {
+    let objects = all(&[
+        "metrics.prometheusRule={\"enabled\":true,\"labels\":{\"release\":\"prometheus\"}}",
+        "commonLabels={\"team\":\"a\"}",
+    ]);
+    let rule = the(&objects, "PrometheusRule");
+    let alerts: Value = serde_yaml_ng::from_str(&read("files/alerts.yaml")).unwrap();
+    assert_eq!(rule["spec"], alerts);
+    assert_eq!(rule["apiVersion"], "monitoring.coreos.com/v1");
+    assert_eq!(rule["metadata"]["name"], NAME);
+    assert_eq!(rule["metadata"]["namespace"], "ours");
+    let labels = &rule["metadata"]["labels"];
+    assert_eq!(labels["release"], "prometheus");
+    assert_eq!(labels["team"], "a");
+    assert_eq!(labels["app.kubernetes.io/instance"], "release");
+}
+
+#[test]
+fn the_dashboard_is_the_one_of_the_file_with_what_the_sidecar_looks_for() {
+    let objects = all(&["metrics.dashboard={\"enabled\":true,\"annotations\":{\"grafana_folder\":\"Amperity\"}}"]);
+    let dashboard = the(&objects, "ConfigMap");
+    let data = dashboard["data"].as_object().unwrap();
+    assert_eq!(data.len(), 1);
+    assert_eq!(data["workflow-run-stops.json"], read("files/dashboard.json"));
+    assert_eq!(dashboard["metadata"]["name"], format!("{NAME}-dashboard"));
+    assert_eq!(dashboard["metadata"]["labels"]["grafana_dashboard"], "1");
+    assert_eq!(dashboard["metadata"]["labels"]["app.kubernetes.io/instance"], "release");
+    assert_eq!(dashboard["metadata"]["annotations"], json!({"grafana_folder": "Amperity"}));
+    // Others look for another label.
+    let objects =
+        all(&["metrics.dashboard={\"enabled\":true,\"labels\":{\"grafana_dashboard\":null,\"dashboards\":\"here\"}}"]);
+    let labels = &the(&objects, "ConfigMap")["metadata"]["labels"];
+    assert_eq!(labels["dashboards"], "here");
+    assert_eq!(labels["grafana_dashboard"], Value::Null);
 }
 
 #[test]

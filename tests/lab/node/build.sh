@@ -11,71 +11,23 @@
 # Needs a C compiler and libseccomp's headers and static library (Debian: libseccomp-dev) for runc.
 set -eu
 
-say() { printf 'node: %s\n' "$*" >&2; }
-fail() {
-  say "$*"
-  exit 1
-}
-
 here=${0%/*}
 [ "$here" != "$0" ] || here=.
 here=$(cd -- "$here" && pwd)
+what=node
+. "$here/../go-build.sh"
 kubernetes=$here/../control-plane/kubernetes
 
 control_plane=$(sh "$here/../control-plane/build.sh" kubectl)
 
-# The host's own platform and these modules alone, whatever the caller's environment says about other Go work.
-unset GOOS GOARCH GOARM GOAMD64 GOEXPERIMENT GOFLAGS
-export GOWORK=off
-command -v go >/dev/null || fail 'Go >= 1.26 is needed to build the programs of the node'
-go_version=$(cd -- "$kubernetes" && go env GOVERSION)
-
-version=$(sed -n 's|^[[:space:]]*k8s\.io/kubernetes \(v[0-9.]*\).*|\1|p' "$kubernetes/go.mod")
-minor=${version#v1.}
-minor=${minor%%.*}
-stamp=k8s.io/component-base/version
-# go.sum is enforced (readonly). The stamp is the version that the programs tell of themselves.
-flags='-mod=readonly -trimpath -buildvcs=false'
-ldflags="-s -w -X $stamp.gitVersion=$version -X $stamp.gitMajor=1 -X $stamp.gitMinor=$minor"
-
-if command -v sha256sum >/dev/null; then sha256=sha256sum; else sha256='shasum -a 256'; fi
-hash=$({
-  cat "$kubernetes"/go.mod "$kubernetes"/go.sum "$here"/*/go.mod "$here"/*/go.sum "$here/pause.c" "$here/build.sh"
-  printf '%s\n' "$go_version"
-} | $sha256 | cut -c 1-12)
-folder=${XDG_CACHE_HOME:-$HOME/.cache}/workflow-run-stop-operator/node-$hash
+use_go "$kubernetes" 'the programs of the node'
+stamp_kubernetes "$kubernetes"
+cache node "$kubernetes"/go.mod "$kubernetes"/go.sum "$here"/*/go.mod "$here"/*/go.sum "$here/pause.c" "$here/build.sh"
 
 if [ ! -e "$folder/complete" ]; then
-  mkdir -p -- "$folder/bin" "$folder/cni"
-  # With a lock, a second build waits for the first one.
-  if command -v flock >/dev/null; then
-    exec 9>"$folder/.lock"
-    flock -n 9 || {
-      say "waiting for another build in $folder"
-      flock 9
-    }
-    rm -rf -- "$folder"/.building.* # what a killed build left behind
-  fi
-  building=$(mktemp -d "$folder/.building.XXXXXX")
-  trap 'rm -rf -- "$building"' EXIT
-  trap 'exit 130' INT
-  trap 'exit 143' TERM HUP
-
-  # program in its folder, module, package, the time it takes, further flags
-  build() {
-    program=$1 module=$2 package=$3 takes=$4
-    shift 4
-    [ ! -x "$folder/$program" ] || return 0
-    say "building ${program#*/} with $go_version, once: $takes on 2 cores"
-    # Go leaves a helper process behind now and then: it must hold neither our lock nor our stdout.
-    # shellcheck disable=SC2086 # the flags are words
-    (cd -- "$module" && go build $flags -ldflags "$ldflags" -o "$building/program" "$@" "$package") >&2 9>&- ||
-      fail "could not build ${program#*/}"
-    mv -f -- "$building/program" "$folder/$program"
-  }
-
+  open_cache
   if [ "${1-}" = helm ]; then
-    CGO_ENABLED=0 build bin/helm "$here/helm" helm.sh/helm/v4/cmd/helm '1 to 2 minutes'
+    build bin/helm "$here/helm" helm.sh/helm/v4/cmd/helm '1 to 2 minutes'
     printf '%s\n' "$folder"
     exit 0
   fi

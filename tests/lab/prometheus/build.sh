@@ -1,0 +1,23 @@
+#!/bin/sh
+# Owns getting a real Prometheus: prints the folder that holds prometheus and promtool.
+# Never prints anything else on stdout, and never leaves a program that is only half built.
+#
+# They are built once, from the Go module pinned beside this file, and kept in the user's cache folder.
+set -eu
+
+here=${0%/*}
+[ "$here" != "$0" ] || here=.
+here=$(cd -- "$here" && pwd)
+what=prometheus
+. "$here/../go-build.sh"
+
+use_go "$here" 'prometheus for the tests: install it, or set PROMETHEUS to a folder that has prometheus and promtool'
+cache prometheus "$here/go.mod" "$here/go.sum" "$here/build.sh"
+
+if [ ! -x "$folder/prometheus" ] || [ ! -x "$folder/promtool" ]; then
+  open_cache
+  # Its targets stand in its settings: what asks clouds for them is left out.
+  build prometheus "$here" github.com/prometheus/prometheus/cmd/prometheus '1 to 2 minutes' -tags remove_all_sd
+  build promtool "$here" github.com/prometheus/prometheus/cmd/promtool 'less than a minute' -tags remove_all_sd
+fi
+printf '%s\n' "$folder"
