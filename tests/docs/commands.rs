@@ -47,12 +47,20 @@ documents! {
     the_commands_of_operations_work: "docs/operations.md" Installed, ["REVISION: 3", "workflowrunstops.workflow.amperity.com\" deleted"];
     the_commands_of_security_work: "docs/security.md" Installed, ["events.events.k8s.io", "secret/amperity configured"];
     the_commands_of_reasons_work: "docs/reasons.md" With(STOPPED), ["The run is stopped: its state is canceled."];
+    the_commands_of_alerts_work: "docs/alerts.md" With(STOPPED_AND_WITHOUT_A_SECRET), ["CredentialsMissing", "StopAccepted", "yes"];
+    the_commands_of_kubectl_plugin_work: "docs/kubectl-plugin.md" Installed, ["The run is stopped: its state is canceled. (", "created (server dry run)"];
     the_commands_of_faq_work: "docs/faq.md" With(STOPPED), ["\"httpStatus\":200", "\" deleted from"];
 }
 
 /// A stop that has ended.
 const STOPPED: &str = "sed 's/wf-demo-1/wf-20240619-14418-6UhqSe/' examples/stop.yaml | kubectl apply -f -
 kubectl wait wrs/stop-nightly --for=condition=Ready --timeout=60s";
+
+/// The same, and one that waits for its Secret.
+const STOPPED_AND_WITHOUT_A_SECRET: &str = "sed 's/wf-demo-1/wf-20240619-14418-6UhqSe/' examples/stop.yaml | kubectl apply -f -
+sed 's/stop-nightly/stop-secretless/; s/name: amperity/name: none/' examples/stop.yaml | kubectl apply -f -
+kubectl wait wrs/stop-nightly --for=condition=Ready --timeout=60s
+kubectl wait wrs/stop-secretless --for=jsonpath='{.status.conditions[?(@.type==\"Ready\")].reason}'=CredentialsMissing --timeout=60s";
 
 /// What is typed at a block; nothing where it is outside.
 fn typed(block: &Block) -> String {

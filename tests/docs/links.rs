@@ -2,10 +2,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use crate::markdown::{Document, ROOT, all, read};
-
-/// Written by others at the same time. A document that is there has no business in this list.
-const COMING: &[&str] = &["docs/alerts.md", "docs/kubectl-plugin.md"];
+use crate::markdown::{Document, ROOT, all};
 
 /// The targets of all links of a text. What stands as code is none.
 fn targets(prose: &str) -> Vec<String> {
@@ -35,9 +32,6 @@ fn every_relative_link_and_anchor_leads_somewhere() {
             let folder = Path::new(&document.path).parent().unwrap();
             let path = if file.is_empty() { PathBuf::from(&document.path) } else { plain(&folder.join(file)) };
             let path = path.to_str().unwrap();
-            if COMING.contains(&path) {
-                continue;
-            }
             let exists = Path::new(ROOT).join(path).exists();
             let anchored = anchor.is_empty() || (exists && Document::at(path).anchors().iter().any(|at| at == anchor));
             if !exists || !anchored {
@@ -49,38 +43,13 @@ fn every_relative_link_and_anchor_leads_somewhere() {
 }
 
 #[test]
-fn what_is_still_to_come_is_not_there_yet() {
-    for path in COMING {
-        assert!(!Path::new(ROOT).join(path).exists(), "{path} is there: take it out of COMING");
-    }
-}
-
-#[test]
 fn the_index_has_one_line_for_every_document() {
     let index = Document::at("docs/README.md").prose();
     let mut files: Vec<_> =
         all().into_iter().filter_map(|document| document.path.strip_prefix("docs/").map(str::to_owned)).collect();
     files.retain(|file| file != "README.md");
-    files.extend(COMING.iter().map(|path| path.trim_start_matches("docs/").to_owned()));
     for file in &files {
         assert_eq!(index.matches(&format!("- [{file}]({file}): ")).count(), 1, "{file}");
     }
     assert_eq!(index.matches("\n- ").count(), files.len());
-}
-
-#[test]
-fn every_alert_has_its_anchor() {
-    let rules = "charts/workflow-run-stop-operator/files/alerts.yaml";
-    if !Path::new(ROOT).join(rules).exists() {
-        assert!(COMING.contains(&"docs/alerts.md"), "the runbooks are there, and the alerts are not");
-        return;
-    }
-    let anchors = Document::at("docs/alerts.md").anchors();
-    let text = read(rules);
-    let alerts: Vec<_> =
-        text.lines().filter_map(|line| line.trim().trim_start_matches("- ").strip_prefix("alert: ")).collect();
-    assert!(!alerts.is_empty());
-    for alert in alerts {
-        assert!(anchors.contains(&alert.to_lowercase()), "{alert} has no heading in docs/alerts.md");
-    }
 }

@@ -15,6 +15,7 @@ use workflow_run_stop_operator::{
     clock::Clock,
     config::Cli,
     operator::{metrics::Metrics, story::Story},
+    plugin,
     resource::{
         StopRequest, WorkflowRunStop, WorkflowRunStopSpec, WorkflowRunStopStatus,
         conditions::{ConditionType, Reason, Truth, condition, set},
@@ -105,6 +106,19 @@ fn every_flag_has_a_row_with_its_default_and_none_has_a_row_too_many() {
         assert_eq!(variable, name.to_uppercase().replace('-', "_"));
     }
     assert_eq!(table.len(), flags.len());
+}
+
+#[test]
+fn every_option_of_the_plugin_has_a_row_and_none_has_a_row_too_many() {
+    let command = <plugin::flags::Cli as CommandFactory>::command();
+    let options = command.get_arguments().filter_map(|arg| Some(format!("--{}", arg.get_long()?)));
+    let options: Vec<_> = options.filter(|name| !["--help", "--version"].contains(&name.as_str())).collect();
+    let table = rows(&Document::at("docs/kubectl-plugin.md").section("## Options"));
+    let told: Vec<_> = table.iter().flat_map(|row| codes(&row[0])).filter(|name| name.starts_with("--")).collect();
+    for option in &options {
+        assert_eq!(told.iter().filter(|name| *name == option).count(), 1, "{option}");
+    }
+    assert_eq!(told.len(), options.len());
 }
 
 /// What a replica tells that has seen a tenant and uses its budget.
