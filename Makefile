@@ -2,7 +2,7 @@
 # Never hides anything: each calls cargo, or prints what it does instead. Nothing is downloaded but by cargo and go.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulate bench soak build image e2e plugin check-plugin fmt fmt-check clippy lint crd chart-docs api-docs check-drift tools control-plane
+.PHONY: help demo test simulate bench soak build image e2e plugin fmt fmt-check clippy lint crd chart-docs api-docs check-drift tools control-plane
 
 CRD := crds/workflowrunstops.yaml
 CHART := charts/workflow-run-stop-operator
@@ -11,6 +11,7 @@ API := docs/api.md
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 IMAGE ?= localhost/workflow-run-stop-operator:$(VERSION)
 ARCH ?= $(patsubst aarch64,arm64,$(patsubst x86_64,amd64,$(shell uname -m)))
+PLUGIN_URI ?= https://example.invalid/kubectl-stop_run-$(VERSION)-linux-$(ARCH).tar.gz
 ARCHIVE := target/image/workflow-run-stop-operator-$(VERSION)-$(ARCH).tar
 
 # Builds the programs, all at once so that they share their dependencies, and prints where cargo put the one of this
@@ -53,17 +54,8 @@ image: tools ## Builds the image without a container engine: target/image/...tar
 e2e: image ## Runs image and chart in a real one-node cluster on this machine; needs root. KEEP=1 keeps it if it fails
 	@sim=$$($(call program,amperity-sim)) && [ -n "$$sim" ] && bash tests/e2e/e2e.sh $(ARCHIVE) $(IMAGE) "$$sim"
 
-# Where it will be published; krew checks that the archive there is this one.
-PLUGIN_URI ?= https://localhost/kubectl-stop_run-$(VERSION)-linux-$(ARCH).tar.gz
-krew := cd tests/lab/krew && GOFLAGS=-mod=readonly go tool
-
-plugin: tools ## Packs kubectl stop-run for krew: target/plugin/...tar.gz and stop-run.yaml, published at PLUGIN_URI
-	@bash plugin/pack.sh target/plugin "$(PLUGIN_URI)" $(ARCH)
-
-check-plugin: plugin ## Checks the manifest with krew's own program, and lets krew install the plugin
-	@$(krew) validate-krew-manifest -skip-install -manifest "$(CURDIR)/target/plugin/stop-run.yaml"
-	@export KREW_ROOT=$$(mktemp -d) && trap 'rm -rf "$$KREW_ROOT"' EXIT && ( $(krew) krew install --manifest="$(CURDIR)/target/plugin/stop-run.yaml" \
-	  --archive="$(CURDIR)/target/plugin/$(notdir $(PLUGIN_URI))" ) && "$$KREW_ROOT/bin/kubectl-stop_run" --version
+plugin: tools ## Builds the kubectl plugin and its krew manifest: target/plugin; PLUGIN_URI is where the archive will be, ARCH as above
+	@binary=$$(bash image/static.sh kubectl-stop_run $(ARCH)) && bash plugin/pack.sh target/plugin "$$binary" $(VERSION) $(ARCH) $(PLUGIN_URI)
 
 fmt: ## Formats the code
 	cargo fmt --all

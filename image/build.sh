@@ -4,6 +4,7 @@
 #
 #   build.sh ARCHIVE NAME:TAG [amd64|arm64]
 #
+# The operator is linked statically (static.sh): an empty image has no libraries to load.
 # CA_CERTIFICATES names a PEM file to take instead of Debian's own (ca-certificates).
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
@@ -20,7 +21,8 @@ amd64 | x86_64) architecture=amd64 ;;
 arm64 | aarch64) architecture=arm64 ;;
 *) fail "no image is made for $3" ;;
 esac
-binary=$(bash image/binary.sh workflow-run-stop-operator $architecture)
+
+binary=$(bash image/static.sh workflow-run-stop-operator "$architecture")
 
 root=$(mktemp -d)
 trap 'rm -rf -- "$root"' EXIT

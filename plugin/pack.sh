@@ -1,27 +1,30 @@
 #!/usr/bin/env bash
-# Owns packing `kubectl stop-run` for krew: the archive, and the manifest that knows its hash. `make plugin` calls it.
-# Never depends on when or where it runs: the same content gives the same bytes. Needs GNU tar, gzip and sha256sum.
+# Owns packing the kubectl plugin for krew: an archive of the program and its licence, and the manifest that names it.
+# Never depends on when or where it runs: the same program gives the same bytes. Needs GNU tar, gzip and sha256sum.
 #
-#   pack.sh FOLDER URI [amd64|arm64]
+#   pack.sh FOLDER PROGRAM VERSION ARCH URI
 #
-# URI is where the archive will be published; its last part is the archive's name.
+# URI is where the archive will be fetched from.
 set -euo pipefail
-cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 
-[ "$#" -ge 2 ] || { echo 'usage: pack.sh FOLDER URI [amd64|arm64]' >&2; exit 2; }
-folder=$1 uri=$2 architecture=${3:-amd64}
-archive=$folder/${uri##*/}
-binary=$(bash image/binary.sh kubectl-stop_run "$architecture")
+[ "$#" -eq 5 ] || { echo 'usage: pack.sh FOLDER PROGRAM VERSION ARCH URI' >&2; exit 2; }
+folder=$1 program=$2 version=$3 arch=$4 uri=$5
+archive=$folder/kubectl-stop_run-$version-linux-$arch.tar.gz manifest=$folder/stop-run.yaml
 
 content=$(mktemp -d)
 trap 'rm -rf -- "$content"' EXIT
-install -m 755 -- "$binary" "$content/kubectl-stop_run"
-install -m 644 -- LICENSE "$content/LICENSE"
-mkdir -p -- "$folder"
-epoch=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || printf 0)}
-tar --format=ustar --sort=name --mtime="@$epoch" --owner=0 --group=0 --numeric-owner -C "$content" -c . | gzip -n -9 >"$archive"
+install -m 755 -- "$program" "$content/kubectl-stop_run"
+install -m 644 -- "$here/../LICENSE" "$content/LICENSE"
 
-version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+mkdir -p -- "$folder"
+tar --format=ustar --sort=name --mtime="@${SOURCE_DATE_EPOCH:-0}" --owner=0 --group=0 --numeric-owner \
+  -C "$content" -c kubectl-stop_run LICENSE | gzip -n -9 >"$archive.new"
+mv -f -- "$archive.new" "$archive"
 sha256=$(sha256sum "$archive" | cut -d ' ' -f 1)
-sed "s|@VERSION@|v$version|; s|@ARCH@|$architecture|; s|@URI@|$uri|; s|@SHA256@|$sha256|" plugin/stop-run.yaml >"$folder/stop-run.yaml"
-printf '%s: sha256:%s, %s bytes; %s\n' "$archive" "$sha256" "$(stat -c %s "$archive")" "$folder/stop-run.yaml" >&2
+# A `&` or a `|` of an URI would mean something to sed.
+escaped=$(printf '%s' "$uri" | sed 's/[&|\\]/\\&/g')
+sed -e '/^#/d' -e "s|@VERSION@|$version|; s|@ARCH@|$arch|; s|@SHA256@|$sha256|; s|@URI@|$escaped|" \
+  "$here/stop-run.yaml" >"$manifest.new"
+mv -f -- "$manifest.new" "$manifest"
+printf '%s\n%s: sha256:%s, to be fetched from %s\n' "$archive" "$manifest" "$sha256" "$uri" >&2

@@ -4,6 +4,7 @@
 //!
 //! Data flows one way: the API server → [`operator`] watches → [`stop`] looks, decides, acts and
 //! records → the API server. Imports go down only: operator → stop → amperity, resource → run.
+//! Beside it stands [`plugin`], which creates stops and looks at them.
 //!
 //! What holds everywhere:
 //! - No stop request without a stored claim, and no second claim while the first one's request may
@@ -17,13 +18,13 @@ pub mod run;
 
 pub mod config;
 
-pub mod plugin;
-
 pub mod operator;
 
 pub mod stop;
 
 pub mod amperity;
+
+pub mod plugin;
 
 pub mod clock;
 

@@ -46,16 +46,19 @@ const FLOORS: &[(&str, u8)] = &[
     ("operator::expiry", 15),
     ("operator", 16),
     ("config", 16),
+    ("plugin::exit", 0),
+    ("plugin::args", 0),
+    ("plugin::completion", 1),
+    ("plugin::progress", 0),
+    ("plugin::manifest", 3),
     ("plugin::words", 3),
-    ("plugin::flags", 3),
-    ("plugin::manifest", 4),
-    ("plugin::complete", 4),
+    ("plugin::print", 4),
     ("plugin::refusal", 4),
-    ("plugin::progress", 4),
-    ("plugin::wait", 5),
-    ("plugin", 6),
+    ("plugin::cluster", 5),
+    ("plugin::wait", 6),
+    ("plugin", 7),
+    ("bin::kubectl-stop_run", 8),
     ("main", 17),
-    ("bin::kubectl-stop_run", 17),
     ("lib", 17),
 ];
 
@@ -73,7 +76,11 @@ const PURE: &[&str] = &[
     "stop::draft",
     "stop::outcome",
     "operator::story",
+    "plugin::args",
+    "plugin::exit",
+    "plugin::manifest",
     "plugin::words",
+    "plugin::refusal",
 ];
 
 const IMPURE: &[&str] =
@@ -192,6 +199,16 @@ fn amperity_and_resource_never_meet_and_amperity_knows_no_kubernetes() {
         let kube = (other == "resource" && (source.code.contains("kube::") || source.code.contains("k8s_openapi")))
             .then(|| "Kubernetes".to_owned());
         met.or(kube).map(|met| format!("knows {met}"))
+    });
+}
+
+#[test]
+fn the_plugin_knows_the_contract_and_nothing_of_the_operator() {
+    fail_where(|source| {
+        let own = source.name.starts_with("plugin").then_some(["plugin", "resource", "run"])?;
+        let room = |import: &str| import.split("::").next().unwrap().to_owned();
+        let met = imports(source).into_iter().find(|import| !own.contains(&room(import).as_str()))?;
+        Some(format!("knows {met}"))
     });
 }
 

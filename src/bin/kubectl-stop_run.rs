@@ -1,4 +1,4 @@
-//! Owns the front door of `kubectl stop-run`: the crypto provider, the arguments, the exit code.
+//! Owns the front door of the kubectl plugin: the crypto provider, and the exit code.
 //! Never holds logic.
 
 use std::process::ExitCode;
@@ -7,5 +7,5 @@ use workflow_run_stop_operator::plugin;
 
 fn main() -> ExitCode {
     rustls::crypto::ring::default_provider().install_default().expect("nothing was installed before");
-    ExitCode::from(plugin::main(std::env::args_os().collect()))
+    ExitCode::from(plugin::main(std::env::args_os().collect()).code())
 }

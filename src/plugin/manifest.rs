@@ -1,140 +1,141 @@
-//! Owns the resource that is asked for, and how it is written down.
-//! Never asks a cluster.
+//! Owns the resource that is created: its name, and just those fields that were asked for.
+//! Never checks a value: the cluster does, and has the words for it.
 
-use kube::core::ObjectMeta;
-use serde_json::{Value, json};
+use kube::Resource;
+use serde_json::{Map, Value, json};
 
-use crate::plugin::flags::{DryRun, Flags};
-use crate::resource::{WorkflowRunStop, WorkflowRunStopSpec};
+use crate::plugin::args::Flags;
+use crate::resource::WorkflowRunStop;
 
-/// The longest readable part of a generated name: the API server adds five characters, and takes 63 at most where
-/// a name is also used as a label.
-const MAX_NAME: usize = 56;
+/// The API server cuts what it generates a name from after so many bytes.
+const LONGEST_PREFIX: usize = 58;
 
-/// The resource that stops this run.
-pub fn stop(flags: &Flags, run: &str) -> WorkflowRunStop {
-    let Flags {
-        runs: _,
-        tenant,
-        credentials,
-        namespace,
-        context: _,
-        kubeconfig: _,
-        name,
-        base_url,
-        suspend,
-        stop_deadline,
-        follow_timeout,
-        ttl,
-        wait: _,
-        timeout: _,
-        output: _,
-        dry_run,
-    } = flags;
-    let mut spec = WorkflowRunStopSpec::new(run, tenant, credentials);
-    spec.base_url.clone_from(base_url);
-    spec.suspend = *suspend;
-    spec.stop_deadline_seconds = *stop_deadline;
-    spec.follow_timeout_seconds = follow_timeout.unwrap_or(spec.follow_timeout_seconds);
-    spec.ttl_seconds_after_finished = *ttl;
-    let mut stop = WorkflowRunStop::new("", spec);
-    stop.metadata = ObjectMeta { namespace: namespace.clone(), ..ObjectMeta::default() };
-    match name {
-        Some(name) => stop.metadata.name = Some(name.clone()),
-        // For Git: `kubectl apply` takes no generated names, and a new run is a new name.
-        None if *dry_run == DryRun::Client => stop.metadata.name = Some(readable(run)),
-        None => stop.metadata.generate_name = Some(format!("{}-", readable(run))),
-    }
-    stop
+/// How the resource gets its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Naming {
+    /// The cluster adds something to a prefix, so that each call makes a new resource.
+    Generated,
+    /// The same for the same run, for a manifest that is kept and applied: `kubectl apply` takes no other.
+    Fixed,
 }
 
-/// A name that is made from a run's id.
+/// The manifest for one run.
+pub fn manifest(run: &str, flags: &Flags, naming: Naming) -> Value {
+    let mut metadata = Map::new();
+    match (&flags.name, naming) {
+        (Some(name), _) => metadata.insert("name".to_owned(), json!(name)),
+        (None, Naming::Fixed) => metadata.insert("name".to_owned(), json!(readable(run))),
+        (None, Naming::Generated) => metadata.insert("generateName".to_owned(), json!(prefix(run))),
+    };
+    if let Some(namespace) = &flags.namespace {
+        metadata.insert("namespace".to_owned(), json!(namespace));
+    }
+    json!({
+        "apiVersion": WorkflowRunStop::api_version(&()),
+        "kind": WorkflowRunStop::kind(&()),
+        "metadata": metadata,
+        "spec": spec(run, flags),
+    })
+}
+
+fn spec(run: &str, flags: &Flags) -> Value {
+    let mut spec = json!({
+        "runId": run,
+        "tenant": flags.tenant,
+        "credentialsSecretRef": {"name": flags.credentials},
+    });
+    let optional = [
+        ("baseUrl", flags.base_url.as_ref().map(|url| json!(url))),
+        ("suspend", flags.suspend.then_some(json!(true))),
+        ("stopDeadlineSeconds", flags.stop_deadline.map(|seconds| json!(seconds))),
+        ("followTimeoutSeconds", flags.follow_timeout.map(|seconds| json!(seconds))),
+        ("ttlSecondsAfterFinished", flags.ttl.map(|seconds| json!(seconds))),
+    ];
+    for (field, value) in optional {
+        if let Some(value) = value {
+            spec[field] = value;
+        }
+    }
+    spec
+}
+
+/// `stop-` and the run's id as far as a name may have it: lower-case letters, digits and single `-`. At most 133 bytes
+/// for an id that the cluster takes.
 fn readable(run: &str) -> String {
-    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
-    let mut name: String = "stop-".chars().chain(run.chars().map(plain)).take(MAX_NAME).collect();
-    name.truncate(name.trim_end_matches('-').len());
+    let mut name = "stop".to_owned();
+    for part in run.split(|c: char| !c.is_ascii_alphanumeric()).filter(|part| !part.is_empty()) {
+        name.push('-');
+        name.push_str(&part.to_ascii_lowercase());
+    }
     name
 }
 
-/// The resources as one JSON document.
-///
-/// # Errors
-/// Where they cannot be written; never for what the API server returned.
-pub fn json(stops: &[WorkflowRunStop]) -> Result<String, String> {
-    let mut documents = stops.iter().map(plain).collect::<Result<Vec<_>, _>>()?;
-    let document = if documents.len() == 1 {
-        documents.remove(0)
-    } else {
-        json!({"apiVersion": "v1", "kind": "List", "items": documents})
-    };
-    serde_json::to_string_pretty(&document).map(|text| text + "\n").map_err(|error| error.to_string())
-}
-
-/// The resources as YAML documents.
-///
-/// # Errors
-/// As for JSON.
-pub fn yaml(stops: &[WorkflowRunStop]) -> Result<String, String> {
-    let document = |stop| serde_yaml_ng::to_string(&plain(stop)?).map_err(|error| error.to_string());
-    Ok(stops.iter().map(document).collect::<Result<Vec<_>, _>>()?.join("---\n"))
-}
-
-/// Without what says nothing: who wrote which field, and defaults that were not asked for.
-fn plain(stop: &WorkflowRunStop) -> Result<Value, String> {
-    let mut stop = stop.clone();
-    stop.metadata.managed_fields = None;
-    let new = stop.metadata.uid.is_none();
-    let mut value = serde_json::to_value(&stop).map_err(|error| error.to_string())?;
-    if let (true, Some(spec)) = (new, value["spec"].as_object_mut()) {
-        let defaults = serde_json::to_value(WorkflowRunStopSpec::new("", "", "")).map_err(|error| error.to_string())?;
-        spec.retain(|key, value| defaults.get(key) != Some(value));
-    }
-    Ok(value)
+fn prefix(run: &str) -> String {
+    let mut name = readable(run);
+    name.truncate(LONGEST_PREFIX - 1);
+    format!("{}-", name.trim_end_matches('-'))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plugin::flags::Cli;
-    use clap::Parser;
+    use crate::plugin::args::{Cli, Command};
+    use crate::resource::WorkflowRunStopSpec;
 
-    fn flags(more: &[&str]) -> Flags {
-        let args =
-            ["kubectl-stop_run", "wf-20240619-14418-6UhqSe", "--tenant", "acme2-max", "--credentials", "amperity"];
-        Cli::try_parse_from(args.iter().chain(more)).unwrap().stop.unwrap()
-    }
-
-    #[test]
-    fn a_manifest_for_git_has_a_name_and_nothing_that_was_not_asked_for() {
-        let flags = flags(&["--dry-run", "-o", "yaml", "--ttl", "1h"]);
-        let yaml = yaml(&[stop(&flags, &flags.runs[0])]).unwrap();
-        assert_eq!(
-            yaml,
-            "apiVersion: workflow.amperity.com/v1alpha1\n\
-             kind: WorkflowRunStop\n\
-             metadata:\n  name: stop-wf-20240619-14418-6uhqse\n\
-             spec:\n  credentialsSecretRef:\n    name: amperity\n  runId: wf-20240619-14418-6UhqSe\n  tenant: acme2-max\n  \
-             ttlSecondsAfterFinished: 3600\n"
-        );
-    }
-
-    #[test]
-    fn what_is_created_has_a_name_of_its_own_each_time() {
-        let flags = flags(&["--namespace", "pipelines"]);
-        let meta = stop(&flags, &flags.runs[0]).metadata;
-        assert_eq!(meta.generate_name.as_deref(), Some("stop-wf-20240619-14418-6uhqse-"));
-        assert_eq!((meta.name, meta.namespace.as_deref()), (None, Some("pipelines")));
-    }
-
-    #[test]
-    fn a_name_is_valid_whatever_the_run_is_called() {
-        for run in ["wf_1.~X", &"x".repeat(128), "-", "wf-1-", "üß"] {
-            let name = readable(run);
-            assert!(name.len() <= MAX_NAME && !name.ends_with('-'), "{name}");
-            assert!(
-                name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-'),
-                "{name}"
-            );
+    fn flags(args: &str) -> Flags {
+        let line = format!("kubectl-stop_run wf-1 --tenant acme --credentials amperity {args}");
+        let args: Vec<_> = line.split_whitespace().map(Into::into).collect();
+        match Cli::read(&args) {
+            Ok(Command::Stop(flags)) => *flags,
+            other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn a_name_is_readable_and_valid_and_bounded_whatever_the_run_is_called() {
+        assert_eq!(readable("wf-20240619-14418-6UhqSe"), "stop-wf-20240619-14418-6uhqse");
+        assert_eq!(prefix("wf-20240619-14418-6UhqSe"), "stop-wf-20240619-14418-6uhqse-");
+        assert_eq!(readable("A._~-9"), "stop-a-9");
+        assert_eq!([readable(".."), prefix(".."), readable("")], ["stop", "stop-", "stop"]);
+        let longest = "a".repeat(128);
+        assert_eq!(readable(&longest).len(), 133);
+        assert_eq!(prefix(&longest).len(), LONGEST_PREFIX);
+        assert_eq!(
+            prefix(&format!("{}-bcd", "a".repeat(51))),
+            format!("stop-{}-", "a".repeat(51)),
+            "no two '-' in a row"
+        );
+        assert_eq!(prefix("wf-ä1"), "stop-wf-1-");
+    }
+
+    #[test]
+    fn only_what_was_asked_for_stands_in_the_manifest() {
+        assert_eq!(
+            manifest("wf-1", &flags(""), Naming::Fixed),
+            json!({
+                "apiVersion": "workflow.amperity.com/v1alpha1",
+                "kind": "WorkflowRunStop",
+                "metadata": {"name": "stop-wf-1"},
+                "spec": {"runId": "wf-1", "tenant": "acme", "credentialsSecretRef": {"name": "amperity"}},
+            })
+        );
+        let named = manifest("wf-1", &flags("--name mine -n ops"), Naming::Generated);
+        assert_eq!(named["metadata"], json!({"name": "mine", "namespace": "ops"}));
+    }
+
+    #[test]
+    fn every_flag_of_the_spec_arrives_in_its_field() {
+        let all = "--base-url https://x.amperity.com/api --suspend --stop-deadline 30m --follow-timeout 2h --ttl 7d";
+        let spec = manifest("wf-1", &flags(all), Naming::Generated)["spec"].take();
+        let wanted = WorkflowRunStopSpec {
+            base_url: Some("https://x.amperity.com/api".to_owned()),
+            suspend: true,
+            stop_deadline_seconds: Some(1800),
+            follow_timeout_seconds: 7200,
+            ttl_seconds_after_finished: Some(604_800),
+            ..WorkflowRunStopSpec::new("wf-1", "acme", "amperity")
+        };
+        assert_eq!(serde_json::from_value::<WorkflowRunStopSpec>(spec.clone()).unwrap(), wanted);
+        assert_eq!(spec, serde_json::to_value(wanted).unwrap(), "no field that the type does not know");
     }
 }

@@ -1,184 +1,200 @@
-//! Owns `kubectl stop-run`: creates a stop for each run, and waits for its end where that is wanted.
-//! Never talks to Amperity or reads a Secret: the operator does the work, this asks for it.
+//! Owns the kubectl plugin `kubectl stop-run`: it creates stops, waits for their end where asked to, and tells how it was.
+//! Never stops anything itself: the operator in the cluster does. Never reads a Secret.
 
-pub mod complete;
-pub mod flags;
-pub mod manifest;
-pub mod progress;
-pub mod refusal;
-pub mod wait;
-pub mod words;
+pub mod args;
+mod cluster;
+mod completion;
+mod exit;
+mod manifest;
+mod print;
+mod progress;
+mod refusal;
+mod wait;
+mod words;
 
-use std::{ffi::OsString, io::Write, path::Path};
+use std::ffi::OsString;
 
-use clap::{CommandFactory, Parser};
-use futures::{StreamExt, stream::FuturesOrdered};
-use kube::{
-    Api, Client, Config,
-    api::PostParams,
-    config::{KubeConfigOptions, Kubeconfig},
+use futures::{StreamExt, stream::FuturesUnordered};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    time::Instant,
 };
-use tokio::time::Instant;
 
-use crate::plugin::{
-    flags::{Cli, Command, DryRun, Flags, Output},
-    progress::Progress,
-    wait::{Ended, wait},
-    words::{again, created, outcome},
-};
 use crate::resource::WorkflowRunStop;
 
-/// All went well.
-pub const STOPPED: u8 = 0;
-/// A stop failed for good, or the cluster refused something.
-pub const STALLED: u8 = 1;
-/// The arguments make no sense; what clap and kubectl's plugins use.
-pub const USAGE: u8 = 2;
-/// The time to wait was over. The stop goes on.
-pub const TIMEOUT: u8 = 3;
-/// Ctrl-C, as shells have it. The stop goes on.
-pub const INTERRUPTED: u8 = 130;
+use self::args::{Cli, Command, DryRun, Flags, Output};
+use self::cluster::Cluster;
+pub use self::exit::Exit;
+use self::manifest::{Naming, manifest};
+use self::progress::{Progress, tell};
+use self::wait::{Waited, wait};
 
-/// The name under which kubectl asks for completions.
-const COMPLETER: &str = "kubectl_complete-stop_run";
-
-/// Does what these arguments say; the program's own name is the first. Returns the exit code.
-pub fn main(args: Vec<OsString>) -> u8 {
-    let name = args.first().map(Path::new).and_then(Path::file_stem);
-    if name.is_some_and(|name| name == COMPLETER) {
-        let words: Vec<_> = args.iter().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
-        return print(&complete::candidates(&Cli::command(), &words));
+/// Does what the command line says; the first argument is the name of the program.
+pub fn main(args: Vec<OsString>) -> Exit {
+    if completion::is_asked_by_kubectl(&args) {
+        return written(print::out(completion::candidates(args).as_bytes()));
     }
-    match Cli::try_parse_from(args) {
-        Ok(Cli { command: Some(Command::Completion { shell }), .. }) => print(&complete::script(Cli::command(), shell)),
-        Ok(Cli { command: None, stop: Some(flags) }) => {
-            if let Err(error) = flags.check() {
-                return fail(USAGE, &error);
-            }
-            match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-                Ok(runtime) => runtime.block_on(run(&flags)),
-                Err(error) => fail(STALLED, &error.to_string()),
-            }
-        }
-        Ok(Cli { command: None, stop: None }) => fail(USAGE, "name a run; see kubectl stop-run --help"),
-        Err(error) => {
-            // Help and version are no errors, and go to stdout.
-            let code = if error.use_stderr() { USAGE } else { STOPPED };
-            if error.print().is_err() { STALLED } else { code }
-        }
-    }
-}
-
-async fn run(flags: &Flags) -> u8 {
-    let stops = flags.runs.iter().map(|run| manifest::stop(flags, run)).collect::<Vec<_>>();
-    if flags.dry_run == DryRun::Client {
-        return show(flags, &stops);
-    }
-    let api = match api(flags).await {
-        Ok(api) => api,
-        Err(error) => return fail(STALLED, &error),
-    };
-    let started = Instant::now();
-    let params = PostParams { dry_run: flags.dry_run == DryRun::Server, ..PostParams::default() };
-    let (mut code, mut made) = (STOPPED, vec![]);
-    for (run, stop) in flags.runs.iter().zip(&stops) {
-        match api.create(&params, stop).await {
-            Ok(stop) => made.push(stop),
-            Err(error) => code = code.max(fail(STALLED, &refusal::words(&error, run))),
-        }
-    }
-    if !flags.wait || flags.dry_run == DryRun::Server {
-        return code.max(show(flags, &made));
-    }
-    let progress = Progress::new(made.len());
-    let waits = made.iter().map(|stop| wait(&api, stop, &progress));
-    let mut waits: FuturesOrdered<_> = waits.collect();
-    let mut ended = vec![];
-    let interrupted = tokio::select! {
-        () = async { while let Some(end) = waits.next().await { ended.push(end) } } => None,
-        () = tokio::time::sleep(flags.timeout) => Some((TIMEOUT, format!("{} s are over", flags.timeout.as_secs()))),
-        _ = tokio::signal::ctrl_c() => Some((INTERRUPTED, "interrupted".to_owned())),
-    };
-    drop(waits);
-    progress.clear();
-    // What ended is told in the order of the arguments, also where others have not.
-    let mut last = vec![];
-    for end in ended {
-        match end {
-            Ended::Finished(stop) => {
-                let (told, well) = outcome(&stop, started.elapsed());
-                if flags.output.is_none() {
-                    code = code.max(print(&told))
-                } else {
-                    say(&told)
-                }
-                code = code.max(if well { STOPPED } else { STALLED });
-                last.push(*stop);
-            }
-            Ended::Gone(why) => code = code.max(fail(STALLED, &why)),
-        }
-    }
-    if let Some((by, why)) = interrupted {
-        let open = made.iter().filter(|stop| last.iter().all(|ended| ended.uid() != stop.uid()));
-        for stop in open {
-            say(&again(stop, &why));
-        }
-        // What failed for good is worse than what is not known yet.
-        code = if code == STALLED { code } else { by };
-    }
-    if flags.output.is_some() { code.max(show(flags, &last)) } else { code }
-}
-
-/// The stops of the namespace that is meant, as kubectl finds it.
-async fn api(flags: &Flags) -> Result<Api<WorkflowRunStop>, String> {
-    let options = KubeConfigOptions { context: flags.context.clone(), ..KubeConfigOptions::default() };
-    let config = match &flags.kubeconfig {
-        Some(file) => match Kubeconfig::read_from(file) {
-            Ok(kubeconfig) => {
-                Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| error.to_string())
-            }
-            Err(error) => Err(error.to_string()),
+    match Cli::read(&args) {
+        Ok(Command::Completion { shell }) => written(print::out(&completion::script(shell))),
+        Ok(Command::Stop(flags)) if flags.dry_run == DryRun::Client => dry_run(&flags),
+        Ok(Command::Stop(flags)) => match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime.block_on(stop(&flags)),
+            Err(error) => failed(&error.to_string()),
         },
-        None if flags.context.is_some() => Config::from_kubeconfig(&options).await.map_err(|error| error.to_string()),
-        None => Config::infer().await.map_err(|error| error.to_string()),
-    };
-    let config = config
-        .map_err(|error| format!("no access to a cluster: {error}; set KUBECONFIG or --kubeconfig, and --context"))?;
-    let namespace = flags.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
-    let client = Client::try_from(config).map_err(|error| format!("no access to a cluster: {error}"))?;
-    Ok(Api::namespaced(client, &namespace))
-}
-
-/// Prints the resources as `-o` says.
-fn show(flags: &Flags, stops: &[WorkflowRunStop]) -> u8 {
-    let text = match flags.output {
-        None => Ok(stops.iter().map(|stop| created(stop, flags.dry_run.note())).collect()),
-        Some(Output::Name) => Ok(stops.iter().map(words::name_line).collect()),
-        Some(Output::Json) => manifest::json(stops),
-        Some(Output::Yaml) => manifest::yaml(stops),
-    };
-    match text {
-        Ok(text) => print(&text),
-        Err(error) => fail(STALLED, &error),
+        Err(error) => {
+            let printed = error.print();
+            match (error.use_stderr(), printed) {
+                (true, _) => Exit::Usage,
+                // Help and version.
+                (false, Ok(())) => Exit::Done,
+                (false, Err(error)) => failed(&error.to_string()),
+            }
+        }
     }
 }
 
-fn print(text: &str) -> u8 {
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Ok(()) => STOPPED,
-        // Who reads has had enough.
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => STOPPED,
-        Err(error) => fail(STALLED, &error.to_string()),
+fn failed(why: &str) -> Exit {
+    tell(&format!("error: {why}"));
+    Exit::Failed
+}
+
+fn written(result: Result<(), String>) -> Exit {
+    result.map_or_else(|error| failed(&error), |()| Exit::Done)
+}
+
+/// Prints what would be created, without a cluster.
+fn dry_run(flags: &Flags) -> Exit {
+    let each = flags.runs.iter().map(|run| {
+        let manifest = manifest(run, flags, Naming::Fixed);
+        let name = manifest["metadata"]["name"].as_str().unwrap_or_default();
+        match flags.output {
+            Some(output) => print::resource(&manifest, output),
+            None => format!("{} created (dry run)\n", words::full_name(name)),
+        }
+    });
+    written(print::out(each.collect::<String>().as_bytes()))
+}
+
+/// Creates the stops, and waits for them where asked to.
+async fn stop(flags: &Flags) -> Exit {
+    let cluster = match Cluster::new(flags).await {
+        Ok(cluster) => cluster,
+        Err(error) => return failed(&error),
+    };
+    // Kept from here on, so that no Ctrl-C is lost between two waits.
+    let mut interrupt = match signal(SignalKind::interrupt()) {
+        Ok(interrupt) => interrupt,
+        Err(error) => return failed(&format!("Ctrl-C cannot be caught: {error}")),
+    };
+    let (mut created, mut worst) = (vec![], Exit::Done);
+    for run in &flags.runs {
+        tokio::select! {
+            result = create(&cluster, flags, run) => match result {
+                Ok(stop) => created.push(stop),
+                Err(exit) => worst = worst.max(exit),
+            },
+            _ = interrupt.recv() => {
+                tell(&format!("interrupted; {run} may have been asked for all the same. To look:"));
+                tell(&format!("  {}", cluster.place.look_at_all()));
+                return Exit::Interrupted;
+            }
+        }
+    }
+    if created.is_empty() || flags.dry_run == DryRun::Server {
+        return worst;
+    }
+    if flags.wait {
+        return worst.max(wait_for_all(&cluster, flags, &created, &mut interrupt).await);
+    }
+    if flags.output.is_none() {
+        tell(&format!("To wait for the end: {}", cluster.place.how_to_wait(&names(&created))));
+    }
+    worst
+}
+
+fn names(stops: &[WorkflowRunStop]) -> Vec<&str> {
+    stops.iter().map(WorkflowRunStop::name).collect()
+}
+
+/// Creates one stop and says so.
+async fn create(cluster: &Cluster, flags: &Flags, run: &str) -> Result<WorkflowRunStop, Exit> {
+    let is_dry_run = flags.dry_run == DryRun::Server;
+    let manifest = manifest(run, flags, Naming::Generated);
+    let created = cluster.create(&manifest, is_dry_run).await;
+    let stop = created.map_err(|error| failed(&format!("{run}: {error}")))?;
+    let said = match flags.output {
+        None if is_dry_run => format!("{} created (server dry run)\n", words::full_name(stop.name())),
+        None => format!("{} created\n", words::full_name(stop.name())),
+        // With --wait the other formats tell of the end. A name is known now, and somebody may need it before.
+        Some(output) if output == Output::Name || !flags.wait => print::resource(&stop, output),
+        Some(_) => String::new(),
+    };
+    print::out(said.as_bytes()).map_err(|error| failed(&error))?;
+    Ok(stop)
+}
+
+/// Waits until all have finished, the time is over, or Ctrl-C.
+async fn wait_for_all(cluster: &Cluster, flags: &Flags, stops: &[WorkflowRunStop], interrupt: &mut Signal) -> Exit {
+    let (progress, until) = (Progress::new(), Instant::now() + flags.timeout);
+    let mut left = names(stops);
+    let mut waits: FuturesUnordered<_> = stops
+        .iter()
+        .map(|stop| {
+            let mut line = progress.line(stop.name());
+            async move { (stop.name(), wait(cluster.stops(), stop.clone(), until, &mut line).await) }
+        })
+        .collect();
+    let mut worst = Exit::Done;
+    loop {
+        tokio::select! {
+            waited = waits.next() => {
+                let Some((name, waited)) = waited else { return worst };
+                left.retain(|known| *known != name);
+                worst = worst.max(progress.aside(|| tell_end(cluster, flags, name, waited)));
+            }
+            _ = interrupt.recv() => break,
+        }
+    }
+    // The spinners go first.
+    drop(waits);
+    tell(&format!("interrupted; the operator goes on with {}. To look again:", left.join(", ")));
+    tell(&cluster.place.look_again(&left));
+    Exit::Interrupted
+}
+
+/// Tells how the wait for one stop ended.
+fn tell_end(cluster: &Cluster, flags: &Flags, name: &str, waited: Waited) -> Exit {
+    let again = format!("The operator goes on with it. To look again:\n{}", cluster.place.look_again(&[name]));
+    match waited {
+        Waited::Finished(stop) => {
+            let outcome = words::outcome(&stop);
+            let shown = match flags.output {
+                None => written(print::out(format!("{outcome}\n").as_bytes())),
+                Some(output) => {
+                    tell(&outcome);
+                    last_seen(&stop, output)
+                }
+            };
+            shown.max(words::verdict(&stop))
+        }
+        Waited::TimedOut(stop) => {
+            let limit = words::duration(flags.timeout);
+            tell(&format!("{name}: not finished after {limit}: {}\n{again}", words::progress(&stop)));
+            flags.output.map_or(Exit::Done, |output| last_seen(&stop, output)).max(Exit::TimedOut)
+        }
+        Waited::Gone => failed(&format!("{name} was deleted before its end was seen")),
+        Waited::Refused(why) => {
+            let exit = failed(&format!("{name} was created, but cannot be watched: {why}"));
+            tell(&again);
+            exit
+        }
     }
 }
 
-/// For people, beside what is printed.
-fn say(text: &str) {
-    // Where even stderr is gone the exit code has to do.
-    let _ = write!(std::io::stderr(), "{text}");
-}
-
-fn fail(code: u8, why: &str) -> u8 {
-    say(&format!("error: {why}\n"));
-    code
+/// Prints a resource when the wait for it is over. Its name was printed when it was created.
+fn last_seen(stop: &WorkflowRunStop, output: Output) -> Exit {
+    match output {
+        Output::Name => Exit::Done,
+        Output::Json | Output::Yaml => written(print::out(print::resource(stop, output).as_bytes())),
+    }
 }

@@ -1,4 +1,4 @@
-//! Owns the progress of what is waited for: a spinner on a terminal, else a line for each change.
+//! Owns what is shown while it waits: on a terminal one spinner for each stop, otherwise one plain line for each change.
 //! Never writes to stdout.
 
 use std::{
@@ -8,73 +8,83 @@ use std::{
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-/// How often the spinner turns.
-const TURN: Duration = Duration::from_millis(120);
+const TICK: Duration = Duration::from_millis(120);
 
-/// Where progress is shown.
-pub enum Progress {
-    /// Spinners, a line for each resource.
-    Terminal(MultiProgress),
-    /// Plain lines.
-    Lines,
-}
-
-/// The progress of one resource.
-pub enum Line {
-    /// Its spinner.
-    Spinner(ProgressBar),
-    /// What was written last.
-    Plain(String),
+/// The place on stderr where it is shown.
+pub struct Progress {
+    spinners: Option<MultiProgress>,
 }
 
 impl Progress {
-    /// For so many resources.
-    pub fn new(count: usize) -> Self {
-        // More lines than a terminal has would only flicker.
-        if std::io::stderr().is_terminal() && count <= 20 { Self::Terminal(MultiProgress::new()) } else { Self::Lines }
+    /// Spinners where somebody looks at them.
+    pub fn new() -> Self {
+        let dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
+        let somebody_looks = std::io::stderr().is_terminal() && !dumb;
+        Self { spinners: somebody_looks.then(MultiProgress::new) }
     }
 
-    /// One more resource.
+    /// The line of one stop.
     pub fn line(&self, name: &str) -> Line {
-        match self {
-            Self::Terminal(all) => {
-                let style = ProgressStyle::with_template("{spinner} {prefix} {elapsed} {wide_msg}");
-                let bar = all.add(ProgressBar::new_spinner());
-                bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
-                bar.set_prefix(name.to_owned());
-                bar.enable_steady_tick(TURN);
-                Line::Spinner(bar)
-            }
-            Self::Lines => Line::Plain(String::new()),
-        }
+        let spinner = self.spinners.as_ref().map(|spinners| {
+            let style = ProgressStyle::with_template("{spinner} {prefix} {elapsed} {wide_msg}");
+            let spinner = spinners.add(ProgressBar::new_spinner());
+            spinner.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+            spinner.set_prefix(name.to_owned());
+            spinner.enable_steady_tick(TICK);
+            spinner
+        });
+        Line { name: name.to_owned(), spinner, said: String::new() }
     }
 
-    /// Leaves nothing behind on the terminal.
-    pub fn clear(&self) {
-        if let Self::Terminal(all) = self {
-            // A terminal that is gone needs no clearing.
-            drop(all.clear());
+    /// Does what writes to the terminal while the spinners are out of its way.
+    pub fn aside<T>(&self, write: impl FnOnce() -> T) -> T {
+        match &self.spinners {
+            Some(spinners) => spinners.suspend(write),
+            None => write(),
         }
     }
 }
 
+/// What is shown of one stop. It goes away with its end.
+pub struct Line {
+    name: String,
+    spinner: Option<ProgressBar>,
+    said: String,
+}
+
 impl Line {
-    /// Says what the resource is at.
-    pub fn say(&mut self, name: &str, text: &str) {
-        match self {
-            Self::Spinner(bar) => bar.set_message(text.to_owned()),
-            Self::Plain(last) if last != text => {
-                text.clone_into(last);
-                let _ = writeln!(std::io::stderr(), "{name}: {text}");
-            }
-            Self::Plain(_) => {}
+    /// How far it is; shown once where nothing changes.
+    pub fn says(&mut self, text: &str) {
+        if self.said == text {
+            return;
+        }
+        text.clone_into(&mut self.said);
+        match &self.spinner {
+            Some(spinner) => spinner.set_message(text.to_owned()),
+            None => tell(&format!("{}: {text}", self.name)),
         }
     }
 
-    /// Its end is told elsewhere.
-    pub fn end(self) {
-        if let Self::Spinner(bar) = self {
-            bar.finish_and_clear();
+    /// What stays to be read.
+    pub fn warns(&self, text: &str) {
+        let warning = format!("{}: warning: {text}", self.name);
+        match &self.spinner {
+            Some(spinner) => spinner.suspend(|| tell(&warning)),
+            None => tell(&warning),
         }
     }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        if let Some(spinner) = &self.spinner {
+            spinner.finish_and_clear();
+        }
+    }
+}
+
+/// A line on stderr.
+pub fn tell(text: &str) {
+    // Where even stderr is gone the exit code has to do.
+    let _ = writeln!(std::io::stderr(), "{text}");
 }

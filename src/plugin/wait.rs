@@ -1,92 +1,96 @@
-//! Owns waiting for the end of one stop, through whatever happens to the connection.
-//! Never gives up by itself, but where nothing can come any more.
+//! Owns waiting for the end of one stop: it is watched through lost connections until it has finished, is gone, or time is up.
+//! Never changes anything in the cluster.
 
 use std::{pin::pin, time::Duration};
 
 use futures::StreamExt;
 use kube::{
     Api,
-    runtime::{WatchStreamExt, watcher, watcher::watch_object},
+    runtime::{
+        WatchStreamExt,
+        watcher::{self, watch_object},
+    },
 };
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::amperity::http::reason;
-use crate::plugin::{
-    progress::Progress,
-    words::{at, not_looked_at},
-};
+use crate::plugin::cluster::told;
+use crate::plugin::progress::Line;
+use crate::plugin::refusal::explain;
+use crate::plugin::words::{is_unseen, one_line, progress};
 use crate::resource::WorkflowRunStop;
 
-/// An operator that runs has looked at a resource by then.
-const LOOKED_AT_WITHIN: Duration = Duration::from_secs(10);
+/// A running operator looks at a new stop within a second.
+const UNSEEN_FOR_LONG: Duration = Duration::from_secs(5);
 
-/// How waiting ended.
-pub enum Ended {
-    /// The resource finished.
+/// How the wait for one stop ended.
+pub enum Waited {
+    /// It has finished.
     Finished(Box<WorkflowRunStop>),
-    /// There is nothing to wait for any more, and why.
-    Gone(String),
+    /// It was deleted, or deleted and created anew, before its end was seen.
+    Gone,
+    /// The time was over; the stop as last seen.
+    TimedOut(Box<WorkflowRunStop>),
+    /// The cluster does not let us look.
+    Refused(String),
 }
 
-/// Waits until a resource finished or is gone.
-pub async fn wait(api: &Api<WorkflowRunStop>, stop: &WorkflowRunStop, progress: &Progress) -> Ended {
-    let name = stop.name();
-    let mut line = progress.line(name);
-    line.say(name, "waits for the operator");
-    let mut changes = pin!(watch_object(api.clone(), name).default_backoff());
-    let mut seen = false;
-    let impatient = Instant::now() + LOOKED_AT_WITHIN;
+/// Waits for the end of a stop, and tells on the line what changes.
+pub async fn wait(api: Api<WorkflowRunStop>, created: WorkflowRunStop, until: Instant, line: &mut Line) -> Waited {
+    let name = created.name().to_owned();
+    let mut versions = pin!(watch_object(api, &name).default_backoff());
+    let (mut seen_once, mut last) = (false, created);
+    let mut warning = pin!(sleep(UNSEEN_FOR_LONG));
+    let mut warned = false;
+    line.says(&progress(&last));
     loop {
-        let change = tokio::select! {
-            change = changes.next() => change,
-            () = sleep_until(impatient), if !seen => {
-                seen = true;
-                line.say(name, &not_looked_at(stop));
-                continue;
-            }
-        };
-        match change {
-            Some(Ok(Some(now))) if now.uid() == stop.uid() => {
-                if now.is_finished() {
-                    line.end();
-                    return Ended::Finished(Box::new(now));
+        tokio::select! {
+            version = versions.next() => match version {
+                Some(Ok(Some(stop))) if stop.uid() == last.uid() => {
+                    seen_once = true;
+                    last = stop;
+                    if last.is_finished() {
+                        return Waited::Finished(Box::new(last));
+                    }
+                    line.says(&progress(&last));
                 }
-                if let Some(at) = at(&now) {
-                    seen = true;
-                    line.say(name, &at);
+                Some(Ok(_)) => return Waited::Gone,
+                // What works once may fail for a while, in every way, as long as an API server starts anew.
+                Some(Err(error)) => {
+                    let (why, is_refused) = why(&error, last.namespace());
+                    if is_refused && !seen_once {
+                        return Waited::Refused(why);
+                    }
+                    line.says(&one_line(&format!("the cluster cannot be asked right now, still waiting: {why}")));
                 }
-            }
-            Some(Ok(Some(_) | None)) => {
-                line.end();
-                return Ended::Gone(format!("{name} was deleted before it ended; what became of the run is not known"));
-            }
-            Some(Err(error)) => match forbidden(&error) {
-                Some(why) => {
-                    line.end();
-                    return Ended::Gone(format!("{name} was created, but cannot be watched: {why}"));
-                }
-                // The API server is away for a while, say.
-                None => line.say(name, &format!("the API server does not answer ({}); trying again", reason(&error))),
+                None => return Waited::TimedOut(Box::new(last)),
             },
-            None => {
-                line.end();
-                return Ended::Gone(format!("the watch of {name} ended"));
+            () = &mut warning, if !warned => {
+                warned = true;
+                if is_unseen(&last) {
+                    line.warns(&format!(
+                        "no operator has looked at it yet: is one running, and does it watch the namespace {}?",
+                        last.namespace()
+                    ));
+                }
             }
+            () = sleep_until(until) => return Waited::TimedOut(Box::new(last)),
         }
     }
 }
 
-fn forbidden(error: &watcher::Error) -> Option<String> {
-    match error {
-        watcher::Error::InitialListFailed(kube::Error::Api(status))
-        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
-        | watcher::Error::WatchFailed(kube::Error::Api(status)) => Some(status),
+/// Why a watch failed, and whether the cluster does not let us look, rather than being away.
+fn why(error: &watcher::Error, namespace: &str) -> (String, bool) {
+    let status = match error {
         watcher::Error::WatchError(status) => Some(status),
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => Some(status),
         watcher::Error::InitialListFailed(_)
         | watcher::Error::WatchStartFailed(_)
         | watcher::Error::WatchFailed(_)
         | watcher::Error::NoResourceVersion => None,
+    };
+    match status {
+        Some(status) => (explain(status, "list and watch", namespace), matches!(status.code, 401 | 403 | 404)),
+        None => (told(error), false),
     }
-    .filter(|status| status.is_forbidden())
-    .map(|status| status.message.clone())
 }

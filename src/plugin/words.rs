@@ -1,164 +1,301 @@
-//! Owns what `kubectl stop-run` says of a resource.
-//! Never writes it anywhere, and reads no clock.
+//! Owns what is said of a stop: that it was created, how far it is, how it ended, how to look at it again.
+//! Never prints, and never lets through what would steer a terminal.
 
 use std::time::Duration;
 
-use crate::resource::{
-    WorkflowRunStop,
-    conditions::{self, ConditionType, Truth},
-};
+use jiff::SignedDuration;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::Resource;
+
+use crate::plugin::exit::Exit;
+use crate::resource::conditions::{self, ConditionType, Truth};
+use crate::resource::{WorkflowRunStop, WorkflowRunStopStatus};
 use crate::run::{Phase, RunError, TaskInstance};
 
-/// As many tasks are listed; the rest is counted.
-const MOST_TASKS: usize = 20;
+/// How many failed tasks are shown; `kubectl get -o yaml` has them all.
+const MOST_TASKS: usize = 10;
 
-/// The resource's name as kubectl prints it.
-pub fn name_line(stop: &WorkflowRunStop) -> String {
-    format!("workflowrunstop.workflow.amperity.com/{}\n", label(stop))
+/// The longest error of a task in characters.
+const LONGEST_ERROR: usize = 120;
+
+/// What makes kubectl look at the same place: `-n ops --context prod`.
+#[derive(Clone, Debug, Default)]
+pub struct Place {
+    /// The namespace.
+    pub namespace: String,
+    /// The flags with which the cluster was named.
+    pub cluster: Vec<String>,
 }
 
-/// What kubectl says of what it created.
-pub fn created(stop: &WorkflowRunStop, note: &str) -> String {
-    format!("{} created{note}\n", name_line(stop).trim_end())
-}
+impl Place {
+    fn flags(&self) -> String {
+        std::iter::once(format!("-n {}", self.namespace))
+            .chain(self.cluster.iter().cloned())
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
 
-/// The name, or what it will begin with.
-pub fn label(stop: &WorkflowRunStop) -> &str {
-    match stop.metadata.name.as_deref() {
-        Some(name) => name,
-        None => stop.metadata.generate_name.as_deref().unwrap_or_default(),
+    /// How to look at all stops again.
+    pub fn look_at_all(&self) -> String {
+        format!("kubectl get wrs {}", self.flags())
+    }
+
+    /// How to look at these again.
+    pub fn look_again(&self, names: &[&str]) -> String {
+        let (names, flags) = (names.join(" "), self.flags());
+        format!("  kubectl get wrs {names} {flags}\n  kubectl describe wrs {names} {flags}")
+    }
+
+    /// How to wait for the end of these.
+    pub fn how_to_wait(&self, names: &[&str]) -> String {
+        let (names, flags) = (names.join(" "), self.flags());
+        format!("kubectl wait wrs {names} {flags} --for=jsonpath='{{.status.completionTime}}' --timeout=10m")
     }
 }
 
-/// What a resource is at, in one line; nothing where no operator has looked at it.
-pub fn at(stop: &WorkflowRunStop) -> Option<String> {
-    let status = stop.status.as_ref()?;
-    let ready = conditions::find(&status.conditions, ConditionType::Ready)?;
-    Some(format!("{}: {}", ready.reason, shown(&ready.message)))
+/// Kind, group and name, as kubectl has them.
+pub fn full_name(name: &str) -> String {
+    let kind = WorkflowRunStop::kind(&()).to_lowercase();
+    format!("{kind}.{}/{name}", WorkflowRunStop::group(&()))
 }
 
-/// What is said where no operator looks at a resource.
-pub fn not_looked_at(stop: &WorkflowRunStop) -> String {
-    format!("no operator has looked at it yet: is one installed, and does it watch the namespace {}?", stop.namespace())
+/// How far a stop is, in one line: the run's state, the reason, and what it waits for.
+pub fn progress(stop: &WorkflowRunStop) -> String {
+    let Some(ready) = ready(stop) else { return "waits for the operator".to_owned() };
+    let state = stop.status.as_ref().and_then(|status| status.state.as_deref());
+    let state = state.map(|state| format!("run {state}, ")).unwrap_or_default();
+    one_line(&format!("{state}{}: {}", ready.reason, ready.message))
 }
 
-/// How to look at a resource later, after that.
-pub fn again(stop: &WorkflowRunStop, why: &str) -> String {
-    let (name, namespace) = (stop.name(), stop.namespace());
-    format!(
-        "{why}: {name} stays, and the operator goes on with it. To look again:\n  \
-         kubectl get wrs {name} --namespace {namespace}\n  \
-         kubectl describe wrs {name} --namespace {namespace}\n"
-    )
+/// True as long as no operator has looked at it.
+pub fn is_unseen(stop: &WorkflowRunStop) -> bool {
+    stop.status.as_ref().and_then(|status| status.observed_generation).is_none_or(|generation| generation < 0)
 }
 
-/// How a resource ended, with what failed in the run, and whether that is well.
-pub fn outcome(stop: &WorkflowRunStop, took: Duration) -> (String, bool) {
-    let Some(status) = &stop.status else { return (String::new(), false) };
-    let ready = conditions::find(&status.conditions, ConditionType::Ready);
-    let well = ready.is_some_and(|ready| ready.status == Truth::True.as_str());
-    let message = ready.map(|ready| shown(&ready.message)).unwrap_or_default();
-    let mut text = format!("{}: {message} ({} s)\n", stop.name(), took.as_secs());
-    // A run that was stopped carries an error that says so.
-    let stopped = status.state.as_deref().is_some_and(|state| Phase::of(state) == Phase::Stopped);
-    if let Some(error) = status.error.as_ref().filter(|_| !stopped) {
-        text.push_str(&format!("  error: {}\n", one_line(error)));
-    }
-    let failed = |task: &&TaskInstance| {
-        task.error.is_some() || task.state.as_deref().is_some_and(|state| state.eq_ignore_ascii_case("failed"))
+/// How a finished stop is told by the exit code.
+pub fn verdict(stop: &WorkflowRunStop) -> Exit {
+    if ready(stop).is_some_and(|ready| ready.status == Truth::True.as_str()) { Exit::Done } else { Exit::Failed }
+}
+
+/// What became of a finished stop, in some lines.
+pub fn outcome(stop: &WorkflowRunStop) -> String {
+    let nothing = WorkflowRunStopStatus::default();
+    let status = stop.status.as_ref().unwrap_or(&nothing);
+    let (what, why) = match ready(stop) {
+        Some(ready) if verdict(stop) == Exit::Done => (format!("done, {}", ready.reason), ready.message.as_str()),
+        Some(ready) => (format!("failed, {}", ready.reason), ready.message.as_str()),
+        None => ("finished".to_owned(), ""),
     };
-    let tasks: Vec<_> = status.task_instances.iter().flatten().filter(failed).collect();
-    if !tasks.is_empty() {
-        text.push_str(&table(&tasks));
+    let mut lines = vec![
+        one_line(&format!("{}: {what}: {why}", stop.name())),
+        one_line(&format!("  run    {}, {}", stop.spec.run_id, status.state.as_deref().unwrap_or("state not known"))),
+    ];
+    if let Some(error) = &status.error {
+        lines.push(one_line(&format!("  error  {}", error_text(error))));
     }
-    (text, well)
+    if let Some(took) = took(stop, status.completion_time.as_ref()) {
+        lines.push(format!("  took   {took}"));
+    }
+    lines.extend(failed_tasks(stop, status));
+    lines.join("\n")
 }
 
-/// The tasks that failed, a line each.
-fn table(tasks: &[&TaskInstance]) -> String {
-    let dash = || "-".to_owned();
-    let row = |task: &&TaskInstance| {
-        let name = task.label.clone().or_else(|| task.id.clone()).unwrap_or_else(dash);
-        let state = task.state.clone().unwrap_or_else(dash);
-        [shown(&name), shown(&state), task.error.as_ref().map_or_else(dash, one_line)]
-    };
-    let mut rows = vec![["TASK".to_owned(), "STATE".to_owned(), "ERROR".to_owned()]];
-    rows.extend(tasks.iter().take(MOST_TASKS).map(row));
+/// From the creation to the end, both as the cluster tells them.
+fn took(stop: &WorkflowRunStop, completed: Option<&Time>) -> Option<String> {
+    let Time(completed) = completed?;
+    let took = completed.duration_since(stop.created());
+    // The two clocks may differ by a little.
+    (!took.is_negative()).then(|| format!("{took:#}"))
+}
+
+/// A duration as people write it, `10m`.
+pub fn duration(duration: Duration) -> String {
+    SignedDuration::try_from(duration).map_or_else(|_| format!("{duration:?}"), |duration| format!("{duration:#}"))
+}
+
+/// A task that failed; one that ended by the stop carries an error as well.
+fn has_failed(task: &TaskInstance) -> bool {
+    let state = task.state.as_deref().unwrap_or_default();
+    Phase::of(state) == Phase::EndedOtherwise && !state.eq_ignore_ascii_case("succeeded")
+}
+
+fn failed_tasks(stop: &WorkflowRunStop, status: &WorkflowRunStopStatus) -> Vec<String> {
+    let failed: Vec<_> = status.task_instances.iter().flatten().filter(|task| has_failed(task)).collect();
+    if failed.is_empty() {
+        return vec![];
+    }
+    let mut rows = vec![["TASK", "STATE", "ERROR"].map(str::to_owned)];
+    rows.extend(failed.iter().take(MOST_TASKS).map(|task| {
+        let name = task.label.as_deref().or(task.id.as_deref()).unwrap_or("?");
+        let error = task.error.as_ref().map(error_text).unwrap_or_default();
+        [one_line(name), one_line(task.state.as_deref().unwrap_or_default()), cut(&one_line(&error))]
+    }));
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
-    let (name, state) = (width(0), width(1));
-    let mut text: String =
-        rows.iter().map(|[task, at, error]| format!("  {task:name$}  {at:state$}  {error}\n")).collect();
-    if let Some(more @ 1..) = tasks.len().checked_sub(MOST_TASKS) {
-        text.push_str(&format!("  and {more} more\n"));
+    let (first, second) = (width(0), width(1));
+    let mut lines = vec!["  failed tasks:".to_owned()];
+    lines.extend(
+        rows.iter().map(|[name, state, error]| {
+            format!("    {name:<first$}   {state:<second$}   {error}").trim_end().to_owned()
+        }),
+    );
+    if MOST_TASKS < failed.len() {
+        let more = failed.len() - MOST_TASKS;
+        lines.push(format!("    and {more} more, see: kubectl get wrs {} -o yaml", stop.name()));
     }
-    text
+    if let Some(omitted) = status.task_instances_omitted.filter(|omitted| 0 < *omitted) {
+        lines.push(format!("    {omitted} tasks did not fit into the status"));
+    }
+    lines
 }
 
-fn one_line(error: &RunError) -> String {
-    let said = error.message.as_deref().or(error.r#type.as_deref()).unwrap_or("no message");
-    shown(said)
+fn error_text(error: &RunError) -> String {
+    let message = error.message.as_deref().or(error.r#type.as_deref()).unwrap_or("without a message");
+    match &error.attribution {
+        Some(attribution) => format!("{message} (attributed to {attribution})"),
+        None => message.to_owned(),
+    }
 }
 
-/// A text of somebody else's in one line, without what a terminal would take for a command.
-fn shown(text: &str) -> String {
-    let plain: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    plain.split_whitespace().collect::<Vec<_>>().join(" ")
+fn ready(stop: &WorkflowRunStop) -> Option<&Condition> {
+    conditions::find(&stop.status.as_ref()?.conditions, ConditionType::Ready)
+}
+
+/// One line without anything that steers a terminal: what comes from an API may hold anything.
+pub fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>().trim_end().to_owned()
+}
+
+fn cut(text: &str) -> String {
+    match text.char_indices().nth(LONGEST_ERROR) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::resource::{WorkflowRunStopSpec, WorkflowRunStopStatus, conditions::Reason};
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use crate::resource::WorkflowRunStopSpec;
+    use crate::resource::conditions::Reason;
     use k8s_openapi::jiff::Timestamp;
 
-    fn ended(ready: Truth, reason: Reason) -> WorkflowRunStop {
-        let mut stop = WorkflowRunStop::new("stop-1", WorkflowRunStopSpec::new("wf-1", "acme", "amperity"));
-        let why = (reason, reason.message("its state is x"));
-        let ready = conditions::condition(ConditionType::Ready, ready, why, None, &Time(Timestamp::UNIX_EPOCH));
-        stop.status = Some(WorkflowRunStopStatus { conditions: vec![ready], ..WorkflowRunStopStatus::default() });
+    fn at(second: i64) -> Time {
+        Time(Timestamp::from_second(second).unwrap())
+    }
+
+    fn stop(truth: Truth, reason: Reason, state: &str) -> WorkflowRunStop {
+        let mut stop = WorkflowRunStop::new("stop-wf-1-x", WorkflowRunStopSpec::new("wf-1", "acme", "amperity"));
+        stop.metadata.creation_timestamp = Some(at(100));
+        let why = (reason, reason.message(""));
+        stop.status = Some(WorkflowRunStopStatus {
+            state: (!state.is_empty()).then(|| state.to_owned()),
+            conditions: vec![conditions::condition(ConditionType::Ready, truth, why, Some(1), &at(100))],
+            observed_generation: Some(1),
+            ..WorkflowRunStopStatus::default()
+        });
         stop
     }
 
-    fn error(message: &str) -> RunError {
-        RunError { message: Some(message.to_owned()), ..RunError::default() }
+    fn task(label: &str, state: &str, error: Option<&str>) -> TaskInstance {
+        TaskInstance {
+            label: Some(label.to_owned()),
+            state: Some(state.to_owned()),
+            error: error.map(|message| RunError { message: Some(message.to_owned()), ..RunError::default() }),
+            ..TaskInstance::default()
+        }
+    }
+
+    fn finished(mut stop: WorkflowRunStop, tasks: Vec<TaskInstance>) -> WorkflowRunStop {
+        let status = stop.status.as_mut().unwrap();
+        status.completion_time = Some(at(165));
+        status.task_instances = Some(tasks);
+        stop
     }
 
     #[test]
-    fn an_outcome_tells_what_happened_and_which_tasks_failed() {
-        let mut stop = ended(Truth::True, Reason::RunEndedOtherwise);
-        let status = stop.status.as_mut().unwrap();
-        status.error = Some(error("two\nlines and \u{1b}[31mred"));
-        let task = |label: &str, state: &str, error| TaskInstance {
-            label: Some(label.to_owned()),
-            state: Some(state.to_owned()),
-            error,
-            ..TaskInstance::default()
-        };
-        status.task_instances = Some(vec![
-            task("load", "succeeded", None),
-            task("transform all", "failed", Some(error("no such column"))),
-            task("send", "canceled", None),
-        ]);
+    fn progress_tells_state_and_reason_and_what_it_waits_for() {
+        let new = WorkflowRunStop::new("x", WorkflowRunStopSpec::new("wf-1", "acme", "amperity"));
+        assert_eq!(progress(&new), "waits for the operator");
+        assert!(is_unseen(&new));
+        let waits = stop(Truth::Unknown, Reason::WaitingForBudget, "");
         assert_eq!(
-            outcome(&stop, Duration::from_secs(12)),
-            (
-                "stop-1: The run ended in another way than by being stopped: its state is x. (12 s)\n  \
-                 error: two lines and [31mred\n  \
-                 TASK           STATE   ERROR\n  \
-                 transform all  failed  no such column\n"
-                    .to_owned(),
-                true
-            )
+            progress(&waits),
+            "WaitingForBudget: The request waits for its turn within the tenant's rate limit."
+        );
+        assert!(!is_unseen(&waits));
+        assert!(
+            progress(&stop(Truth::Unknown, Reason::FollowingRun, "stopping"))
+                .starts_with("run stopping, FollowingRun: ")
         );
     }
 
     #[test]
-    fn a_stop_that_failed_for_good_is_not_well_and_long_lists_are_cut() {
-        let mut stop = ended(Truth::False, Reason::RunStillActive);
-        let failed = TaskInstance { error: Some(error("x")), ..TaskInstance::default() };
-        stop.status.as_mut().unwrap().task_instances = Some(vec![failed; 25]);
-        let (text, well) = outcome(&stop, Duration::ZERO);
-        assert!(!well && text.lines().count() == 1 + 1 + MOST_TASKS + 1 && text.ends_with("and 5 more\n"), "{text}");
+    fn every_end_with_ready_true_is_a_success_and_no_other() {
+        for (truth, exit) in [(Truth::True, Exit::Done), (Truth::False, Exit::Failed), (Truth::Unknown, Exit::Failed)] {
+            assert_eq!(verdict(&stop(truth, Reason::RunStopped, "")), exit);
+        }
+        let bare = WorkflowRunStop::new("x", WorkflowRunStopSpec::new("wf-1", "acme", "amperity"));
+        assert_eq!(verdict(&bare), Exit::Failed);
+    }
+
+    #[test]
+    fn an_outcome_names_state_error_time_and_just_the_failed_tasks() {
+        let tasks = vec![
+            task("Load", "succeeded", None),
+            task("Send to A", "failed", Some("A refused the file")),
+            task("Send to BB", "Failed", None),
+            task("Send to C", "canceled", Some("Workflow manually stopped")),
+        ];
+        let mut stop = finished(stop(Truth::True, Reason::RunEndedOtherwise, "failed"), tasks);
+        stop.status.as_mut().unwrap().error = Some(RunError {
+            attribution: Some("customer".to_owned()),
+            message: Some("A task failed".to_owned()),
+            ..RunError::default()
+        });
+        assert_eq!(
+            outcome(&stop),
+            "\
+stop-wf-1-x: done, RunEndedOtherwise: The run ended in another way than by being stopped.
+  run    wf-1, failed
+  error  A task failed (attributed to customer)
+  took   1m 5s
+  failed tasks:
+    TASK         STATE    ERROR
+    Send to A    failed   A refused the file
+    Send to BB   Failed"
+        );
+    }
+
+    #[test]
+    fn a_failure_says_so_and_claims_no_state() {
+        let text = outcome(&finished(stop(Truth::False, Reason::RunNotFound, ""), vec![]));
+        assert!(text.starts_with("stop-wf-1-x: failed, RunNotFound: Amperity does not know this run"), "{text}");
+        assert!(text.contains("wf-1, state not known") && !text.contains("tasks"), "{text}");
+    }
+
+    #[test]
+    fn of_many_failed_tasks_some_are_shown_and_the_rest_counted() {
+        let tasks = (0..13).map(|index| task(&format!("t{index}"), "failed", Some(&"x".repeat(500)))).collect();
+        let text = outcome(&finished(stop(Truth::True, Reason::RunStopped, "canceled"), tasks));
+        assert!(text.contains("t9 ") && !text.contains("t10 "), "{text}");
+        assert!(text.ends_with("and 3 more, see: kubectl get wrs stop-wf-1-x -o yaml"), "{text}");
+        assert!(text.lines().all(|line| line.chars().count() < 160), "{text}");
+    }
+
+    #[test]
+    fn nothing_from_an_api_steers_the_terminal() {
+        let tasks = vec![task("a\u{1b}[2Jb", "failed", Some("two\nlines\r\u{7}"))];
+        let text = outcome(&finished(stop(Truth::True, Reason::RunStopped, "cancel\u{9b}ed"), tasks));
+        assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
+        assert!(text.ends_with("a [2Jb   failed   two lines"), "{text:?}");
+    }
+
+    #[test]
+    fn a_look_again_goes_to_the_same_cluster_and_namespace() {
+        let place = Place { namespace: "ops".to_owned(), cluster: vec!["--context prod".to_owned()] };
+        assert_eq!(
+            place.look_again(&["a", "b"]),
+            "  kubectl get wrs a b -n ops --context prod\n  kubectl describe wrs a b -n ops --context prod"
+        );
     }
 }

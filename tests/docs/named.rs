@@ -110,7 +110,7 @@ fn every_flag_has_a_row_with_its_default_and_none_has_a_row_too_many() {
 
 #[test]
 fn every_option_of_the_plugin_has_a_row_and_none_has_a_row_too_many() {
-    let command = <plugin::flags::Cli as CommandFactory>::command();
+    let command = <plugin::args::Cli as CommandFactory>::command();
     let options = command.get_arguments().filter_map(|arg| Some(format!("--{}", arg.get_long()?)));
     let options: Vec<_> = options.filter(|name| !["--help", "--version"].contains(&name.as_str())).collect();
     let table = rows(&Document::at("docs/kubectl-plugin.md").section("## Options"));

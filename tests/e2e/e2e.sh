@@ -55,6 +55,9 @@ until_true() {
   done
 }
 
+# Whether these events, in this order, and no others tell of a stop.
+told() { [ "$(k get events --field-selector "involvedObject.name=$1" -o 'jsonpath={.items[*].reason}')" = "$2" ]; }
+
 # How many stop requests have arrived at Amperity for a run.
 posts() { cat "$work"/requests*.jsonl | grep '"kind":"stop"' | grep -c "\"run\":\"$1\"" || true; }
 all_posts() { cat "$work"/requests*.jsonl | grep -c '"kind":"stop"' || true; }
@@ -196,7 +199,10 @@ k patch workflowrunstop stop-suspended --type=merge -p '{"spec":{"suspend":false
 ends_as stop-suspended 'True RunStopped'
 once wf-demo-6
 k get workflowrunstops
-proved 'each sample ends as it says, with one POST'
+# They are written beside the status, not before it.
+until_true 20 'the story of stop-nightly stands in its events' told stop-nightly 'StopAccepted RunStopped'
+until_true 20 'the story of stop-unknown stands in its events' told stop-unknown 'RunNotFound'
+proved 'each sample ends as it says, with one POST, and the events tell it'
 
 step 'client credentials'
 k apply -f examples/client-credentials.yaml

@@ -1,20 +1,19 @@
 #!/usr/bin/env bash
-# Owns building one of the programs so that it runs anywhere, and prints where it is.
-# Never builds for another architecture without that one's linker and standard library.
+# Owns building one program of this crate for Linux so that it loads nothing when it runs: prints where it is.
+# Never prints anything else on stdout.
 #
-#   binary.sh PROGRAM amd64|arm64
+#   static.sh PROGRAM amd64|arm64
 #
-# It is linked statically with glibc, which since 2.34 looks up names in /etc/hosts and DNS by itself: it loads nothing when
-# it runs. With an older one it would need shared libraries that an empty image, or another machine, does not have.
+# It is linked statically with glibc, which since 2.34 looks up names in /etc/hosts and DNS by itself.
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
 fail() {
-  printf 'binary: %s\n' "$*" >&2
+  printf 'static build: %s\n' "$*" >&2
   exit 1
 }
 
-[ "$#" -eq 2 ] || fail 'usage: binary.sh PROGRAM amd64|arm64'
+[ "$#" -eq 2 ] || fail 'usage: static.sh PROGRAM amd64|arm64'
 program=$1
 case $2 in
 amd64) target=x86_64-unknown-linux-gnu ;;
@@ -22,7 +21,7 @@ arm64) target=aarch64-unknown-linux-gnu ;;
 *) fail "nothing is built for $2" ;;
 esac
 
-glibc=$(getconf GNU_LIBC_VERSION 2>/dev/null) || fail 'glibc is needed, 2.34 or newer; elsewhere use the Dockerfile'
+glibc=$(getconf GNU_LIBC_VERSION 2>/dev/null) || fail 'glibc is needed, 2.34 or newer; for the image, use the Dockerfile elsewhere'
 [ "$(printf '%s\n' 2.34 "${glibc#glibc }" | sort -V | head -n 1)" = 2.34 ] || fail "glibc 2.34 or newer is needed, this is $glibc"
 
 # Another architecture than this machine's needs its standard library and its linker.

@@ -1,0 +1,60 @@
+//! Owns what goes to stdout: resources in the format that was asked for, texts for people, scripts.
+//! Never anything but that, so that a program can read it.
+
+use std::io::{ErrorKind, Write};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::plugin::args::Output;
+use crate::plugin::words::full_name;
+
+/// A resource in one of the formats. Several can be printed one after the other.
+pub fn resource(resource: &impl Serialize, output: Output) -> String {
+    let mut resource = serde_json::to_value(resource).unwrap_or_default();
+    // Who wrote which field is of no use here; kubectl hides it as well.
+    if let Some(metadata) = resource.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.remove("managedFields");
+    }
+    match output {
+        Output::Name => format!("{}\n", full_name(resource["metadata"]["name"].as_str().unwrap_or_default())),
+        Output::Json => format!("{resource:#}\n"),
+        Output::Yaml => format!("---\n{}", serde_yaml_ng::to_string(&resource).unwrap_or_default()),
+    }
+}
+
+/// Writes to stdout.
+///
+/// # Errors
+/// Where it cannot be written, but for a reader that has had enough.
+pub fn out(bytes: &[u8]) -> Result<(), String> {
+    let mut stdout = std::io::stdout();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(format!("stdout: {error}")),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn each_format_prints_the_resource_and_none_who_wrote_its_fields() {
+        let stop = json!({"metadata": {"name": "x", "managedFields": [{"manager": "y"}]}, "spec": {"runId": "wf-1"}});
+        let bare = json!({"metadata": {"name": "x"}, "spec": {"runId": "wf-1"}});
+        assert_eq!(resource(&stop, Output::Name), "workflowrunstop.workflow.amperity.com/x\n");
+        assert_eq!(serde_json::from_str::<Value>(&resource(&stop, Output::Json)).unwrap(), bare);
+        assert_eq!(serde_yaml_ng::from_str::<Value>(&resource(&stop, Output::Yaml)).unwrap(), bare);
+    }
+
+    #[test]
+    fn several_resources_are_several_documents() {
+        let two = |output| resource(&json!({"a": 1}), output) + &resource(&json!({"b": 2}), output);
+        let json: Vec<Value> =
+            serde_json::Deserializer::from_str(&two(Output::Json)).into_iter().map(Result::unwrap).collect();
+        assert_eq!(json, [json!({"a": 1}), json!({"b": 2})]);
+        assert_eq!(serde_yaml_ng::Deserializer::from_str(&two(Output::Yaml)).count(), 2);
+    }
+}

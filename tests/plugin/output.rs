@@ -1,0 +1,128 @@
+//! What stands on stdout, for a program to read or for Git to keep.
+
+use std::{fs, time::Duration};
+
+use kube::api::ListParams;
+use lab::{control_plane::User, simulator::Run};
+use serde::Deserialize;
+use serde_json::Value;
+use workflow_run_stop_operator::resource::WorkflowRunStop;
+
+use crate::call::{USUAL, call, done, plugin};
+use crate::kubectl::kubectl;
+use crate::support::{Place, TENANT};
+
+fn json_documents(text: &str) -> Vec<Value> {
+    serde_json::Deserializer::from_str(text).into_iter().map(Result::unwrap).collect()
+}
+
+fn yaml_documents(text: &str) -> Vec<Value> {
+    serde_yaml_ng::Deserializer::from_str(text).map(|document| Value::deserialize(document).unwrap()).collect()
+}
+
+#[tokio::test]
+async fn each_format_prints_what_was_created_and_nothing_else() {
+    let place = Place::new().await;
+    let json = done(call(&place, &["wf-1", "wf-2", "-o", "json"])).await.with(0);
+    let yaml = done(call(&place, &["wf-1", "wf-2", "-o", "yaml"])).await.with(0);
+    for stops in [json_documents(&json.out), yaml_documents(&yaml.out)] {
+        let runs: Vec<_> = stops.iter().map(|stop| stop["spec"]["runId"].as_str().unwrap()).collect();
+        assert_eq!(runs, ["wf-1", "wf-2"]);
+        for stop in stops {
+            let stored = place.get(stop["metadata"]["name"].as_str().unwrap()).await;
+            assert_eq!(stop["metadata"]["uid"], stored.uid());
+            assert_eq!(stop["metadata"]["managedFields"], Value::Null);
+        }
+    }
+    let name = done(call(&place, &["wf-1", "-o", "name"])).await.with(0);
+    let short = name.out.strip_prefix("workflowrunstop.workflow.amperity.com/").unwrap().trim_end();
+    assert_eq!(place.get(short).await.spec.run_id, "wf-1");
+    assert_eq!([json.err, yaml.err, name.err], ["", "", ""]);
+}
+
+#[tokio::test]
+async fn with_wait_the_finished_resource_is_on_stdout_and_progress_and_outcome_on_stderr() {
+    let place = Place::new().await;
+    place.amperity.add_run(TENANT, Run::new("wf-1").stops_in(Duration::from_secs(1)));
+    let _operator = place.operator().await;
+    let ended = done(call(&place, &["wf-1", "--wait", "-o", "json"])).await.with(0);
+    let [stop] = &json_documents(&ended.out)[..] else { panic!("{}", ended.out) };
+    let stop: WorkflowRunStop = serde_json::from_value(stop.clone()).unwrap();
+    assert!(stop.is_finished(), "{stop:?}");
+    assert!(ended.err.contains("FollowingRun") && ended.err.contains(": done, RunStopped"), "{}", ended.err);
+    let ended = done(call(&place, &["wf-unknown", "--wait", "-o", "yaml"])).await.with(1);
+    assert!(yaml_documents(&ended.out)[0]["status"]["completionTime"].is_string(), "{}", ended.out);
+}
+
+#[tokio::test]
+async fn with_wait_a_timeout_prints_the_resource_as_last_seen_and_a_name_is_printed_at_once() {
+    let place = Place::new().await;
+    let ended = done(call(&place, &["wf-1", "--wait", "--timeout=1s", "-o", "yaml"])).await.with(3);
+    assert_eq!(yaml_documents(&ended.out)[0]["status"]["observedGeneration"], -1);
+    let ended = done(call(&place, &["wf-1", "--wait", "--timeout=1s", "-o", "name"])).await.with(3);
+    assert_eq!(ended.out.lines().count(), 1, "{}", ended.out);
+}
+
+#[tokio::test]
+async fn the_manifest_of_a_dry_run_needs_no_cluster_and_kubectl_applies_it() {
+    let place = Place::new().await;
+    let mut command = plugin("/nowhere/kubeconfig".as_ref());
+    command
+        .args(["wf-20240619-14418-6UhqSe", "--dry-run=client", "-o", "yaml", "--suspend", "--ttl", "7d"])
+        .args(USUAL);
+    let manifest = done(command).await.with(0).out;
+    let [written] = &yaml_documents(&manifest)[..] else { panic!("{manifest}") };
+    assert_eq!(written["metadata"]["name"], "stop-wf-20240619-14418-6uhqse");
+    assert_eq!(written["spec"].as_object().unwrap().len(), 5, "just what was asked for: {manifest}");
+    assert!(written.get("status").is_none() && !manifest.contains("null"), "{manifest}");
+    let file = format!("{}/{}.yaml", env!("CARGO_TARGET_TMPDIR"), place.namespace);
+    fs::write(&file, &manifest).unwrap();
+    for said in ["created", "unchanged"] {
+        let mut apply = kubectl(&place.cluster.kubeconfig_for(User::Admin));
+        apply.args(["apply", "-n", &place.namespace, "-f", &file]);
+        let ended = done(apply).await.with(0);
+        assert_eq!(ended.out, format!("workflowrunstop.workflow.amperity.com/stop-wf-20240619-14418-6uhqse {said}\n"));
+    }
+    fs::remove_file(file).unwrap();
+    let stop = place.get("stop-wf-20240619-14418-6uhqse").await;
+    assert_eq!((stop.spec.suspend, stop.spec.ttl_seconds_after_finished), (true, Some(604_800)));
+}
+
+#[tokio::test]
+async fn a_dry_run_stores_nothing_and_says_that_it_was_one() {
+    let place = Place::new().await;
+    for (by, said) in [("client", "created (dry run)\n"), ("server", "created (server dry run)\n")] {
+        let ended = done(call(&place, &["wf-1", "--dry-run", by])).await.with(0);
+        assert!(ended.out.ends_with(said) && ended.err.is_empty(), "{ended:?}");
+    }
+    let ended = done(call(&place, &["wf-1", "--dry-run=server", "-o", "json"])).await.with(0);
+    assert_eq!(json_documents(&ended.out)[0]["status"]["observedGeneration"], -1, "the cluster filled it in");
+    assert!(place.stops().list(&ListParams::default()).await.unwrap().items.is_empty());
+}
+
+#[tokio::test]
+async fn the_namespace_is_the_one_of_the_context_where_none_is_named() {
+    let place = Place::new().await;
+    let kubeconfig = fs::read_to_string(place.cluster.kubeconfig_path()).unwrap();
+    let lab = "{cluster: lab,";
+    let other = format!(
+        "contexts:\n- name: other\n  context: {{namespace: {}, cluster: lab, user: \"admin\"}}",
+        place.namespace
+    );
+    assert!(kubeconfig.contains(lab));
+    let file = format!("{}/{}.kubeconfig", env!("CARGO_TARGET_TMPDIR"), place.namespace);
+    let nowhere = kubeconfig.replace(lab, "{namespace: nowhere, cluster: lab,").replace("contexts:", &other);
+    fs::write(&file, nowhere).unwrap();
+    let with = |args: &[&str]| {
+        let mut command = plugin("/nowhere/kubeconfig".as_ref());
+        command.args(["wf-1", "--kubeconfig", &file]).args(USUAL).args(args);
+        command
+    };
+    let ended = done(with(&[])).await.with(1);
+    assert!(ended.err.contains("namespaces \"nowhere\" not found"), "{}", ended.err);
+    let ended = done(with(&["--context", "other"])).await.with(0);
+    place.get(&ended.created()).await;
+    let hint = format!("-n {} --context other --kubeconfig {file}", place.namespace);
+    assert!(ended.err.contains(&hint), "{}", ended.err);
+    fs::remove_file(file).unwrap();
+}

@@ -1,0 +1,158 @@
+//! What a call that waits tells of a stop, and with which exit code it ends.
+
+use std::time::Duration;
+
+use kube::api::{DeleteParams, ListParams};
+use lab::simulator::Run;
+
+use crate::call::{Running, call, done};
+use crate::support::{Place, TENANT};
+
+#[tokio::test]
+async fn without_wait_it_says_what_it_created_and_how_to_wait_and_ends_with_0() {
+    let place = Place::new().await;
+    let ended = done(call(&place, &["wf-20240619-14418-6UhqSe"])).await.with(0);
+    let name = ended.created();
+    assert!(name.starts_with("stop-wf-20240619-14418-6uhqse-"), "{name}");
+    assert_eq!(ended.out, format!("workflowrunstop.workflow.amperity.com/{name} created\n"), "and nothing else");
+    assert!(ended.err.contains(&format!("kubectl wait wrs {name} -n {}", place.namespace)), "{}", ended.err);
+    let stop = place.get(&name).await;
+    assert_eq!((stop.spec.run_id.as_str(), stop.spec.tenant.as_str()), ("wf-20240619-14418-6UhqSe", TENANT));
+}
+
+#[tokio::test]
+async fn a_stopped_run_ends_with_0_and_tells_state_error_and_time() {
+    let place = Place::new().await;
+    place.amperity.add_run(TENANT, Run::new("wf-1").stops_in(Duration::from_secs(1)));
+    let _operator = place.operator().await;
+    let ended = done(call(&place, &["wf-1", "--wait"])).await.with(0);
+    let name = ended.created();
+    for wanted in [
+        &format!("\n{name}: done, RunStopped: The run is stopped"),
+        "\n  run    wf-1, canceled\n",
+        "\n  error  Workflow manually stopped (attributed to customer)\n",
+        "\n  took   ",
+    ] {
+        assert!(ended.out.contains(wanted), "{wanted} is missing in:\n{}", ended.out);
+    }
+    assert_eq!(place.sent("wf-1").0, 1);
+}
+
+#[tokio::test]
+async fn where_nobody_looks_each_change_is_one_plain_line() {
+    let place = Place::new().await;
+    place.amperity.add_run(TENANT, Run::new("wf-1").stops_in(Duration::from_secs(2)));
+    let waiting = Running::start(call(&place, &["wf-1", "--wait"]));
+    let name = waiting.created().await;
+    waiting.tells(&format!("{name}: waits for the operator")).await;
+    let _operator = place.operator().await;
+    waiting.tells(&format!("{name}: run stopping, FollowingRun: The stop was accepted")).await;
+    let ended = waiting.ended().await.with(0);
+    let mut lines: Vec<_> = ended.err.lines().collect();
+    assert!(lines.iter().all(|line| line.starts_with(&format!("{name}: "))), "{}", ended.err);
+    let said = lines.len();
+    lines.dedup();
+    assert_eq!(lines.len(), said, "a line is repeated:\n{}", ended.err);
+    assert!(!format!("{}{}", ended.out, ended.err).contains(['\u{1b}', '\r']), "{:?}", ended.err);
+}
+
+#[tokio::test]
+async fn a_run_that_ended_otherwise_ends_with_0_and_a_table_of_its_failed_tasks() {
+    let place = Place::new().await;
+    place.amperity.add_run(TENANT, Run::new("wf-1").failing_with_error().with_tasks(4));
+    let _operator = place.operator().await;
+    let ended = done(call(&place, &["wf-1", "--wait"])).await.with(0);
+    for wanted in [
+        "done, RunEndedOtherwise: ",
+        "  run    wf-1, failed\n",
+        "  error  A task of the workflow failed (attributed to amperity)\n",
+        "    TASK                    STATE    ERROR\n",
+        "    Send to destination 1   failed   Destination 1 refused the file (attributed to customer)\n",
+        "    Send to destination 2   failed   ",
+    ] {
+        assert!(ended.out.contains(wanted), "{wanted} is missing in:\n{}", ended.out);
+    }
+    assert!(!ended.out.contains("Send to destination 0"), "it succeeded:\n{}", ended.out);
+}
+
+#[tokio::test]
+async fn a_stalled_stop_ends_with_1_and_says_what_to_do() {
+    let place = Place::new().await;
+    let _operator = place.operator().await;
+    let ended = done(call(&place, &["wf-unknown", "--wait"])).await.with(1);
+    assert!(ended.out.contains("failed, RunNotFound: Amperity does not know this run"), "{}", ended.out);
+    assert!(ended.out.contains("create a new WorkflowRunStop"), "{}", ended.out);
+}
+
+#[tokio::test]
+async fn of_several_runs_each_is_stopped_and_told_and_the_worst_counts() {
+    let place = Place::new().await;
+    place.amperity.add_run(TENANT, Run::new("wf-1"));
+    place.amperity.add_run(TENANT, Run::new("wf-2"));
+    let _operator = place.operator().await;
+    let ended = done(call(&place, &["wf-1", "wf-unknown", "cg-1", "wf-2", "--wait"])).await.with(1);
+    assert_eq!(ended.all_created().len(), 3, "{}", ended.out);
+    assert_eq!(ended.out.matches(": done, RunStopped").count(), 2, "{}", ended.out);
+    assert_eq!(ended.out.matches(": failed, RunNotFound").count(), 1, "{}", ended.out);
+    assert!(ended.err.contains("error: cg-1: "), "{}", ended.err);
+    assert_eq!([place.sent("wf-1").0, place.sent("wf-2").0], [1, 1]);
+}
+
+#[tokio::test]
+async fn a_timeout_ends_with_3_and_leaves_the_stop_and_says_how_to_look_again() {
+    let place = Place::new().await;
+    let ended = done(call(&place, &["wf-1", "--wait", "--timeout", "1s"])).await.with(3);
+    let name = ended.created();
+    assert!(ended.err.contains(&format!("{name}: not finished after 1s: waits for the operator")), "{}", ended.err);
+    assert!(ended.err.contains(&format!("  kubectl get wrs {name} -n {}\n", place.namespace)), "{}", ended.err);
+    assert!(ended.err.contains(&format!("  kubectl describe wrs {name} -n {}\n", place.namespace)), "{}", ended.err);
+    assert_eq!(place.get(&name).await.metadata.deletion_timestamp, None);
+}
+
+#[tokio::test]
+async fn ctrl_c_ends_with_130_and_leaves_the_stop_and_says_how_to_look_again() {
+    let place = Place::new().await;
+    let waiting = Running::start(call(&place, &["wf-1", "--wait"]));
+    let name = waiting.created().await;
+    waiting.tells("waits for the operator").await;
+    waiting.interrupt().await;
+    let ended = waiting.ended().await.with(130);
+    assert!(ended.err.contains(&format!("  kubectl get wrs {name} -n {}\n", place.namespace)), "{}", ended.err);
+    assert!(ended.err.contains(&format!("  kubectl describe wrs {name} -n {}\n", place.namespace)), "{}", ended.err);
+    assert_eq!(place.get(&name).await.metadata.deletion_timestamp, None);
+}
+
+#[tokio::test]
+async fn a_stop_that_is_deleted_meanwhile_ends_with_1_and_says_so() {
+    let place = Place::new().await;
+    let waiting = Running::start(call(&place, &["wf-1", "--wait"]));
+    let name = waiting.created().await;
+    waiting.tells("waits for the operator").await;
+    place.stops().delete(&name, &DeleteParams::default()).await.unwrap();
+    let ended = waiting.ended().await.with(1);
+    assert!(ended.err.contains(&format!("{name} was deleted before its end was seen")), "{}", ended.err);
+}
+
+#[tokio::test]
+async fn where_no_operator_looks_at_it_that_is_said() {
+    let place = Place::new().await;
+    let waiting = Running::start(call(&place, &["wf-1", "--wait"]));
+    let said = waiting.tells("no operator has looked at it yet").await;
+    assert!(said.contains(&format!("does it watch the namespace {}?", place.namespace)), "{said}");
+}
+
+#[tokio::test]
+async fn a_wait_goes_on_when_the_api_server_was_away() {
+    let place = Place::alone().await;
+    place.amperity.add_run(TENANT, Run::new("wf-1"));
+    let waiting = Running::start(call(&place, &["wf-1", "--wait"]));
+    let name = waiting.created().await;
+    waiting.tells("waits for the operator").await;
+    place.cluster.kill_apiserver().await;
+    waiting.tells(&format!("{name}: the cluster cannot be asked right now, still waiting: ")).await;
+    place.cluster.start_apiserver().await;
+    let _operator = place.operator().await;
+    let ended = waiting.ended().await.with(0);
+    assert!(ended.out.contains(&format!("{name}: done, RunStopped")), "{}", ended.out);
+    assert_eq!(place.stops().list(&ListParams::default()).await.unwrap().items.len(), 1, "nothing was created twice");
+}
