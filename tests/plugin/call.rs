@@ -3,16 +3,20 @@
 
 use std::{path::Path, process::Stdio, sync::Arc, time::Duration};
 
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use kube::{Api, api::PostParams};
 use lab::control_plane::User;
+use serde_json::json;
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, BufReader},
     process::{Child, Command},
     sync::watch,
     task::JoinHandle,
-    time::timeout,
+    time::{sleep, timeout},
 };
+use workflow_run_stop_operator::resource::WorkflowRunStop;
 
-use crate::support::{Place, TENANT};
+use crate::support::{Place, TENANT, a_stop};
 
 /// Nothing here takes so long; a test that waits longer has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -67,6 +71,30 @@ pub fn call(place: &Place, args: &[&str]) -> Command {
 /// Makes the call and waits for its end.
 pub async fn done(command: Command) -> Ended {
     Running::start(command).ended().await
+}
+
+/// Gives a user rights in the namespace, and waits until the API server knows.
+pub async fn grant(place: &Place, user: User, verbs: &[&str]) {
+    let rule = json!({"apiGroups": ["workflow.amperity.com"], "resources": ["workflowrunstops"], "verbs": verbs});
+    let role: Role = serde_json::from_value(json!({"metadata": {"name": "plugin"}, "rules": [rule]})).unwrap();
+    let binding: RoleBinding = serde_json::from_value(json!({
+        "metadata": {"name": "plugin"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "plugin"},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user.name()}],
+    }))
+    .unwrap();
+    let (params, client) = (PostParams::default(), &place.client);
+    Api::namespaced(client.clone(), &place.namespace).create(&params, &role).await.unwrap();
+    Api::namespaced(client.clone(), &place.namespace).create(&params, &binding).await.unwrap();
+    let dry_run = PostParams { dry_run: true, ..params };
+    let stops: Api<WorkflowRunStop> = Api::namespaced(place.cluster.client_of(user), &place.namespace);
+    let granted = async {
+        while let Err(error) = stops.create(&dry_run, &a_stop("wf-1")).await {
+            assert!(matches!(&error, kube::Error::Api(status) if status.code == 403), "{error}");
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, granted).await.expect("the user gets its rights");
 }
 
 /// A call that goes on, killed when it is dropped.

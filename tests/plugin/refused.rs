@@ -1,23 +1,17 @@
 //! What a person hears whose call cannot be carried out.
 
-use std::{fs, time::Duration};
+use std::fs;
 
-use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
-use kube::{
-    Api,
-    api::{ListParams, PostParams},
-};
+use kube::api::ListParams;
 use lab::{
     apiserver_proxy::{ApiserverProxy, Fate, Purpose},
     control_plane::{ControlPlane, User},
 };
 
-use serde_json::{Value, json};
-use tokio::time::{sleep, timeout};
-use workflow_run_stop_operator::resource::WorkflowRunStop;
+use serde_json::Value;
 
-use crate::call::{Running, USUAL, call, done, plugin};
-use crate::support::{Place, a_stop};
+use crate::call::{Running, USUAL, call, done, grant, plugin};
+use crate::support::Place;
 
 async fn how_many(place: &Place) -> usize {
     place.stops().list(&ListParams::default()).await.unwrap().items.len()
@@ -91,9 +85,7 @@ async fn who_lacks_a_right_hears_which() {
 #[tokio::test]
 async fn who_may_create_but_not_look_hears_which_right_is_missing_and_that_it_goes_on() {
     let place = Place::new().await;
-    let rules =
-        json!([{"apiGroups": ["workflow.amperity.com"], "resources": ["workflowrunstops"], "verbs": ["create"]}]);
-    grant(&place, User::Stranger, rules).await;
+    grant(&place, User::Stranger, &["create"]).await;
     let mut command = call(&place, &["wf-1", "--wait"]);
     command.env("KUBECONFIG", place.cluster.kubeconfig_for(User::Stranger));
     let ended = done(command).await.with(1);
@@ -136,6 +128,27 @@ async fn where_the_kind_is_unknown_it_is_said_what_to_install() {
     let ended = done(command).await.with(1);
     assert!(ended.err.contains("install the CustomResourceDefinition first"), "{}", ended.err);
     bare.stop().await;
+}
+
+#[tokio::test]
+async fn a_field_that_an_older_definition_does_not_know_is_refused_and_not_dropped() {
+    let old = ControlPlane::start().await.unwrap_or_else(|error| panic!("{error}"));
+    let mut crd: Value = serde_yaml_ng::from_str(include_str!("../../crds/workflowrunstops.yaml")).unwrap();
+    let version = &mut crd["spec"]["versions"][0];
+    version["selectableFields"].as_array_mut().unwrap().pop();
+    let spec = version.pointer_mut("/schema/openAPIV3Schema/properties/spec/properties").unwrap();
+    spec.as_object_mut().unwrap().remove("ttlSecondsAfterFinished").unwrap();
+    old.apply_crd(&crd.to_string()).await;
+    let with = |args: &[&str]| {
+        let mut command = plugin(&old.kubeconfig_path());
+        command.arg("wf-1").args(USUAL).args(args);
+        done(command)
+    };
+    let ended = with(&["--ttl", "7d"]).await.with(1);
+    assert!(ended.err.contains("unknown field \"spec.ttlSecondsAfterFinished\""), "{}", ended.err);
+    assert!(ended.err.contains("is not of this plugin's version: upgrade the older one"), "{}", ended.err);
+    with(&[]).await.with(0);
+    old.stop().await;
 }
 
 #[tokio::test]
@@ -188,39 +201,19 @@ async fn where_no_cluster_is_known_or_runs_it_is_said_what_to_set() {
 async fn where_the_answer_is_lost_nothing_is_created_twice_and_it_is_said_how_to_look() {
     let place = Place::new().await;
     let proxy = ApiserverProxy::start(place.client.clone()).await;
-    proxy.rule_for(Purpose::Other, Fate::LoseAnswer);
-    let mut command = call(&place, &["wf-1"]);
-    command.env("KUBECONFIG", proxy.kubeconfig());
-    let ended = done(command).await.with(1);
     let look = format!(
         "It may have been created all the same. Look before you try again: kubectl get wrs -n {}",
         place.namespace
     );
-    assert!(ended.err.contains(&look), "{}", ended.err);
-    assert_eq!((proxy.calls().len(), how_many(&place).await), (1, 1));
-}
-
-/// Gives a user rights in the namespace, and waits until the API server knows.
-async fn grant(place: &Place, user: User, rules: Value) {
-    let role: Role = serde_json::from_value(json!({"metadata": {"name": "plugin"}, "rules": rules})).unwrap();
-    let binding: RoleBinding = serde_json::from_value(json!({
-        "metadata": {"name": "plugin"},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "plugin"},
-        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user.name()}],
-    }))
-    .unwrap();
-    let (params, client) = (PostParams::default(), &place.client);
-    Api::namespaced(client.clone(), &place.namespace).create(&params, &role).await.unwrap();
-    Api::namespaced(client.clone(), &place.namespace).create(&params, &binding).await.unwrap();
-    let dry_run = PostParams { dry_run: true, ..params };
-    let stops: Api<WorkflowRunStop> = Api::namespaced(place.cluster.client_of(user), &place.namespace);
-    let granted = async {
-        while let Err(error) = stops.create(&dry_run, &a_stop("wf-1")).await {
-            assert!(matches!(&error, kube::Error::Api(status) if status.code == 403), "{error}");
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    timeout(Duration::from_secs(60), granted).await.expect("the user gets its rights");
+    for (fate, stored) in [(Fate::LoseAnswer, 1), (Fate::Refuse, 1)] {
+        proxy.rule_for(Purpose::Other, fate);
+        let before = proxy.calls().len();
+        let mut command = call(&place, &["wf-1"]);
+        command.env("KUBECONFIG", proxy.kubeconfig());
+        let ended = done(command).await.with(1);
+        assert!(ended.err.contains(&look), "{fate:?}: {}", ended.err);
+        assert_eq!((proxy.calls().len() - before, how_many(&place).await), (1, stored), "{fate:?}");
+    }
 }
 
 fn with_usual(kubeconfig: &std::path::Path, args: &[&str]) -> tokio::process::Command {

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use kube::api::{DeleteParams, ListParams};
-use lab::simulator::Run;
+use lab::{control_plane::User, simulator::Run};
 
-use crate::call::{Running, call, done};
+use crate::call::{Running, call, done, grant};
 use crate::support::{Place, TENANT};
 
 #[tokio::test]
@@ -82,6 +82,17 @@ async fn a_stalled_stop_ends_with_1_and_says_what_to_do() {
     let ended = done(call(&place, &["wf-unknown", "--wait"])).await.with(1);
     assert!(ended.out.contains("failed, RunNotFound: Amperity does not know this run"), "{}", ended.out);
     assert!(ended.out.contains("create a new WorkflowRunStop"), "{}", ended.out);
+}
+
+#[tokio::test]
+async fn create_list_and_watch_are_all_the_rights_that_it_needs() {
+    let place = Place::new().await;
+    place.amperity.add_run(TENANT, Run::new("wf-1"));
+    let _operator = place.operator().await;
+    grant(&place, User::Stranger, &["create", "list", "watch"]).await;
+    let mut command = call(&place, &["wf-1", "--wait"]);
+    command.env("KUBECONFIG", place.cluster.kubeconfig_for(User::Stranger));
+    assert!(done(command).await.with(0).out.contains(": done, RunStopped"));
 }
 
 #[tokio::test]
