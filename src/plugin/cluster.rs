@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::plugin::args::Flags;
 use crate::plugin::refusal::explain;
-use crate::plugin::words::{Place, one_line};
+use crate::plugin::words::{Place, one_line, quoted};
 use crate::resource::WorkflowRunStop;
 
 /// A server that says nothing is given up after so long. A watch hears something once a minute.
@@ -38,8 +38,8 @@ impl Cluster {
         config.reset_reader_on_write = true;
         let namespace = flags.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
         let named = [
-            flags.context.as_ref().map(|context| format!("--context {context}")),
-            flags.kubeconfig.as_ref().map(|path| format!("--kubeconfig {}", path.display())),
+            flags.context.as_ref().map(|context| format!("--context {}", quoted(context))),
+            flags.kubeconfig.as_ref().map(|path| format!("--kubeconfig {}", quoted(&path.display().to_string()))),
         ];
         let place = Place { namespace, cluster: named.into_iter().flatten().collect() };
         let client =

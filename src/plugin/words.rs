@@ -160,6 +160,12 @@ fn ready(stop: &WorkflowRunStop) -> Option<&Condition> {
     conditions::find(&stop.status.as_ref()?.conditions, ConditionType::Ready)
 }
 
+/// A word as a shell takes it.
+pub fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "-_./:@%+=,".contains(c);
+    if word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
+}
+
 /// One line without anything that steers a terminal: what comes from an API may hold anything.
 pub fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>().trim_end().to_owned()
@@ -288,6 +294,12 @@ stop-wf-1-x: done, RunEndedOtherwise: The run ended in another way than by being
         let text = outcome(&finished(stop(Truth::True, Reason::RunStopped, "cancel\u{9b}ed"), tasks));
         assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
         assert!(text.ends_with("a [2Jb   failed   two lines"), "{text:?}");
+    }
+
+    #[test]
+    fn a_word_is_quoted_where_a_shell_would_take_it_apart() {
+        assert_eq!(quoted("arn:aws:eks:eu-1:7:cluster/x"), "arn:aws:eks:eu-1:7:cluster/x");
+        assert_eq!([quoted("a b"), quoted("a'b$c")], ["'a b'", "'a'\\''b$c'"]);
     }
 
     #[test]

@@ -1,7 +1,13 @@
 //! Owns the words of these tests: a call of the plugin, what it said, and how it ended.
 //! Never lets a token through: every call is looked at.
 
-use std::{path::Path, process::Stdio, sync::Arc, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::Arc,
+    time::Duration,
+};
 
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::{Api, api::PostParams};
@@ -23,6 +29,36 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What every call needs that is not about something else.
 pub const USUAL: [&str; 4] = ["--tenant", TENANT, "--credentials", "amperity"];
+
+/// An empty folder of a test's own, which goes away with the test, also with one that fails.
+pub struct Folder(PathBuf);
+
+impl Folder {
+    /// Two tests that run at once have different names for it.
+    pub fn new(name: &str) -> Self {
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Writes a file there; its path.
+    pub fn write(&self, name: &str, text: &str) -> String {
+        let path = self.0.join(name);
+        fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
 
 /// How a call ended.
 #[derive(Debug)]

@@ -1,43 +1,34 @@
 //! The plugin as kubectl runs it.
 
-use std::{
-    fs,
-    os::unix::fs::symlink,
-    path::{Path, PathBuf},
-    sync::OnceLock,
-};
+use std::{os::unix::fs::symlink, path::Path};
 
 use lab::control_plane::User;
 use tokio::process::Command;
 
-use crate::call::{Ended, USUAL, done};
+use crate::call::{Ended, Folder, USUAL, done};
 use crate::support::Place;
 
-/// The real kubectl. Nothing of the test's own environment reaches it, and what it caches goes where nothing is kept.
+/// The real kubectl. Nothing of the test's own environment reaches it.
 pub fn kubectl(kubeconfig: &Path) -> Command {
     let mut command = Command::new(lab::control_plane::kubectl().unwrap_or_else(|error| panic!("{error}")));
-    command.env_clear().env("KUBECONFIG", kubeconfig).env("KUBECACHEDIR", env!("CARGO_TARGET_TMPDIR"));
+    command.env_clear().env("KUBECONFIG", kubeconfig);
+    // Without a home it would keep what it discovers in the working folder.
+    command.env("KUBECACHEDIR", concat!(env!("CARGO_TARGET_TMPDIR"), "/kubectl-cache"));
     command
 }
 
 /// A folder with the plugin under its own name and under the one by which kubectl asks for candidates.
-fn installed() -> PathBuf {
-    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    let install = || {
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("installed-{}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
-        for name in ["kubectl-stop_run", "kubectl_complete-stop_run"] {
-            let _ = fs::remove_file(folder.join(name));
-            symlink(env!("CARGO_BIN_EXE_kubectl-stop_run"), folder.join(name)).unwrap();
-        }
-        folder
-    };
-    FOLDER.get_or_init(install).clone()
+fn installed(name: &str) -> Folder {
+    let folder = Folder::new(name);
+    for name in ["kubectl-stop_run", "kubectl_complete-stop_run"] {
+        symlink(env!("CARGO_BIN_EXE_kubectl-stop_run"), folder.path().join(name)).unwrap();
+    }
+    folder
 }
 
-async fn complete(place: &Place, words: &[&str]) -> Vec<String> {
+async fn complete(place: &Place, installed: &Folder, words: &[&str]) -> Vec<String> {
     let mut command = kubectl(&place.cluster.kubeconfig_for(User::Admin));
-    command.env("PATH", installed()).args(["__complete", "stop-run"]).args(words);
+    command.env("PATH", installed.path()).args(["__complete", "stop-run"]).args(words);
     let Ended { out, .. } = done(command).await.with(0);
     out.lines().map(str::to_owned).collect()
 }
@@ -45,9 +36,10 @@ async fn complete(place: &Place, words: &[&str]) -> Vec<String> {
 #[tokio::test]
 async fn kubectl_runs_it_and_passes_on_its_exit_code() {
     let place = Place::new().await;
+    let installed = installed("run-by-kubectl");
     let call = |args: &[&str]| {
         let mut command = kubectl(&place.cluster.kubeconfig_for(User::Admin));
-        command.env("PATH", installed()).arg("stop-run").args(args).args(["-n", &place.namespace]);
+        command.env("PATH", installed.path()).arg("stop-run").args(args).args(["-n", &place.namespace]);
         command
     };
     let created = done(call(&[&["wf-1"][..], &USUAL].concat())).await.with(0).created();
@@ -81,15 +73,16 @@ async fn the_command_that_it_names_for_waiting_and_those_for_looking_are_right()
 #[tokio::test]
 async fn kubectl_completes_flags_values_and_shells_and_no_file_names() {
     let place = Place::new().await;
+    let installed = installed("completed-by-kubectl");
     assert_eq!(
-        complete(&place, &["wf-1", "--wa"]).await,
+        complete(&place, &installed, &["wf-1", "--wa"]).await,
         ["--wait\tWait until the stop has finished, and tell how", ":4"]
     );
-    let values = complete(&place, &["wf-1", "--dry-run", ""]).await;
+    let values = complete(&place, &installed, &["wf-1", "--dry-run", ""]).await;
     let values: Vec<_> = values.iter().map(|line| line.split('\t').next().unwrap()).collect();
     assert_eq!(values, ["none", "client", "server", ":4"]);
-    assert!(complete(&place, &["comp"]).await[0].starts_with("completion\t"));
-    assert_eq!(complete(&place, &["wf-1", "--tenant", ""]).await, [":4"]);
+    assert!(complete(&place, &installed, &["comp"]).await[0].starts_with("completion\t"));
+    assert_eq!(complete(&place, &installed, &["wf-1", "--tenant", ""]).await, [":4"]);
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use workflow_run_stop_operator::resource::WorkflowRunStop;
 
-use crate::call::{USUAL, call, done, plugin};
+use crate::call::{Folder, USUAL, call, done, plugin};
 use crate::kubectl::kubectl;
 use crate::support::{Place, TENANT};
 
@@ -75,15 +75,14 @@ async fn the_manifest_of_a_dry_run_needs_no_cluster_and_kubectl_applies_it() {
     assert_eq!(written["metadata"]["name"], "stop-wf-20240619-14418-6uhqse");
     assert_eq!(written["spec"].as_object().unwrap().len(), 5, "just what was asked for: {manifest}");
     assert!(written.get("status").is_none() && !manifest.contains("null"), "{manifest}");
-    let file = format!("{}/{}.yaml", env!("CARGO_TARGET_TMPDIR"), place.namespace);
-    fs::write(&file, &manifest).unwrap();
+    let folder = Folder::new("manifest");
+    let file = folder.write("stop.yaml", &manifest);
     for said in ["created", "unchanged"] {
         let mut apply = kubectl(&place.cluster.kubeconfig_for(User::Admin));
         apply.args(["apply", "-n", &place.namespace, "-f", &file]);
         let ended = done(apply).await.with(0);
         assert_eq!(ended.out, format!("workflowrunstop.workflow.amperity.com/stop-wf-20240619-14418-6uhqse {said}\n"));
     }
-    fs::remove_file(file).unwrap();
     let stop = place.get("stop-wf-20240619-14418-6uhqse").await;
     assert_eq!((stop.spec.suspend, stop.spec.ttl_seconds_after_finished), (true, Some(604_800)));
 }
@@ -110,9 +109,9 @@ async fn the_namespace_is_the_one_of_the_context_where_none_is_named() {
         place.namespace
     );
     assert!(kubeconfig.contains(lab));
-    let file = format!("{}/{}.kubeconfig", env!("CARGO_TARGET_TMPDIR"), place.namespace);
+    let folder = Folder::new("contexts");
     let nowhere = kubeconfig.replace(lab, "{namespace: nowhere, cluster: lab,").replace("contexts:", &other);
-    fs::write(&file, nowhere).unwrap();
+    let file = folder.write("kubeconfig", &nowhere);
     let with = |args: &[&str]| {
         let mut command = plugin("/nowhere/kubeconfig".as_ref());
         command.args(["wf-1", "--kubeconfig", &file]).args(USUAL).args(args);
@@ -124,5 +123,4 @@ async fn the_namespace_is_the_one_of_the_context_where_none_is_named() {
     place.get(&ended.created()).await;
     let hint = format!("-n {} --context other --kubeconfig {file}", place.namespace);
     assert!(ended.err.contains(&hint), "{}", ended.err);
-    fs::remove_file(file).unwrap();
 }

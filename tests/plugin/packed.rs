@@ -7,15 +7,15 @@ use std::{
 
 use tokio::process::Command;
 
-use crate::call::done;
+use crate::call::{Folder, done};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Packs this build as `make plugin` packs a release; the folder.
-async fn pack(name: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+async fn pack(name: &str) -> Folder {
+    let folder = Folder::new(name);
     let mut command = Command::new("bash");
-    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/plugin/pack.sh")).arg(&folder);
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/plugin/pack.sh")).arg(folder.path());
     command.args([env!("CARGO_BIN_EXE_kubectl-stop_run"), VERSION, "amd64", "https://example.com/a?b&c=1"]);
     done(command).await.with(0);
     folder
@@ -38,17 +38,17 @@ fn krew(program: &str, root: &Path) -> Command {
 #[tokio::test]
 async fn the_same_program_is_packed_to_the_same_bytes() {
     let (one, other) = (pack("packed-once").await, pack("packed-again").await);
-    assert!(fs::read(archive(&one)).unwrap() == fs::read(archive(&other)).unwrap(), "the archives differ");
-    assert_eq!(fs::read(one.join("stop-run.yaml")).unwrap(), fs::read(other.join("stop-run.yaml")).unwrap());
-    for folder in [one, other] {
-        fs::remove_dir_all(folder).unwrap();
-    }
+    assert!(fs::read(archive(one.path())).unwrap() == fs::read(archive(other.path())).unwrap(), "the archives differ");
+    assert_eq!(
+        fs::read(one.path().join("stop-run.yaml")).unwrap(),
+        fs::read(other.path().join("stop-run.yaml")).unwrap()
+    );
 }
 
 #[tokio::test]
 async fn krew_takes_the_manifest_and_installs_the_archive() {
     let folder = pack("packed-for-krew").await;
-    let (manifest, root) = (folder.join("stop-run.yaml"), folder.join("krew"));
+    let (manifest, root) = (folder.path().join("stop-run.yaml"), folder.path().join("krew"));
     let text = fs::read_to_string(&manifest).unwrap();
     assert!(!text.contains('@') && text.contains("https://example.com/a?b&c=1"), "{text}");
     let mut validate = krew("validate-krew-manifest", &root);
@@ -59,10 +59,9 @@ async fn krew_takes_the_manifest_and_installs_the_archive() {
     .await
     .with(0);
     let mut install = krew("krew", &root);
-    install.arg("install").arg("--manifest").arg(&manifest).arg("--archive").arg(archive(&folder));
+    install.arg("install").arg("--manifest").arg(&manifest).arg("--archive").arg(archive(folder.path()));
     done(install).await.with(0);
     let mut command = crate::kubectl::kubectl("/nowhere/kubeconfig".as_ref());
     command.env("PATH", root.join("bin")).args(["stop-run", "--version"]);
     assert_eq!(done(command).await.with(0).out, format!("kubectl-stop_run {VERSION}\n"));
-    fs::remove_dir_all(folder).unwrap();
 }

@@ -1,7 +1,5 @@
 //! What a person hears whose call cannot be carried out.
 
-use std::fs;
-
 use kube::api::ListParams;
 use lab::{
     apiserver_proxy::{ApiserverProxy, Fate, Purpose},
@@ -10,7 +8,7 @@ use lab::{
 
 use serde_json::Value;
 
-use crate::call::{Running, USUAL, call, done, grant, plugin};
+use crate::call::{Folder, Running, USUAL, call, done, grant, plugin};
 use crate::support::Place;
 
 async fn how_many(place: &Place) -> usize {
@@ -173,8 +171,8 @@ async fn a_namespace_that_does_not_exist_and_a_name_that_does_are_told_apart_fro
 
 #[tokio::test]
 async fn where_no_cluster_is_known_or_runs_it_is_said_what_to_set() {
-    let folder = tempfile();
-    let nowhere = folder.join("kubeconfig");
+    let folder = Folder::new("no-cluster");
+    let nowhere = folder.path().join("kubeconfig");
     let ended = done(with_usual(&nowhere, &[])).await.with(1);
     assert!(
         ended.err.contains("no cluster is known: ") && ended.err.contains("Set KUBECONFIG or --kubeconfig"),
@@ -184,7 +182,7 @@ async fn where_no_cluster_is_known_or_runs_it_is_said_what_to_set() {
     let nobody_listens = r#"{"apiVersion": "v1", "kind": "Config", "current-context": "x",
         "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}], "users": [{"name": "x", "user": {}}],
         "clusters": [{"name": "x", "cluster": {"server": "http://127.0.0.1:1"}}]}"#;
-    fs::write(&nowhere, nobody_listens).unwrap();
+    folder.write("kubeconfig", nobody_listens);
     let ended = done(with_usual(&nowhere, &[])).await.with(1);
     assert!(
         ended.err.contains("Connection refused") && ended.err.contains("kubectl config view --minify"),
@@ -194,7 +192,6 @@ async fn where_no_cluster_is_known_or_runs_it_is_said_what_to_set() {
     assert!(!ended.err.contains("may have been created"), "no request went out: {}", ended.err);
     let ended = done(with_usual(&nowhere, &["--context", "y"])).await.with(1);
     assert!(ended.err.contains("has no context y: kubectl config get-contexts lists them"), "{}", ended.err);
-    fs::remove_dir_all(folder).unwrap();
 }
 
 #[tokio::test]
@@ -220,11 +217,4 @@ fn with_usual(kubeconfig: &std::path::Path, args: &[&str]) -> tokio::process::Co
     let mut command = plugin(kubeconfig);
     command.arg("wf-1").args(USUAL).args(args);
     command
-}
-
-/// A folder of the test's own.
-fn tempfile() -> std::path::PathBuf {
-    let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("no-cluster");
-    fs::create_dir_all(&folder).unwrap();
-    folder
 }

@@ -99,14 +99,23 @@ async fn create_list_and_watch_are_all_the_rights_that_it_needs() {
 async fn of_several_runs_each_is_stopped_and_told_and_the_worst_counts() {
     let place = Place::new().await;
     place.amperity.add_run(TENANT, Run::new("wf-1"));
-    place.amperity.add_run(TENANT, Run::new("wf-2"));
+    place.amperity.add_run(TENANT, Run::new("wf-2").stops_in(Duration::from_secs(2)));
     let _operator = place.operator().await;
-    let ended = done(call(&place, &["wf-1", "wf-unknown", "cg-1", "wf-2", "--wait"])).await.with(1);
+    let ended = done(call(&place, &["wf-1", "wf-unknown", "wf-2", "--wait"])).await.with(1);
     assert_eq!(ended.all_created().len(), 3, "{}", ended.out);
     assert_eq!(ended.out.matches(": done, RunStopped").count(), 2, "{}", ended.out);
     assert_eq!(ended.out.matches(": failed, RunNotFound").count(), 1, "{}", ended.out);
-    assert!(ended.err.contains("error: cg-1: "), "{}", ended.err);
     assert_eq!([place.sent("wf-1").0, place.sent("wf-2").0], [1, 1]);
+}
+
+#[tokio::test]
+async fn a_run_that_is_refused_keeps_none_of_the_others_from_being_stopped() {
+    let place = Place::new().await;
+    place.amperity.add_run(TENANT, Run::new("wf-1"));
+    let _operator = place.operator().await;
+    let ended = done(call(&place, &["cg-1", "wf-1", "--wait"])).await.with(1);
+    assert!(ended.err.contains("error: cg-1: the cluster refuses"), "{}", ended.err);
+    assert!(ended.out.contains(&format!("{}: done, RunStopped", ended.created())), "{}", ended.out);
 }
 
 #[tokio::test]
