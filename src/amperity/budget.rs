@@ -8,7 +8,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    future::pending,
     sync::{Arc, Mutex, MutexGuard, OnceLock},
     time::Duration,
 };
@@ -20,6 +19,7 @@ use tokio::{
 };
 
 use crate::amperity::{endpoint::BudgetKey, pace::Pace};
+use crate::clock::until;
 use crate::dice;
 use crate::sabotage::{Break, is_broken};
 
@@ -137,15 +137,9 @@ impl Budget {
                     return Slot { budget, key, id, granted, turn: Mutex::new(turn), sent: OnceLock::new() };
                 }
                 Err(at) => {
-                    let due = async {
-                        match at {
-                            Some(at) => sleep_until(at).await,
-                            None => pending().await,
-                        }
-                    };
                     tokio::select! {
                         biased;
-                        () = due => {}
+                        () = until(at) => {}
                         () = waiting.woken.notified() => {}
                     }
                 }

@@ -16,9 +16,9 @@ use kube::{
     runtime::watcher::Event,
 };
 use serde::{Deserialize, Serialize};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, until};
 use crate::operator::watch::{apis, changes};
 use crate::resource::{EXPIRING, WorkflowRunStop};
 
@@ -86,14 +86,8 @@ pub async fn run(client: Client, namespaces: Vec<String>, clock: Clock) {
     loop {
         let first = agenda.order.first().cloned();
         let wait = first.as_ref().map(|(at, _)| Duration::try_from(at.duration_since(clock())).unwrap_or_default());
-        let ripe = async {
-            match wait {
-                Some(wait) => tokio::time::sleep(wait).await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
-            () = ripe => {
+            () = until(wait.map(|wait| Instant::now() + wait)) => {
                 let Some((_, uid)) = first else { continue };
                 let Some(due) = agenda.remove(&uid) else { continue };
                 if !delete(&client, &due, &uid).await {

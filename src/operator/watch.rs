@@ -21,6 +21,7 @@ use tokio::{sync::watch, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::amperity::http::reason;
+use crate::clock::until;
 use crate::dice;
 use crate::operator::report::Teller;
 use crate::resource::{UNFINISHED, WorkflowRunStop};
@@ -30,7 +31,6 @@ use crate::stop::{
     report::Next,
     step,
     subject::{Known, Subject},
-    until,
 };
 
 /// How many resources come in one page of a list; a status may have half a MiB.

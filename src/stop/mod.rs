@@ -13,13 +13,14 @@ pub mod subject;
 
 use std::{pin::Pin, time::Duration};
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use crate::amperity::{
     answer::{ReadAnswer, ReadFailure, StopAnswer},
     budget::Purpose,
     credentials::Refusal,
 };
+use crate::clock::until;
 use crate::dice;
 use crate::resource::{WorkflowRunStop, WorkflowRunStopStatus, conditions::Reason};
 use crate::run::Phase;
@@ -244,13 +245,5 @@ impl House {
             | Decision::Read
             | Decision::Record => after.status.unwrap_or_default(),
         }
-    }
-}
-
-/// Resolves at the deadline; never where there is none.
-pub async fn until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => sleep_until(deadline).await,
-        None => std::future::pending().await,
     }
 }

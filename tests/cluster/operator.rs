@@ -39,21 +39,23 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
 
 /// An address of the loopback where nobody listens.
-pub fn free_address() -> SocketAddr {
+fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 /// An operator whose health endpoints a test looks at.
 pub struct Replica {
     pub operator: Operator,
-    pub http: SocketAddr,
+    http: SocketAddr,
 }
 
 impl Replica {
     pub async fn start(place: &Place, flags: &[&str]) -> Self {
-        let http = free_address();
-        let http_addr = http.to_string();
-        let operator = place.operator_with(&[&["--http-addr", &http_addr], flags].concat()).await;
+        Self::of(place.operator_with(flags).await).await
+    }
+
+    pub async fn of(operator: Operator) -> Self {
+        let http = operator.http_addr().await.parse().unwrap();
         Self { operator, http }
     }
 

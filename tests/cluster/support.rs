@@ -274,6 +274,12 @@ impl Operator {
         }
     }
 
+    /// Where its health endpoints and metrics are served.
+    pub async fn http_addr(&self) -> String {
+        let started: Value = serde_json::from_str(&self.says("started").await).unwrap();
+        started["http_addr"].as_str().unwrap().to_owned()
+    }
+
     pub fn log(&self) -> Vec<String> {
         self.log.borrow().to_vec()
     }

@@ -125,10 +125,9 @@ async fn without_the_right_to_write_events_stops_are_sent_and_recorded_all_the_s
     place.amperity.add_run(TENANT, ends_at_once("wf-1"));
     let mut rules = rights::of_watched();
     rules.retain(|rule| rule["resources"] != json!(["events"]));
-    let http = crate::operator::free_address();
     let mut command = place.command();
-    command.env("KUBECONFIG", kubeconfig_with(&place, rules.into()).await).env("HTTP_ADDR", http.to_string());
-    let replica = Replica { operator: Operator::start(command).await, http };
+    command.env("KUBECONFIG", kubeconfig_with(&place, rules.into()).await);
+    let replica = Replica::of(Operator::start(command).await).await;
     place.apply(a_stop("wf-1")).await;
     place.finished("wf-1").await;
     let metrics = replica.answers("/metrics", |_, body| sum(body, "events_total") == 2).await;

@@ -47,8 +47,7 @@ impl Scene {
     async fn new() -> Self {
         let place = Place::new().await;
         let operator = place.operator_with(&["--log-format", "json"]).await;
-        let started: Value = serde_json::from_str(&operator.says("started").await).unwrap();
-        let address = started["http_addr"].as_str().unwrap().to_owned();
+        let address = operator.http_addr().await;
         let rules = format!("{}/{ALERTS}", env!("CARGO_MANIFEST_DIR"));
         let prometheus = Prometheus::start(&address, &JOBS, &rules).await;
         let begun = prometheus.now().await;

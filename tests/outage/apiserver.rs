@@ -170,8 +170,7 @@ async fn a_watch_whose_version_is_gone_begins_anew_and_misses_nothing() {
 
 /// Waits until the operator works on so many resources.
 async fn unfinished(operator: &Operator, count: usize) {
-    let started: Value = serde_json::from_str(&operator.says("started").await).unwrap();
-    let url = format!("http://{}/metrics", started["http_addr"].as_str().unwrap());
+    let url = format!("http://{}/metrics", operator.http_addr().await);
     let value = |line: &str| {
         line.strip_prefix("workflow_run_stop_operator_unfinished{")?.split_once(' ')?.1.parse::<usize>().ok()
     };
