@@ -36,11 +36,12 @@ const ENDED: Seconds =
     Seconds(&[1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 14_400.0, 86_400.0, 604_800.0]);
 
 /// The reasons with which a resource finishes.
-const ENDS: [Reason; 10] = [
+const ENDS: [Reason; 11] = [
     Reason::RunStopped,
     Reason::RunEndedOtherwise,
     Reason::StopAccepted,
     Reason::RunUnreadable,
+    Reason::Expired,
     Reason::RunStillActive,
     Reason::RunNotFound,
     Reason::Rejected,

@@ -93,6 +93,7 @@ impl WaitsFor {
                 | Reason::RunEndedOtherwise
                 | Reason::RunStillActive
                 | Reason::RunUnreadable
+                | Reason::Expired
                 | Reason::RunNotFound
                 | Reason::Rejected
                 | Reason::OutcomeUnknown

@@ -1,7 +1,9 @@
-//! Owns every condition type, reason and message, and how a condition is set.
+//! Owns every condition type, reason, message and result, and how a condition is set.
 //! Never reads a clock: the time of a transition is passed in.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 /// The conditions of a `WorkflowRunStop`; they follow kstatus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +29,51 @@ impl ConditionType {
             Self::Stalled => "Stalled",
             Self::StopAccepted => "StopAccepted",
             Self::RunEnded => "RunEnded",
+        }
+    }
+}
+
+/// The result of a finished stop in one word, for scripts, workflows and queries that cannot read conditions.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopResult {
+    /// The stop was accepted and the run was stopped.
+    Stopped,
+    /// The run ended on its own: it succeeded or failed.
+    EndedOtherwise,
+    /// The stop was accepted; the end of the run was not followed or could not be read.
+    Accepted,
+    /// The resource was created at or after its `notAfter`; no request was sent.
+    Expired,
+    /// The stop was accepted, and no end of the run was seen within `followTimeoutSeconds`.
+    StillActive,
+    /// A stop request was sent and its outcome is not known.
+    Unknown,
+    /// The stop was not accepted: rejected, or not sent before its deadline.
+    Failed,
+}
+
+impl StopResult {
+    /// Every result.
+    pub const ALL: [Self; 7] = [
+        Self::Stopped,
+        Self::EndedOtherwise,
+        Self::Accepted,
+        Self::Expired,
+        Self::StillActive,
+        Self::Unknown,
+        Self::Failed,
+    ];
+
+    /// The result as it is written in the status.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stopped => "Stopped",
+            Self::EndedOtherwise => "EndedOtherwise",
+            Self::Accepted => "Accepted",
+            Self::Expired => "Expired",
+            Self::StillActive => "StillActive",
+            Self::Unknown => "Unknown",
+            Self::Failed => "Failed",
         }
     }
 }
@@ -118,10 +165,12 @@ reasons! {
     /// 403.
     Forbidden: "The credentials lack the right to stop this run",
         "Use a key with the right to run workflow actions in this tenant; it is tried again by itself.";
+    /// Created at or after `spec.notAfter`.
+    Expired: "The resource was created after its spec.notAfter, so no stop request was sent", "";
     /// 404.
     RunNotFound: "Amperity does not know this run in this tenant",
         "Check runId, tenant and base URL, then create a new WorkflowRunStop.";
-    /// Another 4xx.
+    /// 400, 405, 410, 422 or another 4xx.
     Rejected: "Amperity rejected the stop", "Check runId, tenant and the operator's API version, then create a new WorkflowRunStop.";
     /// 409, and the run is still active.
     Conflict: "Amperity answered that the run cannot be stopped in its present state",
@@ -142,12 +191,67 @@ reasons! {
         "Ask the operator's administrator to add the host to --allowed-hosts, or delete this resource and create one for an allowed https host.";
     /// An answer that is not of the API.
     UnexpectedAnswer: "The answer is not one of the Amperity API", "Check the base URL and the proxies on the way, then create a new WorkflowRunStop if the run still runs.";
-    /// `stopDeadlineSeconds` are over.
-    DeadlineExceeded: "The stop was not accepted before stopDeadlineSeconds were over",
+    /// `stopDeadlineSeconds` or `notAfter` passed.
+    DeadlineExceeded: "The stop was not accepted before its deadline (stopDeadlineSeconds or notAfter)",
         "Create a new WorkflowRunStop if the run still has to be stopped.";
 }
 
 impl Reason {
+    /// The result of a stop that finishes with this reason; `None` where no stop does.
+    pub fn result(self) -> Option<StopResult> {
+        match self {
+            Self::RunStopped => Some(StopResult::Stopped),
+            Self::RunEndedOtherwise => Some(StopResult::EndedOtherwise),
+            Self::StopAccepted | Self::RunUnreadable => Some(StopResult::Accepted),
+            Self::Expired => Some(StopResult::Expired),
+            Self::RunStillActive => Some(StopResult::StillActive),
+            Self::OutcomeUnknown => Some(StopResult::Unknown),
+            Self::RunNotFound | Self::Rejected | Self::UnexpectedAnswer | Self::DeadlineExceeded => {
+                Some(StopResult::Failed)
+            }
+            Self::Suspended
+            | Self::WaitingForBudget
+            | Self::StopRequested
+            | Self::ConfirmedByRead
+            | Self::FollowingRun
+            | Self::CredentialsMissing
+            | Self::Unauthorized
+            | Self::Forbidden
+            | Self::Conflict
+            | Self::RateLimited
+            | Self::Unavailable
+            | Self::Unreachable
+            | Self::EndpointNotAllowed => None,
+        }
+    }
+
+    /// True where a stop request that was dropped with this reason is known to have had no effect by its own answer, or
+    /// because it was not sent. After any other reason the run is read before the request is repeated.
+    pub fn excludes_an_effect(self) -> bool {
+        match self {
+            Self::RateLimited | Self::Unauthorized | Self::Forbidden | Self::Unreachable | Self::StopRequested => true,
+            Self::Suspended
+            | Self::WaitingForBudget
+            | Self::StopAccepted
+            | Self::ConfirmedByRead
+            | Self::FollowingRun
+            | Self::RunStopped
+            | Self::RunEndedOtherwise
+            | Self::RunStillActive
+            | Self::RunUnreadable
+            | Self::CredentialsMissing
+            | Self::Expired
+            | Self::RunNotFound
+            | Self::Rejected
+            | Self::Conflict
+            | Self::Unavailable
+            | Self::OutcomeUnknown
+            | Self::EndpointNotAllowed
+            | Self::UnexpectedAnswer
+            | Self::DeadlineExceeded => false,
+        }
+    }
+
     /// The message of a condition with this reason: what happened, the detail where there is one,
     /// and what to do. The same cause gives the same message.
     pub fn message(self, detail: &str) -> String {
@@ -166,7 +270,8 @@ impl Reason {
     }
 }
 
-/// Sets one condition. Its transition time moves only when its status changes.
+/// Sets one condition. Its transition time moves only when its status changes. `Ready` is written first; readers that
+/// take the first condition for the summary then show it.
 pub fn set(conditions: &mut Vec<Condition>, new: Condition) {
     match conditions.iter_mut().find(|known| known.type_ == new.type_) {
         Some(known) => {
@@ -177,6 +282,7 @@ pub fn set(conditions: &mut Vec<Condition>, new: Condition) {
             };
             *known = Condition { last_transition_time: since, ..new };
         }
+        None if new.type_ == ConditionType::Ready.as_str() => conditions.insert(0, new),
         None => conditions.push(new),
     }
 }
@@ -231,6 +337,27 @@ mod tests {
         set(&mut conditions, ready(Truth::False, "b", 3));
         assert_eq!(conditions[0].last_transition_time, at(3));
         assert_eq!(conditions.len(), 1);
+    }
+
+    #[test]
+    fn ready_is_written_first_and_nothing_is_reordered() {
+        let of = |kind| condition(kind, Truth::True, (Reason::RunStopped, String::new()), None, &at(1));
+        let kinds = |conditions: &[Condition]| conditions.iter().map(|one| one.type_.clone()).collect::<Vec<_>>();
+        let mut conditions = vec![];
+        set(&mut conditions, of(ConditionType::StopAccepted));
+        set(&mut conditions, of(ConditionType::Ready));
+        assert_eq!(kinds(&conditions), ["Ready", "StopAccepted"]);
+        let mut older = vec![of(ConditionType::StopAccepted), of(ConditionType::Ready)];
+        set(&mut older, of(ConditionType::Ready));
+        assert_eq!(kinds(&older), ["StopAccepted", "Ready"]);
+    }
+
+    #[test]
+    fn every_result_is_that_of_some_reason() {
+        for result in StopResult::ALL {
+            assert!(Reason::ALL.iter().any(|reason| reason.result() == Some(result)), "{result:?}");
+            assert_eq!(serde_json::to_value(result).unwrap(), result.as_str());
+        }
     }
 
     #[test]

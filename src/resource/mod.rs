@@ -36,11 +36,13 @@ pub const EXPIRING: &str = "status.completionTime!=,spec.ttlSecondsAfterFinished
     derive = "PartialEq",
     doc = "Asks Amperity once to stop one workflow run, follows the run to its end, and records the outcome in the status.",
     selectable = ".status.completionTime",
+    selectable = ".status.result",
     selectable = ".spec.tenant",
     selectable = ".spec.ttlSecondsAfterFinished",
     printcolumn(name = "Run", type_ = "string", json_path = ".spec.runId", description = "The workflow run to stop"),
     printcolumn(name = "Tenant", type_ = "string", json_path = ".spec.tenant", description = "The tenant that owns the run"),
     printcolumn(name = "State", type_ = "string", json_path = ".status.state", description = "The run's state as last returned"),
+    printcolumn(name = "Result", type_ = "string", json_path = ".status.result", description = "The result in one word, once finished"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status", description = "True: stopped. False: failed or failing. Unknown: in progress"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason", description = "Why it is so"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
@@ -53,6 +55,10 @@ pub const EXPIRING: &str = "status.completionTime!=,spec.ttlSecondsAfterFinished
 #[x_kube(
     validation = Rule::new("has(self.baseUrl) == has(oldSelf.baseUrl)")
         .message("baseUrl cannot be added or removed; delete this WorkflowRunStop and create a new one"),
+    validation = Rule::new("has(self.notAfter) == has(oldSelf.notAfter)")
+        .message("notAfter cannot be added or removed; delete this WorkflowRunStop and create a new one"),
+    validation = Rule::new("has(self.reason) == has(oldSelf.reason)")
+        .message("reason cannot be added or removed; delete this WorkflowRunStop and create a new one"),
 )]
 pub struct WorkflowRunStopSpec {
     /// The id of the workflow run to stop, for example `wf-20240619-14418-6UhqSe`. Immutable.
@@ -107,6 +113,30 @@ pub struct WorkflowRunStopSpec {
     #[schemars(range(min = 1))]
     pub stop_deadline_seconds: Option<i32>,
 
+    /// No stop request is sent at or after this time, for example `2026-11-26T06:00:00Z`. A resource that is created later
+    /// finishes at once with the result `Expired` and is Ready: a stop that is declared in Git does no harm when it is
+    /// applied to a rebuilt or second cluster. Immutable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("pattern" = r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d{1,9})?(Z|[+-]\d{2}:\d{2})$"))]
+    #[x_kube(
+        validation = Rule::new("timestamp('2000-01-01T00:00:00Z') <= self && self < timestamp('2200-01-01T00:00:00Z')")
+            .message("notAfter must lie between the years 2000 and 2200"),
+        validation = Rule::new("self == oldSelf")
+            .message("notAfter is immutable; create a new WorkflowRunStop with another deadline"),
+    )]
+    pub not_after: Option<Time>,
+
+    /// Why the run is stopped, for people; repeated in events and in the operator's log. Immutable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
+    #[x_kube(
+        validation = Rule::new(r"self.matches('^[^\\p{Cc}\\p{Zl}\\p{Zp}]*$')")
+            .message("reason must be one line without control characters"),
+        validation = Rule::new("self == oldSelf")
+            .message("reason is immutable; create a new WorkflowRunStop to state another one"),
+    )]
+    pub reason: Option<String>,
+
     /// How many seconds to follow the run after the stop was accepted, at most 604800 (a week); 0 does not
     /// follow it. 3600 where nothing is said.
     #[serde(default = "default_follow_timeout")]
@@ -142,6 +172,8 @@ impl WorkflowRunStopSpec {
             credentials_secret_ref: CredentialsSecretRef { name: secret.to_owned() },
             suspend: false,
             stop_deadline_seconds: None,
+            not_after: None,
+            reason: None,
             follow_timeout_seconds: DEFAULT_FOLLOW_TIMEOUT_SECONDS,
             ttl_seconds_after_finished: None,
         }

@@ -6,6 +6,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::resource::conditions::StopResult;
 use crate::run::{RunDetails, RunError, TaskInstance};
 
 /// What is known of the stop and of the run.
@@ -14,6 +15,11 @@ use crate::run::{RunDetails, RunError, TaskInstance};
 // What the operator has not seen yet is not up to date: without this, kstatus would take a new resource for done.
 #[schemars(extend("default" = {"observedGeneration": -1}))]
 pub struct WorkflowRunStopStatus {
+    /// The result in one word, set together with `completionTime` and never before. Resources that finished before this
+    /// field existed have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<StopResult>,
+
     /// The run's state exactly as the API last returned it: `stopping`, `canceled`, `succeeded`, ...
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
@@ -104,10 +110,10 @@ pub struct StopRequest {
     /// The HTTP status of the last answer to a stop request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http_status: Option<i32>,
-    /// The API's id of that request; its support asks for it.
+    /// The API's `request_id`, or else `trace_id`, of that answer; Amperity support asks for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
-    /// The API's message in that answer.
+    /// The message of that answer; of a redirect, where it points to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
     /// Nothing is sent for this resource before this time.
@@ -139,15 +145,16 @@ pub struct ClaimEnded {
     pub answer: UnclearAnswer,
 }
 
-/// What came in place of a clear answer to a stop request.
+/// What came in place of a clear answer to a stop request; `httpStatus` tells more. The list is closed: a replica of an
+/// older version could not decode another value.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnclearAnswer {
     /// No whole answer: a timeout or a broken connection.
     NoAnswer,
     /// A server error, which does not tell whether the stop took effect.
     ServerError,
-    /// A success whose body is not this run.
+    /// A success whose body is not this run, a redirect, or a 4xx that is not Amperity's own answer.
     NotOurRun,
-    /// A conflict: the run's state does not allow the stop, and only reading tells why.
+    /// Amperity's own 409, 400 or 422: the stop was not carried out, and only reading tells why.
     Conflict,
 }

@@ -92,6 +92,7 @@ impl Draft {
         if let Some(request) = &mut self.status.stop_request {
             request.next_attempt_time = None;
         }
+        self.status.result = why.0.result();
         self.status.completion_time = Some(self.now());
         self.status
     }
