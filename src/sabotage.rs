@@ -16,6 +16,14 @@ pub enum Break {
     ConfirmAfterOneRead,
     /// A request is written however old its claim is.
     NoFence,
+    /// The fence looks at the monotonic clock only.
+    NoWallClock,
+    /// A claim is made without deciding once more.
+    NoDecisionBeforeClaim,
+    /// A run that is unreadable once counts as unreadable for good.
+    UnreadableOnce,
+    /// A request is repeated without reading the run before.
+    RepeatWithoutRead,
 }
 
 #[cfg(feature = "sabotage")]

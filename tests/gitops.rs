@@ -13,7 +13,7 @@ use workflow_run_stop_operator::{
     resource::{Claim, WorkflowRunStop, WorkflowRunStopSpec, conditions::Reason},
     run::{Run, TaskInstance},
     stop::{
-        decide::{ActiveRead, Ending},
+        decide::{Ending, Established},
         draft::Moment,
         outcome::{Retry, claimed, confirmed, finished, followed, stop_answered, waiting},
     },
@@ -26,7 +26,7 @@ fn moment() -> Moment {
 }
 
 fn said(status: u16) -> Said {
-    Said { status, message: None, request_id: None }
+    Said { status, message: None, request_id: None, own: true }
 }
 
 fn run(state: &str) -> Box<Run> {
@@ -69,12 +69,23 @@ fn accepted(state: &str) -> WorkflowRunStop {
 }
 
 fn read(mut stop: WorkflowRunStop, answer: &ReadAnswer) -> WorkflowRunStop {
-    stop.status = Some(followed(&stop, answer, moment()));
+    stop.status = Some(followed(&stop, answer, Established::default(), moment()));
+    stop
+}
+
+/// The run has been unreadable, or active, for the settle time, and is so again.
+fn again(mut stop: WorkflowRunStop, answer: &ReadAnswer) -> WorkflowRunStop {
+    let established = Established { active: true, unreadable: true };
+    stop.status = Some(if stop.claim().is_some() {
+        confirmed(&stop, answer, established, 0, moment())
+    } else {
+        followed(&stop, answer, established, moment())
+    });
     stop
 }
 
 fn confirms(mut stop: WorkflowRunStop, answer: &ReadAnswer) -> WorkflowRunStop {
-    stop.status = Some(confirmed(&stop, answer, ActiveRead::First, 0, moment()));
+    stop.status = Some(confirmed(&stop, answer, Established::default(), 0, moment()));
     stop
 }
 
@@ -92,10 +103,12 @@ fn states() -> Vec<(&'static str, WorkflowRunStop)> {
     let mut changed = waits(Reason::Suspended);
     changed.spec.suspend = false;
     changed.metadata.generation = Some(2);
-    let unavailable = ReadAnswer::Failed(ReadFailure::Unavailable("503".into()));
+    let unavailable = ReadAnswer::Failed(ReadFailure::Unavailable("503".into(), None));
     let unreadable = ReadAnswer::Unreadable(said(403));
     let no_answer = || answered(&StopAnswer::NoAnswer("connection reset".into()));
     let conflict = || answered(&StopAnswer::Conflict(said(409)));
+    let redirected = || answered(&StopAnswer::Redirected(said(302), "https://login.example.com".into()));
+    let gateway = || answered(&StopAnswer::Foreign(Said { own: false, ..said(404) }));
     let is = |state| ReadAnswer::Run(run(state));
     vec![
         ("created, not seen by the operator yet", new()),
@@ -111,22 +124,28 @@ fn states() -> Vec<(&'static str, WorkflowRunStop)> {
         ("refused for now (Conflict)", confirms(conflict(), &is("running"))),
         ("not sent (Unreachable)", answered(&StopAnswer::NotSent("no route".into()))),
         ("answered with a 409, to be confirmed (Conflict)", conflict()),
-        ("answered with a 5xx, to be confirmed (Unavailable)", answered(&StopAnswer::ServerError(said(503)))),
+        ("answered with a 5xx, to be confirmed (Unavailable)", answered(&StopAnswer::ServerError(said(503), None))),
         ("without an answer, to be confirmed (OutcomeUnknown)", no_answer()),
         ("without an answer, and still running (OutcomeUnknown)", confirms(no_answer(), &is("running"))),
         ("without an answer, and confirming fails (Unavailable)", confirms(no_answer(), &unavailable)),
+        ("without an answer, and unreadable once (OutcomeUnknown)", confirms(no_answer(), &unreadable)),
+        ("answered by a gateway, to be confirmed (OutcomeUnknown)", gateway()),
+        ("answered by a gateway, and still running (UnexpectedAnswer)", again(gateway(), &is("running"))),
+        ("answered with a redirect, to be confirmed (OutcomeUnknown)", redirected()),
         ("confirmed, the run is stopping (FollowingRun)", confirms(no_answer(), &is("stopping"))),
         ("accepted, the run is stopping (FollowingRun)", accepted("stopping")),
         ("accepted, and reading fails (Unavailable)", read(accepted("stopping"), &unavailable)),
+        ("accepted, and unreadable once (FollowingRun)", read(accepted("stopping"), &unreadable)),
         ("finished: RunStopped", ends(accepted("canceled"), Ending::Ended)),
         ("finished: RunEndedOtherwise", ends(accepted("succeeded"), Ending::Ended)),
-        ("finished: RunUnreadable", read(accepted("stopping"), &unreadable)),
+        ("finished: RunUnreadable", again(accepted("stopping"), &unreadable)),
         ("finished: StopAccepted, not followed", ends(accepted("stopping"), Ending::NotFollowed)),
+        ("finished: Expired", ends(new(), Ending::Expired)),
         ("finished: RunStillActive", ends(accepted("stopping"), Ending::StillActive)),
         ("finished: RunNotFound", answered(&StopAnswer::NotFound(said(404)))),
-        ("finished: Rejected", answered(&StopAnswer::Rejected(said(400)))),
-        ("finished: UnexpectedAnswer", answered(&StopAnswer::Redirected(said(302), "login.example.com".into()))),
-        ("finished: OutcomeUnknown", confirms(no_answer(), &unreadable)),
+        ("finished: Rejected", answered(&StopAnswer::Rejected(said(410)))),
+        ("finished: UnexpectedAnswer", again(redirected(), &is("running"))),
+        ("finished: OutcomeUnknown", again(no_answer(), &unreadable)),
         ("finished: DeadlineExceeded", ends(waits(Reason::CredentialsMissing), Ending::DeadlineExceeded)),
         ("being deleted, unfinished", deleted(accepted("stopping"))),
         ("being deleted, finished", deleted(ends(accepted("canceled"), Ending::Ended))),

@@ -8,13 +8,13 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, MutexGuard, OnceLock},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
 use jiff::Timestamp;
 use tokio::{
-    sync::Notify,
+    sync::{Notify, SetOnce},
     time::{Instant, sleep_until},
 };
 
@@ -109,9 +109,16 @@ pub struct Slot {
     budget: Budget,
     key: BudgetKey,
     id: u64,
-    granted: Instant,
-    turn: Mutex<Instant>,
-    sent: OnceLock<Instant>,
+    turn: Mutex<Turn>,
+    sent: SetOnce<Instant>,
+}
+
+/// When a slot may be used.
+#[derive(Clone, Copy)]
+struct Turn {
+    at: Instant,
+    /// When the preparations began: the claim and the connection.
+    begun: Instant,
 }
 
 impl Budget {
@@ -133,8 +140,8 @@ impl Budget {
             });
             match wait {
                 Ok((id, turn)) => {
-                    let (budget, key, granted) = (self.clone(), key.clone(), Instant::now());
-                    return Slot { budget, key, id, granted, turn: Mutex::new(turn), sent: OnceLock::new() };
+                    let turn = Mutex::new(Turn { at: turn, begun: Instant::now() });
+                    return Slot { budget: self.clone(), key: key.clone(), id, turn, sent: SetOnce::new() };
                 }
                 Err(at) => {
                     tokio::select! {
@@ -301,31 +308,45 @@ impl Tenant {
 }
 
 impl Slot {
+    /// Waits until it is time to connect: no 429 closes the budget, and the turn is no further away than the
+    /// preparations took lately.
+    pub async fn near(&self) {
+        loop {
+            self.reopened().await;
+            let (turn, lead) = (self.its_turn().at, self.with(|tenant| tenant.lead));
+            let Some(wait) = (turn - lead).checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero()) else {
+                return;
+            };
+            tokio::time::sleep(wait).await;
+            self.its_turn().begun = Instant::now();
+        }
+    }
+
     /// Waits while a 429 that came in since the slot was granted closes the budget. Then its turn is a new
-    /// one: all that waited are not to go at the same moment.
-    pub async fn reopened(&self) {
+    /// one: requests that waited for the same moment are not sent all at once.
+    async fn reopened(&self) {
         while let Some(until) = self.with(|tenant| tenant.closed(Instant::now())) {
             sleep_until(until).await;
-            let turn = self.with(|tenant| *tenant.last_turn.insert(tenant.paced(Instant::now())));
-            *self.its_turn() = turn;
+            let at = self.with(|tenant| *tenant.last_turn.insert(tenant.paced(Instant::now())));
+            *self.its_turn() = Turn { at, begun: Instant::now() };
         }
     }
 
     /// Waits for its turn. To be called when all else is ready.
     pub async fn turn(&self) {
-        let took = self.granted.elapsed();
+        let took = self.its_turn().begun.elapsed();
         self.with(|tenant| tenant.lead = ((tenant.lead * 3 + took) / 4).clamp(MIN_LEAD, MAX_LEAD));
         loop {
-            let turn = *self.its_turn();
+            let turn = self.its_turn().at;
             sleep_until(turn).await;
             self.reopened().await;
-            if *self.its_turn() == turn {
+            if self.its_turn().at == turn {
                 return;
             }
         }
     }
 
-    fn its_turn(&self) -> MutexGuard<'_, Instant> {
+    fn its_turn(&self) -> MutexGuard<'_, Turn> {
         self.turn.lock().expect("nothing panics while it holds this lock")
     }
 
@@ -335,20 +356,27 @@ impl Slot {
 
     /// Says that the request is written now. It counts from here on.
     pub fn send(&self) {
-        let now = *self.sent.get_or_init(Instant::now);
-        self.budget.change(&self.key, |tenant| {
-            tenant.counting.insert(self.id, Some(now + IN_TRANSIT));
-        });
+        let now = Instant::now();
+        if self.sent.set(now).is_ok() {
+            self.budget.change(&self.key, |tenant| {
+                tenant.counting.insert(self.id, Some(now + IN_TRANSIT));
+            });
+        }
     }
 
     /// True from when the request was written.
     pub fn is_sent(&self) -> bool {
-        self.sent.get().is_some()
+        self.sent.initialized()
     }
 
     /// When the request was written.
     pub fn sent(&self) -> Option<Instant> {
         self.sent.get().copied()
+    }
+
+    /// Waits until the request is written, and returns when it was.
+    pub async fn written(&self) -> Instant {
+        *self.sent.wait().await
     }
 
     /// Says that the answer was a 429: closes the tenant's budget for everybody.
@@ -600,7 +628,7 @@ mod tests {
         slot.rate_limited(Some(Duration::from_secs(1)));
         let start = Instant::now();
         let sent = futures::future::join_all(held.iter().map(async |slot| {
-            slot.reopened().await;
+            slot.near().await;
             slot.turn().await;
             slot.send();
             start.elapsed().as_millis()

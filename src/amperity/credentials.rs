@@ -126,7 +126,35 @@ pub struct Wallet(Arc<Mutex<Pockets>>);
 struct Pockets {
     tokens: HashMap<CredentialsKey, (Token, Instant)>,
     turns: HashMap<CredentialsKey, Arc<AsyncMutex<()>>>,
-    refused: HashMap<CredentialsKey, Refused>,
+    refused: HashMap<(CredentialsKey, Scope), Refused>,
+}
+
+/// What credentials are used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// Stopping a run.
+    Stop,
+    /// Reading a run.
+    Read,
+}
+
+/// What a refusal closes credentials for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Scope {
+    /// Every request.
+    All,
+    /// Stops only: the right to stop a run is not needed to read it.
+    Stops,
+}
+
+impl Use {
+    /// The refusals that concern this use.
+    fn scopes(self) -> &'static [Scope] {
+        match self {
+            Self::Stop => &[Scope::All, Scope::Stops],
+            Self::Read => &[Scope::All],
+        }
+    }
 }
 
 struct Refused {
@@ -137,16 +165,19 @@ struct Refused {
     until: Instant,
 }
 
-/// The permission to use credentials once, and since when.
+/// The permission to use credentials once: since when, and for what.
 #[derive(Clone, Copy, Debug)]
-pub struct Admitted(Instant);
+pub struct Admitted {
+    at: Instant,
+    purpose: Use,
+}
 
 /// Why credentials rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// 401, or the token endpoint refused the client.
     Unauthorized,
-    /// 403.
+    /// Amperity's own 403 to a stop.
     Forbidden,
     /// The token endpoint answered 429.
     RateLimited,
@@ -156,7 +187,16 @@ pub enum Refusal {
     Unavailable,
 }
 
-/// Refused credentials rest; so long, and for that reason.
+impl Refusal {
+    fn scope(self) -> Scope {
+        match self {
+            Self::Forbidden => Scope::Stops,
+            Self::Unauthorized | Self::RateLimited | Self::Unreachable | Self::Unavailable => Scope::All,
+        }
+    }
+}
+
+/// Refused credentials rest: until when, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resting {
     /// Why.
@@ -207,29 +247,40 @@ impl Wallet {
     ///
     /// # Errors
     /// Where they rest.
-    pub fn admit(&self, key: &CredentialsKey) -> Result<Admitted, Resting> {
+    pub fn admit(&self, key: &CredentialsKey, purpose: Use) -> Result<Admitted, Resting> {
         let now = Instant::now();
         let mut pockets = self.lock();
-        let Some(refused) = pockets.refused.get_mut(key) else { return Ok(Admitted(now)) };
-        if now < refused.until {
-            let Refused { refusal, detail, until, times: _, since: _ } = refused;
-            return Err(Resting { refusal: *refusal, detail: detail.clone(), until: *until });
+        let resting =
+            |scope: &Scope| {
+                pockets.refused.get(&(key.clone(), *scope)).filter(|refused| now < refused.until).map(|refused| {
+                    Resting { refusal: refused.refusal, detail: refused.detail.clone(), until: refused.until }
+                })
+            };
+        if let Some(resting) = purpose.scopes().iter().find_map(resting) {
+            return Err(resting);
         }
-        refused.until = now + TRIAL;
-        Ok(Admitted(now))
+        for scope in purpose.scopes() {
+            if let Some(refused) = pockets.refused.get_mut(&(key.clone(), *scope)) {
+                refused.until = now + TRIAL;
+            }
+        }
+        Ok(Admitted { at: now, purpose })
     }
 
-    /// True where the API refused these credentials after they were admitted.
-    pub fn was_refused_since(&self, key: &CredentialsKey, Admitted(at): Admitted) -> bool {
-        self.lock().refused.get(key).is_some_and(|refused| at < refused.since)
+    /// True where the API refused these credentials after they were admitted, for what they were admitted for.
+    pub fn was_refused_since(&self, key: &CredentialsKey, Admitted { at, purpose }: Admitted) -> bool {
+        let pockets = self.lock();
+        let refused = |scope: &Scope| pockets.refused.get(&(key.clone(), *scope));
+        purpose.scopes().iter().filter_map(refused).any(|refused| at < refused.since)
     }
 
-    /// Says that the API refused these credentials; they rest for everybody who uses them.
-    pub fn refused(&self, key: &CredentialsKey, Admitted(at): Admitted, refusal: Refusal, detail: &str) {
+    /// Says that the API refused these credentials; they rest for everybody who uses them, after a 403 for stops only.
+    pub fn refused(&self, key: &CredentialsKey, Admitted { at, .. }: Admitted, refusal: Refusal, detail: &str) {
         let now = Instant::now();
+        let key = (key.clone(), refusal.scope());
         let mut pockets = self.lock();
         pockets.refused.retain(|_, refused| now < refused.until + MAX_REST * 10);
-        let times = match pockets.refused.get(key) {
+        let times = match pockets.refused.get(&key) {
             // It was on its way already when another one was refused: nothing new.
             Some(known) if at < known.since => return,
             Some(known) => known.times,
@@ -238,19 +289,14 @@ impl Wallet {
         let rest = FIRST_REST.saturating_mul(1 << times.min(10)).min(MAX_REST);
         let until = now + rest.mul_f64(dice::upper_half());
         let refused = Refused { times: times + 1, refusal, detail: detail.to_owned(), since: now, until };
-        pockets.refused.insert(key.clone(), refused);
+        pockets.refused.insert(key, refused);
     }
 
-    /// Says that the API took these credentials.
-    pub fn accepted(&self, key: &CredentialsKey) {
-        self.lock().refused.remove(key);
-    }
-
-    /// Says that the API knows these credentials, though perhaps not their right to stop a run.
-    pub fn authorized(&self, key: &CredentialsKey) {
+    /// Says that the API took these credentials for this use, so nothing that would close them for it is true any more.
+    pub fn accepted(&self, key: &CredentialsKey, purpose: Use) {
         let mut pockets = self.lock();
-        if pockets.refused.get(key).is_some_and(|refused| refused.refusal != Refusal::Forbidden) {
-            pockets.refused.remove(key);
+        for scope in purpose.scopes() {
+            pockets.refused.remove(&(key.clone(), *scope));
         }
     }
 
@@ -322,22 +368,42 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn refused_credentials_rest_for_all_and_one_call_tries_them_again() {
         let wallet = Wallet::default();
-        let together: Vec<_> = (0..10).map(|_| wallet.admit(&key("1")).unwrap()).collect();
+        let together: Vec<_> = (0..10).map(|_| wallet.admit(&key("1"), Use::Stop).unwrap()).collect();
         tokio::time::advance(Duration::from_millis(5)).await;
         for admitted in together {
             wallet.refused(&key("1"), admitted, Refusal::Unauthorized, "");
         }
-        let resting = wallet.admit(&key("1")).unwrap_err();
+        let resting = wallet.admit(&key("1"), Use::Stop).unwrap_err();
         assert!(resting.until <= Instant::now() + FIRST_REST, "ten refusals at once count once");
-        assert!(wallet.admit(&key("2")).is_ok(), "a new version of the Secret is tried at once");
+        assert_eq!(wallet.admit(&key("1"), Use::Read).unwrap_err(), resting, "a 401 concerns reads as well");
+        assert!(wallet.admit(&key("2"), Use::Stop).is_ok(), "a new version of the Secret is tried at once");
         tokio::time::sleep_until(resting.until).await;
-        let trial = wallet.admit(&key("1")).unwrap();
-        assert!(wallet.admit(&key("1")).is_err(), "the others wait for the trial");
-        wallet.refused(&key("1"), trial, Refusal::Forbidden, "");
-        wallet.authorized(&key("1"));
-        let resting = wallet.admit(&key("1")).unwrap_err();
-        assert!(resting.refusal == Refusal::Forbidden && Instant::now() + FIRST_REST <= resting.until);
-        wallet.accepted(&key("1"));
-        assert!(wallet.admit(&key("1")).is_ok());
+        let trial = wallet.admit(&key("1"), Use::Stop).unwrap();
+        assert!(wallet.admit(&key("1"), Use::Stop).is_err(), "the others wait for the trial");
+        wallet.refused(&key("1"), trial, Refusal::Unauthorized, "");
+        let resting = wallet.admit(&key("1"), Use::Stop).unwrap_err();
+        assert!(Instant::now() + FIRST_REST <= resting.until, "the second rest is longer");
+        wallet.accepted(&key("1"), Use::Read);
+        assert!(wallet.admit(&key("1"), Use::Stop).is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_403_of_a_stop_closes_stops_only_and_reading_does_not_open_them() {
+        let wallet = Wallet::default();
+        let stop = wallet.admit(&key("1"), Use::Stop).unwrap();
+        let read = wallet.admit(&key("1"), Use::Read).unwrap();
+        tokio::time::advance(Duration::from_millis(5)).await;
+        wallet.refused(&key("1"), stop, Refusal::Forbidden, "");
+        assert!(wallet.was_refused_since(&key("1"), stop));
+        assert!(!wallet.was_refused_since(&key("1"), read), "a read that was admitted goes on");
+        assert!(wallet.admit(&key("1"), Use::Read).is_ok());
+        wallet.accepted(&key("1"), Use::Read);
+        let resting = wallet.admit(&key("1"), Use::Stop).unwrap_err();
+        assert_eq!(resting.refusal, Refusal::Forbidden);
+        tokio::time::sleep_until(resting.until).await;
+        assert!(wallet.admit(&key("1"), Use::Stop).is_ok());
+        assert!(wallet.admit(&key("1"), Use::Stop).is_err(), "the others wait for the trial");
+        wallet.accepted(&key("1"), Use::Stop);
+        assert!(wallet.admit(&key("1"), Use::Stop).is_ok());
     }
 }

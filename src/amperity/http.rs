@@ -5,6 +5,9 @@
 //! it is written: then its turn is waited for, its fence is looked at, and it begins to count in the
 //! budget. A connection that waited in a pool would bring none of that, and may be dead already, which
 //! leaves the outcome of a request unknown.
+//!
+//! The limit for a request is counted from when it is written. Until then only connecting has a limit of its own:
+//! waiting for the rate limit is no failure of the API.
 
 use std::{
     path::{Path, PathBuf},
@@ -15,20 +18,24 @@ use std::{
 use futures::{FutureExt, future::BoxFuture};
 use reqwest::{Certificate, Request, Response, header::HeaderMap};
 use thiserror::Error;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tower::{BoxError, timeout::TimeoutLayer, util::AndThenLayer};
 
 use crate::amperity::{
-    answer::{Failure, Reply},
     budget::Slot,
+    reply::{Failure, Reply},
 };
 use crate::sabotage::{Break, is_broken};
 
 /// The largest body that is read, after decompression.
 const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
 
-/// Surely shorter than a claim is valid.
+/// The limit for connecting, TLS included; shorter than a claim is valid.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A connection that is there waits no longer than this for its turn in the rate limit; it would be closed by the other
+/// side some time. It is given up, and made anew when the turn is near.
+const MAX_TURN_WAIT: Duration = Duration::from_secs(1);
 
 /// The right to write a request, which ends.
 #[derive(Clone)]
@@ -53,6 +60,10 @@ tokio::task_local! {
 #[derive(Debug, Error)]
 #[error("the right to send this request was over before it could be written")]
 struct TooLate;
+
+#[derive(Debug, Error)]
+#[error("the turn of this request in the rate limit is not near any more")]
+struct NotYet;
 
 /// Why the client cannot be built.
 #[derive(Debug, Error)]
@@ -92,7 +103,7 @@ pub type Carried = BoxFuture<'static, Result<Response, BoxError>>;
 ///
 /// # Errors
 /// Where the certificates cannot be used.
-pub fn network(headers: HeaderMap, timeout: Duration) -> Result<Carrier, BuildError> {
+pub fn network(headers: HeaderMap, request_timeout: Duration) -> Result<Carrier, BuildError> {
     reqwest::Client::builder()
         .user_agent(concat!("workflow-run-stop-operator/", env!("CARGO_PKG_VERSION")))
         .default_headers(headers)
@@ -101,8 +112,7 @@ pub fn network(headers: HeaderMap, timeout: Duration) -> Result<Carrier, BuildEr
         .retry(reqwest::retry::never())
         .http1_only()
         .pool_max_idle_per_host(0)
-        .timeout(timeout)
-        .connector_layer(TimeoutLayer::new(CONNECT_TIMEOUT.min(timeout / 2)))
+        .connector_layer(TimeoutLayer::new(CONNECT_TIMEOUT.min(request_timeout / 2)))
         .connector_layer(AndThenLayer::new(admitted))
         .tls_certs_merge(extra_certificates()?)
         .build()
@@ -116,7 +126,7 @@ async fn admitted<C>(connection: C) -> Result<C, BoxError> {
         return Err("a request without a ticket waits for this connection".into());
     };
     match &ticket.fence {
-        None => ticket.slot.turn().await,
+        None => timeout(MAX_TURN_WAIT, ticket.slot.turn()).await.map_err(|_| Box::new(NotYet))?,
         Some(fence) => {
             let turn = timeout_at(fence.until, ticket.slot.turn()).await;
             if (turn.is_err() || !(fence.is_open)()) && !is_broken(Break::NoFence) {
@@ -128,74 +138,91 @@ async fn admitted<C>(connection: C) -> Result<C, BoxError> {
     Ok(connection)
 }
 
-/// Sends a request, when its connection is there and if the fence allows it then. `head` decodes the head
-/// of the answer; the budget learns of a 429 before the body is read, which may take its time.
+/// Sends a request, when its connection is there and if the fence allows it then. `limit` is the longest time from its
+/// writing to the end of the head of its answer. `head` decodes that head; the budget learns of a 429 before the body is
+/// read, which may take its time.
 ///
 /// # Errors
 /// Where no answer came.
 pub async fn send(
     carrier: &Carrier,
     request: Request,
-    slot: Arc<Slot>,
-    fence: Option<Fence>,
+    (slot, fence): (Arc<Slot>, Option<Fence>),
+    limit: Duration,
     head: impl FnOnce(&Response) -> Reply,
 ) -> Result<(Reply, Response), Failure> {
-    // A 429 that came in since the slot was granted is no time to connect.
-    match &fence {
-        None => slot.reopened().await,
-        Some(fence) => timeout_at(fence.until, slot.reopened()).await.map_err(|_| Failure::TooLate)?,
-    }
-    let ticket = Arc::new(Ticket { slot, fence });
-    let answer = async {
-        match carrier {
-            Carrier::Network(client) => client.execute(request).await.map_err(BoxError::from),
-            Carrier::Other(other) => other.carry(request, TICKET.scope(ticket.clone(), admitted(())).boxed()).await,
+    let response = loop {
+        // A 429 that came in since the slot was granted is no time to connect.
+        match &fence {
+            None => slot.near().await,
+            Some(fence) => timeout_at(fence.until, slot.near()).await.map_err(|_| Failure::TooLate)?,
+        }
+        let ticket = Arc::new(Ticket { slot: slot.clone(), fence: fence.clone() });
+        let request = request.try_clone().expect("a body that is no stream can be cloned");
+        let answer = TICKET.scope(ticket.clone(), carry(carrier, request, ticket));
+        let answered = tokio::select! {
+            biased;
+            answered = answer => answered,
+            () = async { sleep_until(slot.written().await + limit).await } => return Err(no_answer_in_time()),
+        };
+        match answered {
+            Err(error) if caused_by::<NotYet>(&*error) => {}
+            answered => break answered.map_err(|error| failure(&*error, slot.is_sent()))?,
         }
     };
-    match TICKET.scope(ticket.clone(), answer).await {
-        Ok(response) => {
-            let head = head(&response);
-            if head.is_rate_limited() {
-                ticket.slot.rate_limited(head.retry_after)
-            } else {
-                ticket.slot.answered()
-            }
-            Ok((head, response))
-        }
-        Err(error) => Err(failure(&*error, ticket.slot.is_sent())),
+    let head = head(&response);
+    if head.is_rate_limited() {
+        slot.rate_limited(head.retry_after)
+    } else {
+        slot.answered()
+    }
+    Ok((head, response))
+}
+
+async fn carry(carrier: &Carrier, request: Request, ticket: Arc<Ticket>) -> Result<Response, BoxError> {
+    match carrier {
+        Carrier::Network(client) => client.execute(request).await.map_err(BoxError::from),
+        Carrier::Other(other) => other.carry(request, TICKET.scope(ticket, admitted(())).boxed()).await,
     }
 }
 
-/// Reads the body of an answer.
+/// Reads the body of an answer until `deadline`.
 ///
 /// # Errors
 /// Where it does not come whole, or is too large.
-pub async fn body(mut response: Response) -> Result<Vec<u8>, Failure> {
+pub async fn body(mut response: Response, deadline: Instant) -> Result<Vec<u8>, Failure> {
     let mut body = vec![];
-    while let Some(chunk) = response.chunk().await.map_err(|error| failure(&error, true))? {
-        if MAX_BODY_BYTES < body.len() + chunk.len() {
-            return Err(Failure::NoAnswer(format!("the answer is larger than {MAX_BODY_BYTES} bytes")));
+    let read = async {
+        while let Some(chunk) = response.chunk().await.map_err(|error| failure(&error, true))? {
+            if MAX_BODY_BYTES < body.len() + chunk.len() {
+                return Err(Failure::NoAnswer(format!("the answer is larger than {MAX_BODY_BYTES} bytes")));
+            }
+            body.extend_from_slice(&chunk);
         }
-        body.extend_from_slice(&chunk);
-    }
+        Ok(())
+    };
+    timeout_at(deadline, read).await.map_err(|_| no_answer_in_time())??;
     Ok(body)
 }
 
+fn no_answer_in_time() -> Failure {
+    Failure::NoAnswer("no answer within the request timeout".to_owned())
+}
+
 fn failure(error: &(dyn std::error::Error + 'static), sent: bool) -> Failure {
-    let mut next = Some(error);
-    while let Some(cause) = next {
-        if cause.is::<TooLate>() {
-            return Failure::TooLate;
-        }
-        next = cause.source();
+    if caused_by::<TooLate>(error) {
+        return Failure::TooLate;
     }
     let timeout = error.downcast_ref::<reqwest::Error>().is_some_and(reqwest::Error::is_timeout);
     match (sent, timeout) {
         (false, true) => Failure::NotSent("no connection within the connect timeout".to_owned()),
         (false, false) => Failure::NotSent(reason(error)),
-        (true, true) => Failure::NoAnswer("no answer within the request timeout".to_owned()),
-        (true, false) => Failure::NoAnswer(reason(error)),
+        (true, _) => Failure::NoAnswer(reason(error)),
     }
+}
+
+fn caused_by<E: std::error::Error + 'static>(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source()).any(|cause| cause.is::<E>())
 }
 
 /// The innermost cause of an error: the others repeat the URL or say little.

@@ -7,6 +7,7 @@ pub mod credentials;
 pub mod endpoint;
 pub mod http;
 pub mod pace;
+pub mod reply;
 pub mod traffic;
 pub mod wire;
 
@@ -26,11 +27,12 @@ use tokio::time::Instant;
 use url::form_urlencoded;
 
 use crate::amperity::{
-    answer::{Failure, ReadAnswer, Reply, StopAnswer, TokenAnswer, read_answer, stop_answer, token_answer},
+    answer::{ReadAnswer, StopAnswer, TokenAnswer, read_answer, stop_answer, token_answer},
     budget::{Purpose, Slot},
     credentials::{Client as OauthClient, Token},
     endpoint::Endpoint,
     http::{BuildError, Carrier, Fence},
+    reply::{Failure, Reply},
     traffic::Traffic,
 };
 use crate::clock::Clock;
@@ -46,7 +48,7 @@ const SUNSET: HeaderName = HeaderName::from_static("sunset");
 pub struct Settings {
     /// The header `api-version`.
     pub api_version: String,
-    /// The limit for a request from its start to the end of its answer.
+    /// The limit for a request from its writing to the end of its answer.
     pub request_timeout: Duration,
 }
 
@@ -55,6 +57,7 @@ pub struct Settings {
 pub struct Amperity {
     carrier: Carrier,
     clock: Clock,
+    request_timeout: Duration,
     traffic: Traffic,
     /// Set when the API announced a removal and the log was told.
     warned: Arc<OnceLock<()>>,
@@ -75,12 +78,13 @@ impl Amperity {
             // Some routes of the host answer in another format otherwise.
             (ACCEPT, "application/json".parse().expect("a plain text is a header")),
         ]);
-        Ok(Self::over(http::network(headers, settings.request_timeout)?, clock))
+        let carrier = http::network(headers, settings.request_timeout)?;
+        Ok(Self::over(carrier, clock, settings.request_timeout))
     }
 
     /// A client whose requests go this way.
-    pub fn over(carrier: Carrier, clock: Clock) -> Self {
-        Self { carrier, clock, traffic: Traffic::default(), warned: Arc::default() }
+    pub fn over(carrier: Carrier, clock: Clock, request_timeout: Duration) -> Self {
+        Self { carrier, clock, request_timeout, traffic: Traffic::default(), warned: Arc::default() }
     }
 
     /// The counts of what was sent and answered.
@@ -143,8 +147,10 @@ impl Amperity {
     }
 
     async fn exchange(&self, request: Request, slot: Arc<Slot>, fence: Option<Fence>) -> Result<Exchange, Failure> {
-        let (head, response) = http::send(&self.carrier, request, slot, fence, |response| self.head(response)).await?;
-        match http::body(response).await {
+        let (limit, head) = (self.request_timeout, |response: &Response| self.head(response));
+        let (head, response) = http::send(&self.carrier, request, (slot.clone(), fence), limit, head).await?;
+        let written = slot.sent().unwrap_or_else(Instant::now);
+        match http::body(response, written + limit).await {
             Ok(body) => Ok((Reply { body: wire::said(&body), ..head }, body)),
             Err(failure) if head.needs_body() => Err(failure),
             Err(_) => Ok((head, vec![])),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
-use crate::amperity::answer::Body;
+use crate::amperity::reply::{Body, Shape};
 use crate::run::{MAX_DATA_BYTES, MAX_TEXT_BYTES, Run, RunDetails, RunError, TaskInstance};
 
 /// The longest time that a `Retry-After` is honoured for.
@@ -14,8 +14,18 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
 /// What a body says; nothing where it is no JSON object.
 pub fn said(body: &[u8]) -> Body {
+    if body.trim_ascii().is_empty() {
+        return Body { shape: Shape::Empty, ..Body::default() };
+    }
     let Ok(Value::Object(body)) = serde_json::from_slice(body) else { return Body::default() };
-    Body { run: run(&body), message: text(&body, "message"), request_id: text(&body, "request_id") }
+    Body {
+        run: run(&body),
+        message: text(&body, "message"),
+        request_id: text(&body, "request_id").or_else(|| text(&body, "trace_id")),
+        error_status: integer(&body, "status").and_then(|status| u16::try_from(status).ok()),
+        oauth_error: body.get("error").is_some_and(Value::is_string),
+        shape: Shape::Object,
+    }
 }
 
 /// An HTTP date, such as `Wed, 25 Nov 2026 02:00:09 GMT`.

@@ -47,8 +47,13 @@ impl Events {
         (Self { waiting, results }, told)
     }
 
-    /// Tells what is new of a resource.
-    pub fn tell(&self, resource: &WorkflowRunStop, news: Vec<News>) {
+    /// Tells what is new of a resource, with the reason that its author gave.
+    pub fn tell(&self, resource: &WorkflowRunStop, mut news: Vec<News>) {
+        if let Some(reason) = &resource.spec.reason {
+            for news in &mut news {
+                news.message = with_reason(&news.message, reason);
+            }
+        }
         let count = u64::try_from(news.len()).unwrap_or(u64::MAX);
         if count != 0 && self.waiting.try_send((resource.object_ref(&()), news)).is_err() {
             self.results.get_or_create(&Outcome { result: "dropped" }).inc_by(count);
@@ -101,6 +106,14 @@ async fn publish(
     "failed"
 }
 
+/// The message with the reason of the spec, which is not cut off by a long message.
+fn with_reason(message: &str, reason: &str) -> String {
+    let reason = format!(" Requested because: {reason}");
+    let mut message = message.to_owned();
+    message.truncate(message.floor_char_boundary(MAX_MESSAGE.saturating_sub(reason.len())));
+    message + &reason
+}
+
 fn bounded(mut message: String) -> String {
     if MAX_MESSAGE < message.len() {
         const MORE: &str = "...";
@@ -108,4 +121,17 @@ fn bounded(mut message: String) -> String {
         message.push_str(MORE);
     }
     message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_of_the_spec_stands_at_the_end_of_an_event_also_of_a_long_one() {
+        assert_eq!(with_reason("Stopped.", "wrong file"), "Stopped. Requested because: wrong file");
+        let long = with_reason(&"\u{e9}".repeat(2000), &"\u{1f6d1}".repeat(256));
+        assert!(long.ends_with(&"\u{1f6d1}".repeat(245)), "{long}");
+        assert!(bounded(long.clone()).len() <= MAX_MESSAGE);
+    }
 }

@@ -15,8 +15,8 @@ use crate::operator::{
     story::{News, Story},
 };
 use crate::resource::{
-    WorkflowRunStop,
-    conditions::{self, ConditionType, Reason, Truth},
+    WorkflowRunStop, WorkflowRunStopStatus,
+    conditions::{self, ConditionType, Reason, StopResult, Truth},
 };
 use crate::run::Phase;
 use crate::stop::report::{Did, Report};
@@ -76,7 +76,11 @@ impl Teller {
         let news = tale.story.go_on(resource);
         let (step, answer) = match &report.did {
             Did::Looked => return,
-            Did::Stopped { class, sent, .. } => {
+            Did::Stopped { class, unstored: Some(unstored), .. } => {
+                self.tell(resource, news);
+                return self.unstored(resource, class, unstored);
+            }
+            Did::Stopped { class, sent, finished: _, unstored: None } => {
                 self.sent(resource, *sent, now);
                 ("stop", Some(*class))
             }
@@ -98,7 +102,25 @@ impl Teller {
         if tale.foreign_claim && matches!(report.did, Did::Read | Did::Finished) && is_cleared_up(resource) {
             self.metrics.taken_over.inc();
         }
-        log(resource, step, answer);
+        log(resource, resource.status.as_ref(), (step, answer));
+    }
+
+    /// Reports an answer that came too late for the status: the record stays as it is, and the answer is not lost.
+    fn unstored(&self, resource: &WorkflowRunStop, class: &'static str, unstored: &WorkflowRunStopStatus) {
+        let accepted = conditions::find(&unstored.conditions, ConditionType::StopAccepted);
+        let accepted = accepted.filter(|accepted| accepted.status != Truth::Unknown.as_str());
+        if let Some((reason, condition)) = accepted.and_then(|accepted| Some((Reason::of(accepted)?, accepted))) {
+            let message =
+                format!("A late answer to a stop request, which the status does not show: {}", condition.message);
+            self.tell(resource, vec![News { warning: true, reason, message }]);
+        }
+        tracing::warn!(
+            uid = resource.uid(),
+            namespace = resource.namespace(),
+            name = resource.name(),
+            "a late answer to a stop request is not stored: the resource is finished, gone or worked on by another replica"
+        );
+        log(resource, Some(unstored), ("late_answer", Some(class)));
     }
 
     /// Tells of a panic that was caught while a resource was handled.
@@ -163,19 +185,26 @@ fn is_cleared_up(resource: &WorkflowRunStop) -> bool {
     resource.claim().is_none() || resource.is_finished()
 }
 
-fn log(resource: &WorkflowRunStop, step: &str, answer: Option<&str>) {
-    let status = resource.status.as_ref();
+/// One line with all that the status says of the stop, so that the log is an audit trail that outlives the resource.
+fn log(resource: &WorkflowRunStop, status: Option<&WorkflowRunStopStatus>, (step, answer): (&str, Option<&str>)) {
     let ready = status.and_then(|status| conditions::find(&status.conditions, ConditionType::Ready));
+    let request = status.and_then(|status| status.stop_request.as_ref());
     macro_rules! line {
         ($level:ident) => {
             tracing::$level!(
+                uid = resource.uid(),
                 namespace = resource.namespace(),
                 name = resource.name(),
                 tenant = resource.spec.tenant,
                 run = resource.spec.run_id,
+                requested_because = resource.spec.reason,
                 step,
                 answer,
+                attempts = request.map(|request| request.attempts),
+                http_status = request.and_then(|request| request.http_status),
+                request_id = request.and_then(|request| request.request_id.as_deref()),
                 state = status.and_then(|status| status.state.as_deref()),
+                result = status.and_then(|status| status.result).map(StopResult::as_str),
                 reason = ready.map(|ready| ready.reason.as_str()),
                 "{}",
                 ready.map(|ready| ready.message.as_str()).unwrap_or_default(),
@@ -190,7 +219,7 @@ fn log(resource: &WorkflowRunStop, step: &str, answer: Option<&str>) {
 mod tests {
     use super::*;
     use crate::operator::events::Told;
-    use crate::resource::{WorkflowRunStopSpec, WorkflowRunStopStatus};
+    use crate::resource::WorkflowRunStopSpec;
     use prometheus_client::metrics::family::Family;
 
     fn limited() -> WorkflowRunStop {

@@ -82,7 +82,10 @@ impl WaitsFor {
             Some(Reason::WaitingForBudget | Reason::RateLimited) => Self::Budget,
             Some(Reason::CredentialsMissing | Reason::Unauthorized | Reason::Forbidden) => Self::Credentials,
             Some(Reason::EndpointNotAllowed) => Self::Endpoint,
-            Some(Reason::Unavailable | Reason::Unreachable | Reason::Conflict) => Self::Retry,
+            Some(Reason::Unavailable | Reason::Unreachable | Reason::Conflict | Reason::UnexpectedAnswer) => {
+                Self::Retry
+            }
+            Some(Reason::OutcomeUnknown) => Self::Outcome,
             // The others speak of a request, or of an end.
             Some(
                 Reason::StopRequested
@@ -96,8 +99,6 @@ impl WaitsFor {
                 | Reason::Expired
                 | Reason::RunNotFound
                 | Reason::Rejected
-                | Reason::OutcomeUnknown
-                | Reason::UnexpectedAnswer
                 | Reason::DeadlineExceeded,
             )
             | None => Self::New,

@@ -6,20 +6,25 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use crate::resource::conditions::{self, ConditionType, Reason};
 use crate::resource::{Claim, UnclearAnswer, WorkflowRunStop, WorkflowRunStopStatus};
 use crate::run::Phase;
 use crate::stop::backoff::MAX_DELAY;
 
-/// How long a claim entitles to send, from before it was written.
+/// How long a claim allows sending, counted from before it was written.
 pub const CLAIM_VALIDITY: Duration = Duration::from_secs(5);
 
-/// How far apart the clocks of two machines may be, where a written time has to be believed.
-pub const CLOCK_SKEW: Duration = Duration::from_secs(60);
+/// A claim stays open at least this long, and at least `followTimeoutSeconds`, before the outcome counts as unknown.
+const MIN_OPEN_CLAIM: Duration = Duration::from_secs(3600);
+
+/// How far a written time may lie beyond what this process would write: the clocks of two machines differ, and written
+/// times are rounded up to seconds.
+const CLOCK_SKEW: Duration = Duration::from_secs(60);
 
 /// The operator's settings that the choice depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
-    /// The limit for a request from its start to the end of its answer.
+    /// The limit for a request from its writing to the end of its answer.
     pub request_timeout: Duration,
     /// How long a request without an answer may go on working at the API's side.
     pub settle_time: Duration,
@@ -28,14 +33,17 @@ pub struct Rules {
 /// What this process knows beside the resource, measured by its own monotonic clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Seen {
-    /// For how long the resource's claim was seen unchanged.
+    /// How long the resource's claim has been observed unchanged.
     pub claim_unchanged: Duration,
-    /// For how long the run has been known to be active after the claim's request ended; `None` where it
-    /// was not read since.
+    /// How long ago the run was first read as active after the last stop request ended; `None` where it was not.
     pub active_for: Option<Duration>,
+    /// How long ago the first of the latest reads in a row came back unreadable; `None` where the last one did not.
+    pub unreadable_for: Option<Duration>,
+    /// This process has tried to read the run since the last stop request, or since its acceptance.
+    pub was_read: bool,
     /// The run was read while it is followed, and what was read is not stored yet.
     pub unrecorded: bool,
-    /// How long until the run is to be read again; `None` where this process has not read it yet.
+    /// Time until the next read of the run; `None` where this process has not read it yet.
     pub next_look: Option<Duration>,
 }
 
@@ -46,19 +54,23 @@ pub enum Ending {
     Ended,
     /// The stop was accepted and the run is not followed.
     NotFollowed,
-    /// The stop was accepted and the time to follow the run is over.
+    /// The stop was accepted and `followTimeoutSeconds` expired.
     StillActive,
-    /// The stop was not accepted in time.
+    /// The resource was created at or after its `notAfter`.
+    Expired,
+    /// The stop was not accepted before `stopDeadlineSeconds` or `notAfter`.
     DeadlineExceeded,
+    /// A stop request was sent, and reading the run has not shown its outcome for too long.
+    OutcomeUnknown,
 }
 
-/// What it means when the run is read as active after an unclear request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ActiveRead {
-    /// Nothing yet: the request may still be at work.
-    First,
-    /// That the request had no effect: it was active before, and the settle time has passed since.
-    Again,
+/// What earlier reads establish together with one more of the same kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Established {
+    /// The run was read as active before, the settle time ago: active again means that the request had no effect.
+    pub active: bool,
+    /// The run has been unreadable since the settle time: unreadable again means that it stays so.
+    pub unreadable: bool,
 }
 
 /// The next step.
@@ -68,14 +80,16 @@ pub enum Decision {
     Nothing,
     /// Suspended: wait for a change.
     Suspended,
-    /// Wait so long, unless something changes.
+    /// Wait this long, unless something changes.
     Wait(Duration),
-    /// Send the stop request, at the latest in so long.
-    Stop(Option<Duration>),
+    /// Send the stop request, before this time if there is one.
+    Stop(Option<Timestamp>),
+    /// Read the run, and only if it is still active, send a further stop request, before this time if there is one.
+    Repeat(Option<Timestamp>, Established),
     /// Read the run to learn what became of the claim's request.
-    Confirm(ActiveRead),
+    Confirm(Established),
     /// Read the run that was stopped.
-    Read,
+    Read(Established),
     /// Store what was read of it.
     Record,
     /// Write the end.
@@ -97,27 +111,34 @@ pub fn decide(resource: &WorkflowRunStop, now: Timestamp, seen: &Seen, rules: &R
     });
 
     if let Some(claim) = resource.claim() {
-        let quiet = quiet_time(claim, now, seen, rules);
+        let quiet = quiet_time(claim, seen, rules);
+        if quiet.is_zero() && seen.was_read && until(now, open_claim_end(resource, claim)).is_zero() {
+            return Decision::Finish(Ending::OutcomeUnknown);
+        }
         return match quiet.max(next_attempt.unwrap_or_default()) {
-            Duration::ZERO => Decision::Confirm(match seen.active_for {
-                Some(active) if rules.settle_time <= active => ActiveRead::Again,
-                Some(_) | None => ActiveRead::First,
-            }),
+            Duration::ZERO => Decision::Confirm(established(seen, rules)),
             wait => Decision::Wait(wait),
         };
     }
     if let Some(accepted) = request.and_then(|request| request.accepted_time.as_ref()) {
-        return follow(resource, status, until(now, follow_end(resource, accepted)), seen);
+        return follow(resource, (now, accepted), seen, rules);
+    }
+    if let Some(not_after) = not_after(resource)
+        && not_after <= now
+    {
+        let expired = not_after <= resource.created();
+        return Decision::Finish(if expired { Ending::Expired } else { Ending::DeadlineExceeded });
     }
     if resource.spec.suspend {
         return Decision::Suspended;
     }
-    let deadline = deadline(resource).map(|deadline| until(now, deadline));
-    if deadline == Some(Duration::ZERO) {
+    let deadline = deadline(resource);
+    if deadline.is_some_and(|deadline| deadline <= now) {
         return Decision::Finish(Ending::DeadlineExceeded);
     }
     match next_attempt {
         Some(ahead) => Decision::Wait(ahead),
+        None if may_have_had_an_effect(status) => Decision::Repeat(deadline, established(seen, rules)),
         None => Decision::Stop(deadline),
     }
 }
@@ -126,50 +147,70 @@ fn is_left_alone(resource: &WorkflowRunStop) -> bool {
     resource.is_finished() || resource.metadata.deletion_timestamp.is_some()
 }
 
-/// What follows after acceptance, with so much time left to follow the run.
-fn follow(resource: &WorkflowRunStop, status: &WorkflowRunStopStatus, left: Duration, seen: &Seen) -> Decision {
-    // Before all else, also before the end: that would tell less than is known.
+/// The step after acceptance.
+fn follow(resource: &WorkflowRunStop, (now, accepted): (Timestamp, &Time), seen: &Seen, rules: &Rules) -> Decision {
+    // Before all else, also before the end: that would say less than is known.
     if seen.unrecorded {
         return Decision::Record;
     }
-    let ended = status.state.as_deref().is_some_and(|state| Phase::of(state).has_ended());
+    let state = resource.status.as_ref().and_then(|status| status.state.as_deref());
+    let tasks_known = resource.status.as_ref().is_some_and(|status| status.task_instances.is_some());
+    let ended = state.is_some_and(|state| Phase::of(state).has_ended());
     let followed = resource.spec.follow_timeout_seconds != 0;
-    let over = left == Duration::ZERO;
+    // Also where no replica worked until now, the run is read once before its following ends.
+    let over = until(now, follow_end(resource, accepted)).is_zero();
+    let over_and_read = over && seen.was_read;
     // A run that ended without a word of its tasks is read once more for them.
-    if ended && (status.task_instances.is_some() || !followed || over) {
+    if ended && (tasks_known || !followed || over_and_read) {
         return Decision::Finish(Ending::Ended);
     }
     if !followed {
         return Decision::Finish(Ending::NotFollowed);
     }
-    if over {
+    if over_and_read {
         return Decision::Finish(Ending::StillActive);
     }
-    match seen.next_look.unwrap_or_default() {
-        Duration::ZERO => Decision::Read,
+    match seen.next_look.filter(|_| !over).unwrap_or_default() {
+        Duration::ZERO => Decision::Read(established(seen, rules)),
         wait => Decision::Wait(wait),
     }
 }
 
-/// How long until the claim's request has surely had its time: when it was seen unchanged by the own
-/// clock for that long, or when its written time is so long ago that even clocks apart agree.
-fn quiet_time(claim: &Claim, now: Timestamp, seen: &Seen, rules: &Rules) -> Duration {
-    let (Time(since), quiet) = match &claim.ended {
-        None => (&claim.time, CLAIM_VALIDITY + rules.request_timeout + rules.settle_time),
-        Some(ended) => match ended.answer {
-            UnclearAnswer::NoAnswer | UnclearAnswer::ServerError | UnclearAnswer::NotOurRun => {
-                (&ended.time, rules.settle_time)
-            }
-            // The request was answered: only reading tells what the answer means.
-            UnclearAnswer::Conflict => (&ended.time, Duration::ZERO),
-        },
-    };
-    let observed = quiet.saturating_sub(seen.claim_unchanged);
-    let written = until(now, since.saturating_add(quiet + CLOCK_SKEW).unwrap_or(Timestamp::MAX));
-    observed.min(written)
+/// What the reads so far establish together with one more of the same kind.
+fn established(seen: &Seen, rules: &Rules) -> Established {
+    let settled = |since: Option<Duration>| since.is_some_and(|since| rules.settle_time <= since);
+    Established { active: settled(seen.active_for), unreadable: settled(seen.unreadable_for) }
 }
 
-/// How long until the resource has to be looked at whatever else it waits for: its stop deadline or the
+/// True where a stop request was sent before that is known to have had no effect only because the run was read as active
+/// twice. Reading it right before the next request narrows the window for a wrong repetition to one round trip.
+fn may_have_had_an_effect(status: &WorkflowRunStopStatus) -> bool {
+    let dropped = conditions::find(&status.conditions, ConditionType::StopAccepted).and_then(Reason::of);
+    let attempts = status.stop_request.as_ref().map_or(0, |request| request.attempts);
+    0 < attempts && !dropped.is_some_and(Reason::excludes_an_effect)
+}
+
+/// Time until the claimed request can no longer be in flight: the claim observed unchanged by the own monotonic clock.
+/// The claim's written time is not believed: a wall clock that jumped would make a fresh claim look old.
+fn quiet_time(claim: &Claim, seen: &Seen, rules: &Rules) -> Duration {
+    let quiet = match &claim.ended {
+        None => CLAIM_VALIDITY + rules.request_timeout + rules.settle_time,
+        Some(ended) => match ended.answer {
+            UnclearAnswer::NoAnswer | UnclearAnswer::ServerError | UnclearAnswer::NotOurRun => rules.settle_time,
+            // The request was answered: only reading tells what the answer means.
+            UnclearAnswer::Conflict => Duration::ZERO,
+        },
+    };
+    quiet.saturating_sub(seen.claim_unchanged)
+}
+
+/// When the outcome of a claim that is still open counts as unknown.
+fn open_claim_end(resource: &WorkflowRunStop, claim: &Claim) -> Timestamp {
+    let Time(since) = claim.time;
+    since.saturating_add(follow_timeout(resource).max(MIN_OPEN_CLAIM)).unwrap_or(Timestamp::MAX)
+}
+
+/// Time until the resource has to be looked at whatever else it waits for: its deadline or the
 /// end of its following. A claim has to be cleared up first, however long that takes.
 pub fn at_the_latest(resource: &WorkflowRunStop, now: Timestamp) -> Option<Duration> {
     let request = resource.status.as_ref().and_then(|status| status.stop_request.as_ref());
@@ -177,22 +218,30 @@ pub fn at_the_latest(resource: &WorkflowRunStop, now: Timestamp) -> Option<Durat
     let end = match accepted {
         _ if is_left_alone(resource) || resource.claim().is_some() => None,
         Some(accepted) => Some(follow_end(resource, accepted)),
-        None if resource.spec.suspend => None,
+        None if resource.spec.suspend => not_after(resource),
         None => deadline(resource),
     };
     end.map(|end| until(now, end))
 }
 
-/// The last moment in which a stop request may be sent.
+/// When no stop request may be sent any more: the earlier of `notAfter` and the end of `stopDeadlineSeconds`.
 fn deadline(resource: &WorkflowRunStop) -> Option<Timestamp> {
-    let seconds = u64::try_from(resource.spec.stop_deadline_seconds?).ok()?;
-    let Time(created) = resource.metadata.creation_timestamp.as_ref()?;
-    Some(created.saturating_add(Duration::from_secs(seconds)).unwrap_or(Timestamp::MAX))
+    let seconds = resource.spec.stop_deadline_seconds.and_then(|seconds| u64::try_from(seconds).ok());
+    let end = |seconds| resource.created().saturating_add(Duration::from_secs(seconds)).unwrap_or(Timestamp::MAX);
+    let stop_deadline = seconds.filter(|_| resource.metadata.creation_timestamp.is_some()).map(end);
+    stop_deadline.into_iter().chain(not_after(resource)).min()
+}
+
+fn not_after(resource: &WorkflowRunStop) -> Option<Timestamp> {
+    resource.spec.not_after.as_ref().map(|Time(not_after)| *not_after)
 }
 
 fn follow_end(resource: &WorkflowRunStop, Time(accepted): &Time) -> Timestamp {
-    let seconds = u64::try_from(resource.spec.follow_timeout_seconds).unwrap_or_default();
-    accepted.saturating_add(Duration::from_secs(seconds)).unwrap_or(Timestamp::MAX)
+    accepted.saturating_add(follow_timeout(resource)).unwrap_or(Timestamp::MAX)
+}
+
+fn follow_timeout(resource: &WorkflowRunStop) -> Duration {
+    Duration::from_secs(u64::try_from(resource.spec.follow_timeout_seconds).unwrap_or_default())
 }
 
 fn until(now: Timestamp, then: Timestamp) -> Duration {

@@ -129,7 +129,7 @@ impl Draft {
 
     /// Takes over what the API said beside its verdict.
     pub fn said(&mut self, said: &Said) {
-        let Said { status, message, request_id } = said.clone();
+        let Said { status, message, request_id, own: _ } = said.clone();
         let request = self.request();
         request.http_status = Some(i32::from(status));
         request.message = message;
@@ -148,7 +148,7 @@ impl Draft {
         self.going_on(Truth::Unknown, (Reason::FollowingRun, &detail))
     }
 
-    /// Surely without effect: the claim is dropped and the request is made again later.
+    /// Known to have had no effect: the claim is dropped and the request is made again later.
     pub fn refused(mut self, wait: Duration, why: (Reason, &str)) -> WorkflowRunStopStatus {
         self.request().claim = None;
         self.next_attempt_in(wait);
@@ -163,18 +163,40 @@ impl Draft {
         self.finished(false, why)
     }
 
-    /// The outcome is open: the claim stays, and reading the run is what comes next.
-    pub fn unclear(mut self, answer: UnclearAnswer, ready: Truth, why: (Reason, &str)) -> WorkflowRunStopStatus {
+    /// The outcome is still open: the run is read again when the settle time is over.
+    pub fn still_open(mut self, detail: &str) -> WorkflowRunStopStatus {
+        let why = (Reason::OutcomeUnknown, detail);
+        self.next_attempt_in(self.moment.settle_time);
+        self.open_if_claimed(why);
+        self.going_on(Truth::Unknown, why)
+    }
+
+    /// The end of a stop whose outcome is not known. The claim stays.
+    pub fn unknown(mut self, detail: &str) -> WorkflowRunStopStatus {
+        let why = (Reason::OutcomeUnknown, detail);
+        self.open_if_claimed(why);
+        self.finished(false, why)
+    }
+
+    /// Without a claim, `StopAccepted` goes on to tell why the last request was dropped.
+    fn open_if_claimed(&mut self, why: (Reason, &str)) {
+        if self.request().claim.is_some() {
+            self.set(ConditionType::StopAccepted, Truth::Unknown, why);
+        }
+    }
+
+    /// The outcome is open: the claim stays, and reading the run is what comes next, after `wait` at the earliest.
+    pub fn unclear(
+        mut self,
+        answer: UnclearAnswer,
+        wait: Duration,
+        (ready, why): (Truth, (Reason, &str)),
+    ) -> WorkflowRunStopStatus {
         let ended = ClaimEnded { time: self.now(), answer };
         if let Some(claim) = &mut self.request().claim {
             claim.ended = Some(ended);
         }
-        match answer {
-            UnclearAnswer::Conflict => self.request().next_attempt_time = None,
-            UnclearAnswer::NoAnswer | UnclearAnswer::ServerError | UnclearAnswer::NotOurRun => {
-                self.next_attempt_in(self.moment.settle_time);
-            }
-        }
+        self.next_attempt_in(wait);
         self.set(ConditionType::StopAccepted, Truth::Unknown, why);
         self.going_on(ready, why)
     }

@@ -87,14 +87,16 @@ impl Claimed {
         &self.resource
     }
 
-    /// Closes when the claim no longer entitles to send, by the monotonic or the wall clock: one of
-    /// them goes on where a process was stopped and a machine suspended. Also closes at the deadline.
-    pub fn fence(&self, deadline: Option<Instant>) -> Fence {
-        let until = deadline.map_or(self.until, |deadline| deadline.min(self.until));
-        let (from, clock) = (self.from_wall, self.clock.clone());
+    /// Closes when the claim no longer allows sending, by the monotonic or the wall clock: one of
+    /// them goes on where a process was stopped or a machine suspended. Also closes at the deadline, which is a time of
+    /// the wall clock.
+    pub fn fence(&self, deadline: Option<Timestamp>) -> Fence {
+        let (until, from, clock) = (self.until, self.from_wall, self.clock.clone());
         let is_open = Arc::new(move || {
-            let elapsed = clock().duration_since(from);
-            Instant::now() < until && elapsed.unsigned_abs() < CLAIM_VALIDITY
+            let now = clock();
+            let fresh = now.duration_since(from).unsigned_abs() < CLAIM_VALIDITY;
+            let in_time = deadline.is_none_or(|deadline| now < deadline);
+            Instant::now() < until && ((fresh && in_time) || is_broken(Break::NoWallClock))
         });
         Fence { until, is_open }
     }

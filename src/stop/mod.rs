@@ -11,28 +11,40 @@ pub mod prepare;
 pub mod report;
 pub mod subject;
 
-use std::{pin::Pin, time::Duration};
+use std::{
+    pin::{Pin, pin},
+    time::Duration,
+};
 
+use futures::future::{Either, select};
+use jiff::Timestamp;
 use tokio::time::Instant;
 
 use crate::amperity::{
     answer::{ReadAnswer, ReadFailure, StopAnswer},
-    budget::Purpose,
+    budget::{Purpose, Slot},
     credentials::Refusal,
+    endpoint::Endpoint,
 };
 use crate::clock::until;
 use crate::dice;
 use crate::resource::{WorkflowRunStop, WorkflowRunStopStatus, conditions::Reason};
 use crate::run::Phase;
+use crate::sabotage::{Break, is_broken};
 use crate::stop::{
     backoff::{MAX_CREDENTIALS_DELAY, delay, next_look},
-    decide::{ActiveRead, Decision, Ending, Seen, at_the_latest, decide},
+    decide::{Decision, Ending, Established, Seen, at_the_latest, decide},
     house::House,
     ledger::{LedgerError, Written},
-    prepare::{Again, Denied, Prepared, Unprepared},
+    outcome::Retry,
+    prepare::{Again, Denied, Pass, Prepared, Unprepared},
     report::{Did, Next, Report},
     subject::{Memory, Subject},
 };
+
+/// A read that was to precede a further stop request and is older than this when the request may go is made again: the
+/// rate limit was closed in between.
+const MAX_READ_AGE: Duration = Duration::from_secs(2);
 
 /// Resolves when a step is to give up waiting: the resource changed, or no new work is to be begun.
 /// Nothing is given up between a claim and its record.
@@ -40,17 +52,18 @@ pub type Interrupt<'a> = Pin<&'a mut (dyn Future<Output = ()> + Send)>;
 
 /// Looks at a resource, takes the next step and records what came of it.
 pub async fn step(house: &House, subject: &mut Subject, interrupt: Interrupt<'_>) -> Report {
-    let seen = subject.seen();
-    let decision = decide(&subject.resource, house.now(), &seen, &house.rules);
-    let done = match decision {
+    let done = match house.decide(subject) {
         Decision::Nothing => Ok((Did::Looked, Next::OnChange)),
         Decision::Wait(wait) => Ok((Did::Looked, Next::At(Instant::now() + wait))),
         Decision::Suspended => house.tell(subject, Reason::Suspended, "", Next::OnChange).await,
         Decision::Finish(ending) => house.finish(subject, ending).await,
-        // These three wait for a while in large futures: on the heap, a waiting resource stays small.
-        Decision::Stop(within) => Box::pin(house.stop(subject, within, interrupt)).await,
-        Decision::Confirm(active) => Box::pin(house.confirm(subject, active, interrupt)).await,
-        Decision::Read => Box::pin(house.follow(subject, interrupt)).await,
+        // These wait for a while in large futures: on the heap, a waiting resource stays small.
+        Decision::Stop(deadline) => Box::pin(house.stop(subject, deadline, None, interrupt)).await,
+        Decision::Repeat(deadline, established) => {
+            Box::pin(house.stop(subject, deadline, Some(established), interrupt)).await
+        }
+        Decision::Confirm(established) => Box::pin(house.confirm(subject, established, interrupt)).await,
+        Decision::Read(established) => Box::pin(house.follow(subject, established, interrupt)).await,
         Decision::Record => house.record(subject).await,
     };
     let latest = at_the_latest(&subject.resource, house.now()).map(|wait| Instant::now() + wait);
@@ -67,20 +80,49 @@ pub async fn step(house: &House, subject: &mut Subject, interrupt: Interrupt<'_>
 
 type Done = Result<(Did, Next), LedgerError>;
 
+/// What comes before a stop request.
+enum Readiness {
+    /// It may be claimed and sent.
+    Ready(Prepared),
+    /// An earlier request made it needless, or nobody can tell: what reading the run showed.
+    Answered(ReadAnswer),
+}
+
 impl House {
-    /// Endpoint, credentials, slot, claim, request, record.
-    async fn stop(&self, subject: &mut Subject, within: Option<Duration>, interrupt: Interrupt<'_>) -> Done {
-        let deadline = within.map(|within| Instant::now() + within);
-        let prepared = tokio::select! {
+    fn decide(&self, subject: &mut Subject) -> Decision {
+        let seen = subject.seen();
+        decide(&subject.resource, self.now(), &seen, &self.rules)
+    }
+
+    /// Endpoint, credentials, slot, claim, request, record. A request that `repeats` another one is preceded by a read.
+    async fn stop(
+        &self,
+        subject: &mut Subject,
+        deadline: Option<Timestamp>,
+        repeats: Option<Established>,
+        interrupt: Interrupt<'_>,
+    ) -> Done {
+        let left = |deadline: Timestamp| Duration::try_from(deadline.duration_since(self.now())).unwrap_or_default();
+        let at_the_latest = deadline.map(|deadline| Instant::now() + left(deadline));
+        let repeats = repeats.filter(|_| !is_broken(Break::RepeatWithoutRead));
+        let ready = tokio::select! {
             biased;
             () = interrupt => return Ok((Did::Looked, Next::Now)),
-            () = until(deadline) => return Ok((Did::Looked, Next::Now)),
-            prepared = self.prepare(subject, Purpose::Stop) => prepared,
+            () = until(at_the_latest) => return Ok((Did::Looked, Next::Now)),
+            ready = self.ready_to_stop(subject, repeats.is_some()) => ready,
         };
-        let Prepared { endpoint, pass, slot } = match prepared {
-            Ok(prepared) => prepared,
+        let Prepared { endpoint, pass, slot } = match ready {
+            Ok(Readiness::Ready(prepared)) => prepared,
+            Ok(Readiness::Answered(answer)) => {
+                return self.learned(subject, &answer, repeats.unwrap_or_default()).await;
+            }
             Err(unprepared) => return self.unprepared(subject, unprepared).await,
         };
+        // The wait may have been long, the machine suspended, or its clock set.
+        let still = matches!(self.decide(subject), Decision::Stop(_) | Decision::Repeat(..));
+        if !still && !is_broken(Break::NoDecisionBeforeClaim) {
+            return Ok((Did::Looked, Next::Now));
+        }
         let url = endpoint.stop_url(&subject.resource.spec.run_id).to_string();
         let moment = self.moment();
         let status = |claim| outcome::claimed(&subject.resource, claim, url, moment);
@@ -93,8 +135,8 @@ impl House {
         let (answer, sent) = self.amperity.stop(&endpoint, run_id, &pass.token, slot, fence).await;
         let retry = self.judge(&pass, &answer);
         let status = outcome::stop_answered(claimed.resource(), &answer, retry, self.moment());
-        let status = self.with_end(claimed.resource(), status);
-        let written = self.ledger.record(claimed, status).await;
+        let status = self.with_end(claimed.resource(), status, false);
+        let written = self.ledger.record(claimed, status.clone()).await;
         // A run that goes on after its stop is given a moment; one that ended, or that the answer
         // does not describe, is read at once.
         let goes_on = matches!(&answer, StopAnswer::Accepted(Some(run), _) if !Phase::of(&run.state).has_ended());
@@ -103,67 +145,128 @@ impl House {
         let stored = matches!(written, Written::Stored(_));
         let next = subject.take(written);
         let finished = stored && subject.resource.is_finished();
-        Ok((Did::Stopped { class: answer.class(), sent, finished }, next))
+        let unstored = (!stored).then(|| Box::new(status));
+        Ok((Did::Stopped { class: answer.class(), sent, finished, unstored }, next))
+    }
+
+    /// Gets all that a stop request needs. Where it repeats an earlier one, the run is read right before it, with a slot
+    /// for each of the two: the time between the read and the request is then a round trip.
+    async fn ready_to_stop(&self, subject: &mut Subject, repeats: bool) -> Result<Readiness, Unprepared> {
+        let prepared = self.prepare(subject, Purpose::Stop).await?;
+        if !repeats {
+            return Ok(Readiness::Ready(prepared));
+        }
+        let Prepared { endpoint, pass, slot } = prepared;
+        let key = endpoint.budget_key();
+        let read = async {
+            let answer = self.read_with((&endpoint, &pass), &subject.resource.spec.run_id, slot).await;
+            (answer, Instant::now())
+        };
+        // The second slot is the next one that the tenant has.
+        let second = self.budget.acquire(&key, Purpose::Stop, Timestamp::MIN);
+        let ((answer, read_at), slot) = match select(pin!(read), pin!(second)).await {
+            Either::Left(((answer, read_at), second)) => match answer? {
+                answer if answer.is_active() => ((answer, read_at), second.await),
+                answer => return Ok(Readiness::Answered(answer)),
+            },
+            Either::Right((slot, read)) => match read.await {
+                (answer, read_at) => ((answer?, read_at), slot),
+            },
+        };
+        if !answer.is_active() {
+            return Ok(Readiness::Answered(answer));
+        }
+        if MAX_READ_AGE < read_at.elapsed() {
+            return Err(Unprepared::Changed);
+        }
+        Ok(Readiness::Ready(Prepared { endpoint, pass, slot }))
     }
 
     /// Reads the run to learn what became of a request.
-    async fn confirm(&self, subject: &mut Subject, active: ActiveRead, interrupt: Interrupt<'_>) -> Done {
+    async fn confirm(&self, subject: &mut Subject, established: Established, interrupt: Interrupt<'_>) -> Done {
         let answer = tokio::select! {
             biased;
             () = interrupt => return Ok((Did::Looked, Next::Now)),
             answer = self.read(subject) => answer,
         };
-        let answer = match answer {
-            Ok(answer) => answer,
-            Err(unprepared) => return self.unprepared(subject, unprepared).await,
-        };
-        match &answer {
-            ReadAnswer::Run(_) => subject.read_unconfirmed(Instant::now() + next_look(0, dice::unit())),
-            ReadAnswer::Failed(_) => subject.memory.failures += 1,
-            ReadAnswer::Unreadable(_) => {}
+        match answer {
+            Ok(answer) => self.learned(subject, &answer, established).await,
+            Err(unprepared) => self.unprepared(subject, unprepared).await,
         }
+    }
+
+    /// Writes what a read showed of an earlier stop request.
+    async fn learned(&self, subject: &mut Subject, answer: &ReadAnswer, established: Established) -> Done {
+        subject.read(answer);
+        subject.memory.next_look = Some(Instant::now() + next_look(0, dice::unit()));
         let failures = subject.memory.failures;
         let moment = self.moment();
-        let status = |resource: &_| outcome::confirmed(resource, &answer, active, failures, moment);
+        let status = |resource: &_| outcome::confirmed(resource, answer, established, failures, moment);
         self.write(subject, status, Did::Read).await
     }
 
     /// Reads a run whose stop was accepted.
-    async fn follow(&self, subject: &mut Subject, interrupt: Interrupt<'_>) -> Done {
+    async fn follow(&self, subject: &mut Subject, established: Established, interrupt: Interrupt<'_>) -> Done {
         let answer = tokio::select! {
             biased;
             () = interrupt => return Ok((Did::Looked, Next::Now)),
             answer = self.read(subject) => answer,
         };
-        subject.memory.looks += 1;
-        subject.memory.next_look = Some(Instant::now() + next_look(subject.memory.looks, dice::unit()));
         match answer {
             Ok(answer) => {
-                subject.memory.unrecorded = Some(answer);
+                let asked = match &answer {
+                    ReadAnswer::Failed(failure) => failure.retry_after().unwrap_or_default(),
+                    ReadAnswer::Run(_) | ReadAnswer::Unreadable(_) => Duration::ZERO,
+                };
+                subject.read(&answer);
+                subject.looked(asked);
+                subject.memory.unrecorded = Some((answer, established));
                 self.record(subject).await
             }
-            Err(unprepared) => self.unprepared(subject, unprepared).await,
+            Err(unprepared) => {
+                // Where the run may not be read, the following ends all the same.
+                if matches!(unprepared, Unprepared::Denied(_)) {
+                    subject.tried_to_read();
+                    subject.looked(Duration::ZERO);
+                }
+                self.unprepared(subject, unprepared).await
+            }
         }
     }
 
     /// Stores what was read of a run whose stop was accepted. Where that fails, it is still known.
     async fn record(&self, subject: &mut Subject) -> Done {
-        let Some(answer) = subject.memory.unrecorded.take() else { return Ok((Did::Looked, Next::Now)) };
+        let Some((answer, established)) = subject.memory.unrecorded.take() else {
+            return Ok((Did::Looked, Next::Now));
+        };
         let moment = self.moment();
-        let done = self.write(subject, |resource| outcome::followed(resource, &answer, moment), Did::Read).await;
+        let status = |resource: &_| outcome::followed(resource, &answer, established, moment);
+        let done = self.write(subject, status, Did::Read).await;
         if done.is_err() {
-            subject.memory.unrecorded = Some(answer);
+            subject.memory.unrecorded = Some((answer, established));
         }
         done
     }
 
     async fn read(&self, subject: &mut Subject) -> Result<ReadAnswer, Unprepared> {
         let Prepared { endpoint, pass, slot } = self.prepare(subject, Purpose::Read).await?;
-        let answer = self.amperity.read(&endpoint, &subject.resource.spec.run_id, &pass.token, slot).await;
+        self.read_with((&endpoint, &pass), &subject.resource.spec.run_id, slot).await
+    }
+
+    /// Reads the run once. Where a kept token was refused, a new one is to be fetched before anything is concluded.
+    async fn read_with(
+        &self,
+        (endpoint, pass): (&Endpoint, &Pass),
+        run_id: &str,
+        slot: Slot,
+    ) -> Result<ReadAnswer, Unprepared> {
+        let answer = self.amperity.read(endpoint, run_id, &pass.token, slot).await;
         match &answer {
-            ReadAnswer::Run(_) => self.may_read(&pass),
+            ReadAnswer::Run(_) => self.may_read(pass),
             ReadAnswer::Failed(ReadFailure::Unauthorized(said)) => {
-                self.refused(&pass, Refusal::Unauthorized, &said.detail());
+                if self.refused(pass, Refusal::Unauthorized, &said.detail()) == Retry::AtOnce {
+                    return Err(Unprepared::Changed);
+                }
             }
             ReadAnswer::Failed(_) | ReadAnswer::Unreadable(_) => {}
         }
@@ -215,7 +318,8 @@ impl House {
     ) -> Done {
         let written = loop {
             let known = subject.known();
-            let status = self.with_end(&subject.resource, status(&subject.resource));
+            let was_read = matches!(did, Did::Read);
+            let status = self.with_end(&subject.resource, status(&subject.resource), was_read);
             match self.ledger.update(&subject.resource, status).await? {
                 Written::Changed(now) if !known.is_outdated_by(&now) => subject.resource = *now,
                 written @ (Written::Stored(_) | Written::Same | Written::Changed(_) | Written::Gone) => break written,
@@ -232,17 +336,23 @@ impl House {
     }
 
     /// Where the next step is only to write the end, it is written along with this one.
-    fn with_end(&self, resource: &WorkflowRunStop, status: WorkflowRunStopStatus) -> WorkflowRunStopStatus {
+    fn with_end(
+        &self,
+        resource: &WorkflowRunStop,
+        status: WorkflowRunStopStatus,
+        was_read: bool,
+    ) -> WorkflowRunStopStatus {
         let moment = self.moment();
         let after = WorkflowRunStop { status: Some(status), ..resource.clone() };
-        match decide(&after, moment.now, &Seen::default(), &self.rules) {
+        match decide(&after, moment.now, &Seen { was_read, ..Seen::default() }, &self.rules) {
             Decision::Finish(ending) => outcome::finished(&after, ending, moment),
             Decision::Nothing
             | Decision::Suspended
             | Decision::Wait(_)
             | Decision::Stop(_)
+            | Decision::Repeat(..)
             | Decision::Confirm(_)
-            | Decision::Read
+            | Decision::Read(_)
             | Decision::Record => after.status.unwrap_or_default(),
         }
     }

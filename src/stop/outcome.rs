@@ -3,13 +3,16 @@
 
 use std::time::Duration;
 
-use crate::amperity::answer::{ReadAnswer, ReadFailure, StopAnswer};
+use crate::amperity::answer::{ReadAnswer, ReadFailure, Said, StatusKind, StopAnswer};
 use crate::resource::conditions::{self, ConditionType, Reason, Truth};
 use crate::resource::{Claim, StopRequest, UnclearAnswer, WorkflowRunStop, WorkflowRunStopStatus};
 use crate::run::Phase;
 use crate::stop::backoff::{MAX_CREDENTIALS_DELAY, MAX_DELAY, delay};
-use crate::stop::decide::{ActiveRead, Ending};
+use crate::stop::decide::{Ending, Established};
 use crate::stop::draft::{Draft, Moment, state_detail};
+
+/// After this many stop requests that a gateway answered instead of Amperity, the stop ends.
+const MAX_FOREIGN_ATTEMPTS: i32 = 5;
 
 /// The status with a claim: the request is about to be sent.
 pub fn claimed(resource: &WorkflowRunStop, claim: Claim, url: String, moment: Moment) -> WorkflowRunStopStatus {
@@ -53,9 +56,11 @@ pub fn stop_answered(
         | StopAnswer::Forbidden(said)
         | StopAnswer::NotFound(said)
         | StopAnswer::Conflict(said)
+        | StopAnswer::BadRequest(said)
         | StopAnswer::Rejected(said)
+        | StopAnswer::Foreign(said)
         | StopAnswer::Redirected(said, _)
-        | StopAnswer::ServerError(said) => {
+        | StopAnswer::ServerError(said, _) => {
             draft.said(said);
             said.detail()
         }
@@ -99,59 +104,86 @@ pub fn stop_answered(
             draft.set(ConditionType::StopAccepted, Truth::False, why);
             draft.going_on(Truth::Unknown, why)
         }
-        StopAnswer::Conflict(_) => draft.unclear(UnclearAnswer::Conflict, Truth::False, (Reason::Conflict, &detail)),
-        StopAnswer::ServerError(_) => {
-            draft.unclear(UnclearAnswer::ServerError, Truth::False, (Reason::Unavailable, &detail))
+        // The request was answered: the run is read at once.
+        StopAnswer::Conflict(_) => {
+            let why = (Truth::False, (Reason::Conflict, detail.as_str()));
+            draft.unclear(UnclearAnswer::Conflict, Duration::ZERO, why)
+        }
+        StopAnswer::BadRequest(_) => {
+            let why = (Truth::Unknown, (Reason::OutcomeUnknown, detail.as_str()));
+            draft.unclear(UnclearAnswer::Conflict, Duration::ZERO, why)
+        }
+        StopAnswer::ServerError(_, retry_after) => {
+            let wait = moment.settle_time.max(retry_after.unwrap_or_default());
+            let why = (Truth::False, (Reason::Unavailable, detail.as_str()));
+            draft.unclear(UnclearAnswer::ServerError, wait, why)
         }
         StopAnswer::NotOurRun(_) => {
             let detail = format!("{detail}, but not with this run");
-            draft.unclear(UnclearAnswer::NotOurRun, Truth::Unknown, (Reason::OutcomeUnknown, &detail))
+            let why = (Truth::Unknown, (Reason::OutcomeUnknown, detail.as_str()));
+            draft.unclear(UnclearAnswer::NotOurRun, moment.settle_time, why)
+        }
+        StopAnswer::Foreign(_) => {
+            let why = (Truth::Unknown, (Reason::OutcomeUnknown, detail.as_str()));
+            draft.unclear(UnclearAnswer::NotOurRun, moment.settle_time, why)
+        }
+        StopAnswer::Redirected(said, to) => {
+            // The host is still needed when the run has been read.
+            let message = format!("a redirect to {to}, which is never followed");
+            let said = Said { message: Some(message), ..said.clone() };
+            draft.said(&said);
+            let detail = said.detail();
+            let why = (Truth::Unknown, (Reason::OutcomeUnknown, detail.as_str()));
+            draft.unclear(UnclearAnswer::NotOurRun, moment.settle_time, why)
         }
         StopAnswer::NoAnswer(_) => {
-            draft.unclear(UnclearAnswer::NoAnswer, Truth::Unknown, (Reason::OutcomeUnknown, &detail))
+            let why = (Truth::Unknown, (Reason::OutcomeUnknown, detail.as_str()));
+            draft.unclear(UnclearAnswer::NoAnswer, moment.settle_time, why)
         }
         StopAnswer::NotFound(_) => draft.rejected((Reason::RunNotFound, &detail)),
         StopAnswer::Rejected(_) => draft.rejected((Reason::Rejected, &detail)),
-        StopAnswer::Redirected(_, to) => {
-            let detail = format!("{detail}, a redirect to {to}, which is never followed");
-            draft.rejected((Reason::UnexpectedAnswer, &detail))
-        }
     }
 }
 
-/// The status after reading the run to learn what became of the claim's request.
+/// The status after reading the run to learn what became of a stop request: of the claim's, or of an earlier one before
+/// a further one is sent.
 pub fn confirmed(
     resource: &WorkflowRunStop,
     answer: &ReadAnswer,
-    active: ActiveRead,
+    established: Established,
     failures: u32,
     moment: Moment,
 ) -> WorkflowRunStopStatus {
     let mut draft = Draft::of(resource, moment);
-    let ended = resource.claim().and_then(|claim| claim.ended.as_ref()).map(|ended| ended.answer);
     match answer {
         ReadAnswer::Run(run) => {
-            let phase = Phase::of(&run.state);
             let detail = state_detail(Some(&run.state));
             draft.observe((**run).clone());
-            match (phase, ended) {
-                (Phase::Stopping | Phase::Stopped, _) => draft.accepted(Reason::ConfirmedByRead),
-                (Phase::EndedOtherwise, _) => {
+            match Phase::of(&run.state) {
+                Phase::Stopping | Phase::Stopped => draft.accepted(Reason::ConfirmedByRead),
+                Phase::EndedOtherwise => {
                     draft.request().claim = None;
                     draft.set(ConditionType::StopAccepted, Truth::Unknown, (Reason::RunEndedOtherwise, &detail));
                     draft.finished(true, (Reason::RunEndedOtherwise, &detail))
                 }
-                (Phase::Active, Some(UnclearAnswer::Conflict)) => {
-                    let wait = draft.backoff(MAX_DELAY);
-                    draft.refused(wait, (Reason::Conflict, &detail))
-                }
-                (Phase::Active, _) => match active {
-                    ActiveRead::First => {
-                        draft.next_attempt_in(moment.settle_time);
-                        draft.set(ConditionType::StopAccepted, Truth::Unknown, (Reason::OutcomeUnknown, &detail));
-                        draft.going_on(Truth::Unknown, (Reason::OutcomeUnknown, &detail))
+                Phase::Active => match Answered::of(resource) {
+                    // Amperity's own word that the stop was not carried out: once is enough.
+                    Answered::Conflict => {
+                        let wait = draft.backoff(MAX_DELAY);
+                        draft.refused(wait, (Reason::Conflict, &detail))
                     }
-                    ActiveRead::Again => {
+                    Answered::BadRequest(said) => draft.rejected((Reason::Rejected, &format!("{said}, {detail}"))),
+                    _ if !established.active => draft.still_open(&detail),
+                    Answered::Redirect(said) => draft.rejected((Reason::UnexpectedAnswer, &said)),
+                    Answered::ClientError(said) => {
+                        let why = (Reason::UnexpectedAnswer, said.as_str());
+                        if MAX_FOREIGN_ATTEMPTS <= draft.request().attempts {
+                            return draft.rejected(why);
+                        }
+                        let wait = draft.backoff(MAX_DELAY);
+                        draft.refused(wait, why)
+                    }
+                    Answered::Otherwise => {
                         let detail = format!("the request had no effect, {detail}");
                         let wait = draft.backoff(MAX_DELAY);
                         draft.refused(wait, (Reason::Unavailable, &detail))
@@ -161,28 +193,83 @@ pub fn confirmed(
         }
         ReadAnswer::Unreadable(said) => {
             let detail = format!("the run cannot be read to find out more ({})", said.detail());
-            match ended {
-                Some(UnclearAnswer::Conflict) => draft.rejected((Reason::Rejected, &format!("HTTP 409, and {detail}"))),
-                Some(UnclearAnswer::ServerError) => {
-                    let wait = draft.backoff(MAX_DELAY);
-                    draft.refused(wait, (Reason::Unavailable, &detail))
+            if !established.unreadable {
+                return draft.still_open(&detail);
+            }
+            let same = draft.request().http_status == Some(i32::from(said.status));
+            match Answered::of(resource) {
+                Answered::Conflict => draft.rejected((Reason::Rejected, &format!("HTTP 409, and {detail}"))),
+                Answered::BadRequest(answered) => {
+                    draft.rejected((Reason::Rejected, &format!("{answered}, and {detail}")))
                 }
-                Some(UnclearAnswer::NoAnswer | UnclearAnswer::NotOurRun) | None => {
-                    draft.set(ConditionType::StopAccepted, Truth::Unknown, (Reason::OutcomeUnknown, &detail));
-                    draft.finished(false, (Reason::OutcomeUnknown, &detail))
+                Answered::Redirect(answered) if same => draft.rejected((Reason::UnexpectedAnswer, &answered)),
+                Answered::ClientError(answered) if same => {
+                    let not_found = StatusKind::of(said.status) == StatusKind::NotFound;
+                    let reason = if not_found { Reason::RunNotFound } else { Reason::Rejected };
+                    draft.rejected((reason, &format!("{answered}, and {detail}")))
                 }
+                Answered::Redirect(_) | Answered::ClientError(_) | Answered::Otherwise => draft.unknown(&detail),
             }
         }
         ReadAnswer::Failed(failure) => {
-            draft.next_attempt_in(delay(failures, MAX_DELAY, moment.jitter));
+            let wait = delay(failures, MAX_DELAY, moment.jitter).max(failure.retry_after().unwrap_or_default());
+            draft.next_attempt_in(wait);
             let (reason, detail) = read_failure(failure);
             draft.going_on(Truth::False, (reason, &detail))
         }
     }
 }
 
+/// How the last stop request was answered, as far as the status still tells; with the answer in words.
+enum Answered {
+    /// Amperity's own 409.
+    Conflict,
+    /// Amperity's own 400 or 422.
+    BadRequest(String),
+    /// 3xx.
+    Redirect(String),
+    /// Any other 4xx, not Amperity's own.
+    ClientError(String),
+    /// 5xx, a success without the run, or not at all.
+    Otherwise,
+}
+
+impl Answered {
+    fn of(resource: &WorkflowRunStop) -> Self {
+        let status = resource.status.as_ref();
+        let request = status.and_then(|status| status.stop_request.as_ref());
+        let Some(http) = request.and_then(|request| request.http_status).and_then(|http| u16::try_from(http).ok())
+        else {
+            return Self::Otherwise;
+        };
+        // A dropped claim has left its reason behind.
+        let own = match resource.claim().map(|claim| claim.ended.as_ref().map(|ended| ended.answer)) {
+            Some(answer) => answer == Some(UnclearAnswer::Conflict),
+            None => {
+                let dropped =
+                    status.and_then(|status| conditions::find(&status.conditions, ConditionType::StopAccepted));
+                dropped.and_then(Reason::of) == Some(Reason::Conflict)
+            }
+        };
+        let message = request.and_then(|request| request.message.clone());
+        let said = Said { status: http, message, request_id: None, own }.detail();
+        match StatusKind::of(http) {
+            StatusKind::Conflict if own => Self::Conflict,
+            StatusKind::ClientError if own => Self::BadRequest(said),
+            StatusKind::Redirect => Self::Redirect(said),
+            StatusKind::Conflict | StatusKind::NotFound | StatusKind::ClientError => Self::ClientError(said),
+            StatusKind::Other => Self::Otherwise,
+        }
+    }
+}
+
 /// The status after reading a run whose stop was accepted.
-pub fn followed(resource: &WorkflowRunStop, answer: &ReadAnswer, moment: Moment) -> WorkflowRunStopStatus {
+pub fn followed(
+    resource: &WorkflowRunStop,
+    answer: &ReadAnswer,
+    established: Established,
+    moment: Moment,
+) -> WorkflowRunStopStatus {
     let mut draft = Draft::of(resource, moment);
     match answer {
         ReadAnswer::Run(run) => {
@@ -190,6 +277,12 @@ pub fn followed(resource: &WorkflowRunStop, answer: &ReadAnswer, moment: Moment)
             draft.observe((**run).clone());
             // The verbose view without tasks has none to tell of.
             draft.status.task_instances.get_or_insert_default();
+            draft.going_on(Truth::Unknown, (Reason::FollowingRun, &detail))
+        }
+        // A gateway may have answered: only the same again makes it final.
+        ReadAnswer::Unreadable(said) if !established.unreadable => {
+            let state = draft.status.state.as_deref().map(|state| format!("its last known state is {state}, "));
+            let detail = format!("{}the last read was answered {}", state.unwrap_or_default(), said.detail());
             draft.going_on(Truth::Unknown, (Reason::FollowingRun, &detail))
         }
         ReadAnswer::Unreadable(said) => {
@@ -211,7 +304,7 @@ fn read_failure(failure: &ReadFailure) -> (Reason, String) {
         ReadFailure::RateLimited(said) => (Reason::RateLimited, said.detail()),
         ReadFailure::Unauthorized(said) => (Reason::Unauthorized, said.detail()),
         ReadFailure::NotSent(why) => (Reason::Unreachable, why.clone()),
-        ReadFailure::Unavailable(why) => (Reason::Unavailable, why.clone()),
+        ReadFailure::Unavailable(why, _) => (Reason::Unavailable, why.clone()),
     }
 }
 
@@ -220,6 +313,8 @@ pub fn finished(resource: &WorkflowRunStop, ending: Ending, moment: Moment) -> W
     let draft = Draft::of(resource, moment);
     let state = draft.status.state.clone();
     let detail = state_detail(state.as_deref());
+    let last = conditions::find(&draft.status.conditions, ConditionType::Ready);
+    let last = last.map(|ready| format!("the last reason was {}", ready.reason)).unwrap_or_default();
     match ending {
         Ending::Ended => match state.as_deref().map(Phase::of) {
             Some(Phase::EndedOtherwise) => draft.finished(true, (Reason::RunEndedOtherwise, &detail)),
@@ -229,10 +324,8 @@ pub fn finished(resource: &WorkflowRunStop, ending: Ending, moment: Moment) -> W
         },
         Ending::NotFollowed => draft.finished(true, (Reason::StopAccepted, "the run is not followed")),
         Ending::StillActive => draft.finished(false, (Reason::RunStillActive, &detail)),
-        Ending::DeadlineExceeded => {
-            let last = conditions::find(&draft.status.conditions, ConditionType::Ready);
-            let last = last.map(|ready| format!("the last reason was {}", ready.reason)).unwrap_or_default();
-            draft.finished(false, (Reason::DeadlineExceeded, &last))
-        }
+        Ending::Expired => draft.finished(true, (Reason::Expired, "")),
+        Ending::DeadlineExceeded => draft.finished(false, (Reason::DeadlineExceeded, &last)),
+        Ending::OutcomeUnknown => draft.unknown(&format!("reading the run did not show it in time, {last}")),
     }
 }

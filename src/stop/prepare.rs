@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout};
 use crate::amperity::{
     answer::{StopAnswer, TokenAnswer},
     budget::{Purpose, Slot},
-    credentials::{Admitted, Client, Credentials, CredentialsKey, Refusal, Token},
+    credentials::{Admitted, Client, Credentials, CredentialsKey, Refusal, Token, Use},
     endpoint::Endpoint,
 };
 use crate::dice;
@@ -104,7 +104,7 @@ impl House {
             .endpoints
             .of(&spec.tenant, spec.base_url.as_deref())
             .map_err(|error| denied(Reason::EndpointNotAllowed, error.to_string(), Again::OnChange))?;
-        let pass = self.pass(&subject.resource, &endpoint).await?;
+        let pass = self.pass(&subject.resource, &endpoint, use_for(purpose)).await?;
         let key = endpoint.budget_key();
         let mut turn = pin!(self.budget.acquire(&key, purpose, subject.resource.created()));
         // Not all that wait are to write at the same moment.
@@ -138,7 +138,7 @@ impl House {
     }
 
     /// Looks up the Secret that the resource names and gets a token with it.
-    async fn pass(&self, resource: &WorkflowRunStop, endpoint: &Endpoint) -> Result<Pass, Unprepared> {
+    async fn pass(&self, resource: &WorkflowRunStop, endpoint: &Endpoint, purpose: Use) -> Result<Pass, Unprepared> {
         let name = &resource.spec.credentials_secret_ref.name;
         let missing = |detail| denied(Reason::CredentialsMissing, detail, Again::Backoff);
         let secret = match self.ledger.secret(resource.namespace(), name).await {
@@ -154,7 +154,7 @@ impl House {
         let key = CredentialsKey { secret: secret.version, budget: endpoint.budget_key() };
         let admitted = self
             .wallet
-            .admit(&key)
+            .admit(&key, purpose)
             .map_err(|resting| denied(reason_of(resting.refusal), resting.detail, Again::At(resting.until)))?;
         match credentials {
             Credentials::Static(token) => Ok(Pass { token, key, admitted, origin: Origin::Secret }),
@@ -216,13 +216,16 @@ impl House {
         match answer {
             StopAnswer::Unauthorized(said) => return self.refused(pass, Refusal::Unauthorized, &said.detail()),
             StopAnswer::Forbidden(said) => return self.refused(pass, Refusal::Forbidden, &said.detail()),
-            StopAnswer::Accepted(..) | StopAnswer::NotFound(_) | StopAnswer::Conflict(_) | StopAnswer::Rejected(_) => {
-                self.wallet.accepted(&pass.key);
-            }
+            StopAnswer::Accepted(..)
+            | StopAnswer::NotFound(_)
+            | StopAnswer::Conflict(_)
+            | StopAnswer::BadRequest(_)
+            | StopAnswer::Rejected(_) => self.wallet.accepted(&pass.key, Use::Stop),
             StopAnswer::NotOurRun(_)
             | StopAnswer::RateLimited(..)
+            | StopAnswer::Foreign(_)
             | StopAnswer::Redirected(..)
-            | StopAnswer::ServerError(_)
+            | StopAnswer::ServerError(..)
             | StopAnswer::NotSent(_)
             | StopAnswer::TooLate
             | StopAnswer::NoAnswer(_) => {}
@@ -232,7 +235,7 @@ impl House {
 
     /// Says that a run was read with these credentials, which need not be enough to stop it.
     pub fn may_read(&self, pass: &Pass) {
-        self.wallet.authorized(&pass.key);
+        self.wallet.accepted(&pass.key, Use::Read);
     }
 
     /// Says that the API refused these credentials, and how.
@@ -243,6 +246,13 @@ impl House {
         }
         self.wallet.refused(&pass.key, pass.admitted, refusal, detail);
         Retry::Backoff
+    }
+}
+
+fn use_for(purpose: Purpose) -> Use {
+    match purpose {
+        Purpose::Stop => Use::Stop,
+        Purpose::Read | Purpose::Token => Use::Read,
     }
 }
 

@@ -3,6 +3,7 @@
 
 use tokio::time::Instant;
 
+use crate::resource::WorkflowRunStopStatus;
 use crate::stop::ledger::LedgerError;
 
 /// When to look at a resource again, unless it changes before.
@@ -52,6 +53,9 @@ pub enum Did {
         sent: Option<Instant>,
         /// Whether the end was written along with it.
         finished: bool,
+        /// The status that the answer makes, where it is not stored: the resource is gone or finished, or another
+        /// replica has taken over the claim.
+        unstored: Option<Box<WorkflowRunStopStatus>>,
     },
     /// The run was read.
     Read,

@@ -6,9 +6,15 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::amperity::answer::ReadAnswer;
+use crate::dice;
 use crate::resource::{Claim, WorkflowRunStop};
 use crate::sabotage::{Break, is_broken};
-use crate::stop::{decide::Seen, ledger::Written, report::Next};
+use crate::stop::{
+    backoff::next_look,
+    decide::{Established, Seen},
+    ledger::Written,
+    report::Next,
+};
 
 /// One resource as this replica knows it.
 pub struct Subject {
@@ -24,16 +30,29 @@ pub struct Subject {
 pub struct Memory {
     /// The claim that was last seen, and since when.
     pub claim: Option<(Claim, Instant)>,
-    /// The id of the claim for which the run was read as active, and when first.
-    pub active: Option<(String, Instant)>,
+    /// What reads have shown since the last stop request, or since its acceptance.
+    pub reads: Reads,
     /// What was read while the run is followed and could not be stored yet.
-    pub unrecorded: Option<ReadAnswer>,
+    pub unrecorded: Option<(ReadAnswer, Established)>,
     /// When the run is to be read again.
     pub next_look: Option<Instant>,
     /// How often the run was read.
     pub looks: u32,
     /// How many failures came one after the other.
     pub failures: u32,
+}
+
+/// What reads have shown of one stop request.
+#[derive(Default)]
+pub struct Reads {
+    /// Which request they are about: the number of requests claimed, and whether the last one was accepted.
+    about: (i32, bool),
+    /// The run was tried to be read.
+    tried: bool,
+    /// When the run was first read as active.
+    active: Option<Instant>,
+    /// When the first of the latest reads in a row came back unreadable.
+    unreadable: Option<Instant>,
 }
 
 /// What a change of the resource is measured by: what others may change that a decision builds on. Its
@@ -102,33 +121,65 @@ impl Subject {
     /// What this process knows, for the decision.
     pub fn seen(&mut self) -> Seen {
         let now = Instant::now();
+        let ago = |since: Instant| now - since;
+        let Reads { about: _, tried, active, unreadable } = *self.reads();
         let claim = self.resource.claim();
         if claim != self.memory.claim.as_ref().map(|(claim, _)| claim) {
             self.memory.claim = claim.map(|claim| (claim.clone(), now));
         }
         Seen {
             claim_unchanged: self.memory.claim.as_ref().map_or(Duration::ZERO, |(_, since)| now - *since),
-            active_for: if is_broken(Break::ConfirmAfterOneRead) {
-                Some(Duration::MAX)
-            } else {
-                match (&self.memory.active, claim) {
-                    (Some((of, since)), Some(claim)) if *of == claim.id => Some(now - *since),
-                    (Some(_) | None, _) => None,
-                }
-            },
+            active_for: if is_broken(Break::ConfirmAfterOneRead) { Some(Duration::MAX) } else { active.map(ago) },
+            unreadable_for: if is_broken(Break::UnreadableOnce) { Some(Duration::MAX) } else { unreadable.map(ago) },
+            was_read: tried,
             unrecorded: self.memory.unrecorded.is_some(),
             next_look: self.memory.next_look.map(|at| at.saturating_duration_since(now)),
         }
     }
 
-    /// Remembers that the run was read for an unclear claim; the next look has time until then.
-    pub fn read_unconfirmed(&mut self, next_look: Instant) {
-        self.memory.failures = 0;
-        self.memory.next_look = Some(next_look);
-        let claim = self.resource.claim().map(|claim| claim.id.clone()).unwrap_or_default();
-        if self.memory.active.as_ref().is_none_or(|(of, _)| *of != claim) {
-            self.memory.active = Some((claim, Instant::now()));
+    /// Remembers that it was tried to read the run.
+    pub fn tried_to_read(&mut self) {
+        self.reads().tried = true;
+    }
+
+    /// Remembers what a read showed.
+    pub fn read(&mut self, answer: &ReadAnswer) {
+        let now = Instant::now();
+        let reads = self.reads();
+        reads.tried = true;
+        match answer {
+            ReadAnswer::Run(_) => {
+                if answer.is_active() {
+                    reads.active.get_or_insert(now);
+                }
+                reads.unreadable = None;
+                self.memory.failures = 0;
+            }
+            ReadAnswer::Unreadable(_) => {
+                reads.unreadable.get_or_insert(now);
+                self.memory.failures = 0;
+            }
+            ReadAnswer::Failed(_) => {
+                reads.unreadable = None;
+                self.memory.failures += 1;
+            }
         }
+    }
+
+    /// Remembers that the run is followed by one more read; the next one comes no earlier than after `wait`.
+    pub fn looked(&mut self, wait: Duration) {
+        self.memory.looks += 1;
+        self.memory.next_look = Some(Instant::now() + next_look(self.memory.looks, dice::unit()).max(wait));
+    }
+
+    /// What reads have shown of the request that the status speaks of.
+    fn reads(&mut self) -> &mut Reads {
+        let request = self.resource.status.as_ref().and_then(|status| status.stop_request.as_ref());
+        let about = request.map_or((0, false), |request| (request.attempts, request.accepted_time.is_some()));
+        if self.memory.reads.about != about {
+            self.memory.reads = Reads { about, ..Reads::default() };
+        }
+        &mut self.memory.reads
     }
 
     /// Takes over what a write left behind, and says when to look again.
