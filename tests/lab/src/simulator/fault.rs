@@ -123,12 +123,12 @@ impl Fault {
 
     /// The fault without the headers around it, and these headers, the innermost first.
     pub(super) fn unwrapped(self, wall: SystemTime) -> (Self, Headers) {
-        let (inner, header) = match self {
-            Fault::WithRetryAfter(inner, after) => {
-                (inner, after.header(wall).map(|value| ("retry-after".to_owned(), value)))
-            }
-            Fault::WithHeader(inner, name, value) => (inner, Some((name, value))),
-            fault => return (fault, Headers::new()),
+        let (inner, header) = if let Fault::WithRetryAfter(inner, after) = self {
+            (inner, after.header(wall).map(|value| ("retry-after".to_owned(), value)))
+        } else if let Fault::WithHeader(inner, name, value) = self {
+            (inner, Some((name, value)))
+        } else {
+            return (self, Headers::new());
         };
         let (fault, mut headers) = inner.unwrapped(wall);
         headers.extend(header);
