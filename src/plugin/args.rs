@@ -5,16 +5,19 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use clap_complete::Shell;
-use jiff::{Span, SpanRelativeTo};
+use jiff::{Span, SpanRelativeTo, Timestamp};
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0    created; with --wait: the stop was accepted, and the run ended or is not followed
-  1    finished without success, deleted meanwhile, or refused by the cluster
-  2    the command line makes no sense; nothing was created
-  3    --timeout is over; the resources stay and the operator goes on
-  130  Ctrl-C; the resources stay and the operator goes on
-With several runs, the worst of them counts: 130, then 1, then 3.";
+  0    created; with --wait: result Stopped or Accepted
+  1    result Failed or StillActive, deleted before the result, or refused by the cluster
+  2    invalid arguments; nothing was created
+  3    no result within --timeout; the resources stay and the operator continues
+  4    result EndedOtherwise: the run ended on its own
+  5    result Expired: created at or after its --not-after; nothing was sent
+  6    result Unknown: a stop request was sent and its outcome is not known
+  130  Ctrl-C; the resources stay and the operator continues
+With several runs, the first of 130, 1, 6, 3, 5, 4 and 0 that occurred.";
 
 /// Stops Amperity workflow runs: creates a WorkflowRunStop for each, which the operator in the cluster carries out.
 #[derive(Debug, Parser)]
@@ -68,6 +71,14 @@ pub struct Flags {
     #[arg(long, value_name = "DURATION", value_parser = seconds)]
     pub stop_deadline: Option<i32>,
 
+    /// Time at and after which no stop request is sent, such as 2026-11-26T06:00:00Z; no limit where it is not given
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub not_after: Option<Timestamp>,
+
+    /// Why the run is stopped, in one line; repeated in events and in the operator's log
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+
     /// How long to follow a run after the stop was accepted, such as 2h; 0s does not follow it [cluster's default: 1h]
     #[arg(long, value_name = "DURATION", value_parser = seconds)]
     pub follow_timeout: Option<i32>,
@@ -80,7 +91,7 @@ pub struct Flags {
     #[arg(long)]
     pub name: Option<String>,
 
-    /// Wait until the stop has finished, and tell how
+    /// Wait until the stop has finished, and print its result
     #[arg(long)]
     pub wait: bool,
 
@@ -193,6 +204,15 @@ fn seconds(text: &str) -> Result<i32, String> {
     i32::try_from(duration.as_secs()).map_err(|_| "it is longer than 68 years".to_owned())
 }
 
+/// An instant, such as `2026-11-26T06:00:00Z`. Without an offset it would be a different one on each machine.
+fn time(text: &str) -> Result<Timestamp, String> {
+    text.parse().map_err(|_| {
+        "it is not a time with an offset such as 2026-11-26T06:00:00Z or 2026-11-26T07:00:00+01:00; \
+         for a duration, use --stop-deadline"
+            .to_owned()
+    })
+}
+
 fn timeout(text: &str) -> Result<Duration, String> {
     match seconds(text)? {
         0 => Err("it has to be more than nothing".to_owned()),
@@ -265,6 +285,16 @@ mod tests {
     }
 
     #[test]
+    fn a_time_is_an_instant_and_a_wrong_one_is_refused_with_a_right_one() {
+        let instant = time("2026-11-26T06:00:00Z");
+        assert_eq!(instant.as_ref().map(ToString::to_string), Ok("2026-11-26T06:00:00Z".to_owned()));
+        assert_eq!(time("2026-11-26T07:00:00+01:00"), instant);
+        for text in ["", "soon", "2h", "1795672800", "2026-11-26", "2026-11-26T06:00:00", "2026-13-26T06:00:00Z"] {
+            assert!(time(text).unwrap_err().contains("such as 2026-11-26T06:00:00Z"), "{text}");
+        }
+    }
+
+    #[test]
     fn completion_needs_no_run_and_knows_three_shells() {
         for name in ["bash", "zsh", "fish"] {
             assert!(matches!(read(&format!("completion {name}")), Ok(Command::Completion { .. })), "{name}");
@@ -287,6 +317,7 @@ mod tests {
             ),
             ("wf-1 --timeout 5m --tenant acme --credentials amperity", "--wait"),
             ("wf-1 --wait --timeout soon --tenant acme --credentials amperity", "not a duration such as"),
+            ("wf-1 --not-after 2h --tenant acme --credentials amperity", "for a duration, use --stop-deadline"),
             ("wf-1 -o table --tenant acme --credentials amperity", "possible values: json, yaml, name"),
             ("wf-1 -n ../x --tenant acme --credentials amperity", "not a name of lower-case letters"),
             ("wf-1 --no-such-flag --tenant acme --credentials amperity", "unexpected argument"),

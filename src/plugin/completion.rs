@@ -74,6 +74,6 @@ mod tests {
     #[test]
     fn each_candidate_says_what_it_means() {
         let args = [ASKED_BY_KUBECTL, "wf-1", "--wa"].map(Into::into).to_vec();
-        assert_eq!(candidates(args), "--wait\tWait until the stop has finished, and tell how\n:4\n");
+        assert_eq!(candidates(args), "--wait\tWait until the stop has finished, and print its result\n:4\n");
     }
 }

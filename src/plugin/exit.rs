@@ -1,22 +1,40 @@
 //! Owns how the plugin can end, and with which exit code.
 //! Never decides which of them it is.
 
-/// How it ended. Of several, the greatest is told.
+/// How the plugin ended, in ascending order: of several ends, the greatest is returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Exit {
-    /// What was asked for is done: created, or with `--wait` stopped.
+    /// Created, or with `--wait` the run was stopped or the stop was accepted.
     Done,
-    /// The time to wait was over.
+    /// The run ended on its own.
+    EndedOtherwise,
+    /// The resource was created at or after its `notAfter`. No stop request was sent.
+    Expired,
+    /// No result within `--timeout`.
     TimedOut,
+    /// A stop request was sent and its outcome is not known.
+    Unknown,
     /// A stop finished without success or was deleted, or the cluster refused something.
     Failed,
-    /// The command line makes no sense. Nothing was asked of the cluster.
+    /// Invalid arguments. Nothing was sent to the cluster.
     Usage,
     /// Ctrl-C.
     Interrupted,
 }
 
 impl Exit {
+    /// Every end, in ascending order.
+    pub const ALL: [Self; 8] = [
+        Self::Done,
+        Self::EndedOtherwise,
+        Self::Expired,
+        Self::TimedOut,
+        Self::Unknown,
+        Self::Failed,
+        Self::Usage,
+        Self::Interrupted,
+    ];
+
     /// The exit code of the process.
     pub fn code(self) -> u8 {
         match self {
@@ -24,6 +42,9 @@ impl Exit {
             Self::Failed => 1,
             Self::Usage => 2,
             Self::TimedOut => 3,
+            Self::EndedOtherwise => 4,
+            Self::Expired => 5,
+            Self::Unknown => 6,
             Self::Interrupted => 130,
         }
     }
@@ -34,11 +55,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_several_ends_the_worst_is_told() {
-        let worst = |ends: &[Exit]| ends.iter().max().unwrap().code();
-        assert_eq!(worst(&[Exit::Done, Exit::Done]), 0);
-        assert_eq!(worst(&[Exit::Done, Exit::TimedOut]), 3);
-        assert_eq!(worst(&[Exit::TimedOut, Exit::Failed, Exit::Done]), 1, "a failure is certain, a timeout is not");
-        assert_eq!(worst(&[Exit::Interrupted, Exit::Failed]), 130);
+    fn of_several_ends_the_first_of_130_1_6_3_5_4_and_0_is_returned() {
+        // Invalid arguments end before anything else can happen.
+        let mut left: Vec<_> = Exit::ALL.into_iter().filter(|exit| *exit != Exit::Usage).collect();
+        let mut returned = vec![];
+        while let Some(greatest) = left.iter().max().copied() {
+            returned.push(greatest.code());
+            left.retain(|exit| *exit != greatest);
+        }
+        assert_eq!(returned, [130, 1, 6, 3, 5, 4, 0]);
     }
 }

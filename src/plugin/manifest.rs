@@ -1,6 +1,7 @@
 //! Owns the resource that is created: its name, and just those fields that were asked for.
 //! Never checks a value: the cluster does, and has the words for it.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Resource;
 use serde_json::{Map, Value, json};
 
@@ -48,6 +49,8 @@ fn spec(run: &str, flags: &Flags) -> Value {
         ("baseUrl", flags.base_url.as_ref().map(|url| json!(url))),
         ("suspend", flags.suspend.then_some(json!(true))),
         ("stopDeadlineSeconds", flags.stop_deadline.map(|seconds| json!(seconds))),
+        ("notAfter", flags.not_after.map(|time| json!(Time(time)))),
+        ("reason", flags.reason.as_ref().map(|reason| json!(reason))),
         ("followTimeoutSeconds", flags.follow_timeout.map(|seconds| json!(seconds))),
         ("ttlSecondsAfterFinished", flags.ttl.map(|seconds| json!(seconds))),
     ];
@@ -125,12 +128,15 @@ mod tests {
 
     #[test]
     fn every_flag_of_the_spec_arrives_in_its_field() {
-        let all = "--base-url https://x.amperity.com/api --suspend --stop-deadline 30m --follow-timeout 2h --ttl 7d";
+        let all = "--base-url https://x.amperity.com/api --suspend --stop-deadline 30m --follow-timeout 2h --ttl 7d \
+                   --not-after 2026-11-26T07:00:00.9+01:00 --reason duplicate";
         let spec = manifest("wf-1", &flags(all), Naming::Generated)["spec"].take();
         let wanted = WorkflowRunStopSpec {
             base_url: Some("https://x.amperity.com/api".to_owned()),
             suspend: true,
             stop_deadline_seconds: Some(1800),
+            not_after: Some(Time("2026-11-26T06:00:00Z".parse().unwrap())),
+            reason: Some("duplicate".to_owned()),
             follow_timeout_seconds: 7200,
             ttl_seconds_after_finished: Some(604_800),
             ..WorkflowRunStopSpec::new("wf-1", "acme", "amperity")

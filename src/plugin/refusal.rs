@@ -12,6 +12,8 @@ const FLAGS: &[(&str, &str)] = &[
     ("spec.credentialsSecretRef.name", "--credentials"),
     ("spec.baseUrl", "--base-url"),
     ("spec.stopDeadlineSeconds", "--stop-deadline"),
+    ("spec.notAfter", "--not-after"),
+    ("spec.reason", "--reason"),
     ("spec.followTimeoutSeconds", "--follow-timeout"),
     ("spec.ttlSecondsAfterFinished", "--ttl"),
     ("metadata.name", "--name"),

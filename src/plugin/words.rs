@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::Resource;
 
 use crate::plugin::exit::Exit;
-use crate::resource::conditions::{self, ConditionType, Truth};
+use crate::resource::conditions::{self, ConditionType, Reason, StopResult, Truth};
 use crate::resource::{WorkflowRunStop, WorkflowRunStopStatus};
 use crate::run::{Phase, RunError, TaskInstance};
 
@@ -72,22 +72,32 @@ pub fn is_unseen(stop: &WorkflowRunStop) -> bool {
     stop.status.as_ref().and_then(|status| status.observed_generation).is_none_or(|generation| generation < 0)
 }
 
-/// How a finished stop is told by the exit code.
+/// The exit code of a finished stop.
 pub fn verdict(stop: &WorkflowRunStop) -> Exit {
-    if ready(stop).is_some_and(|ready| ready.status == Truth::True.as_str()) { Exit::Done } else { Exit::Failed }
+    match result(stop) {
+        Some(StopResult::Stopped | StopResult::Accepted) => Exit::Done,
+        Some(StopResult::EndedOtherwise) => Exit::EndedOtherwise,
+        Some(StopResult::Expired) => Exit::Expired,
+        Some(StopResult::Unknown) => Exit::Unknown,
+        Some(StopResult::Failed | StopResult::StillActive) => Exit::Failed,
+        None if ready(stop).is_some_and(|ready| ready.status == Truth::True.as_str()) => Exit::Done,
+        None => Exit::Failed,
+    }
+}
+
+/// The result of a finished stop. An older operator wrote none: there the reason of `Ready` gives it, where it can.
+fn result(stop: &WorkflowRunStop) -> Option<StopResult> {
+    stop.status.as_ref()?.result.or_else(|| Reason::of(ready(stop)?)?.result())
 }
 
 /// What became of a finished stop, in some lines.
 pub fn outcome(stop: &WorkflowRunStop) -> String {
     let nothing = WorkflowRunStopStatus::default();
     let status = stop.status.as_ref().unwrap_or(&nothing);
-    let (what, why) = match ready(stop) {
-        Some(ready) if verdict(stop) == Exit::Done => (format!("done, {}", ready.reason), ready.message.as_str()),
-        Some(ready) => (format!("failed, {}", ready.reason), ready.message.as_str()),
-        None => ("finished".to_owned(), ""),
-    };
+    let result = result(stop).map_or("finished", StopResult::as_str);
+    let why = ready(stop).map_or_else(String::new, |ready| format!(" ({}): {}", ready.reason, ready.message));
     let mut lines = vec![
-        one_line(&format!("{}: {what}: {why}", stop.name())),
+        one_line(&format!("{}: {result}{why}", stop.name())),
         one_line(&format!("  run    {}, {}", stop.spec.run_id, status.state.as_deref().unwrap_or("state not known"))),
     ];
     if let Some(error) = &status.error {
@@ -182,7 +192,6 @@ fn cut(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::resource::WorkflowRunStopSpec;
-    use crate::resource::conditions::Reason;
     use k8s_openapi::jiff::Timestamp;
 
     fn at(second: i64) -> Time {
@@ -236,9 +245,46 @@ mod tests {
     }
 
     #[test]
-    fn every_end_with_ready_true_is_a_success_and_no_other() {
-        for (truth, exit) in [(Truth::True, Exit::Done), (Truth::False, Exit::Failed), (Truth::Unknown, Exit::Failed)] {
-            assert_eq!(verdict(&stop(truth, Reason::RunStopped, "")), exit);
+    fn each_result_has_its_exit_code_whatever_the_conditions_say() {
+        let codes = StopResult::ALL.map(|result| {
+            let mut stop = stop(Truth::Unknown, Reason::FollowingRun, "");
+            stop.status.as_mut().unwrap().result = Some(result);
+            (result.as_str(), verdict(&stop).code())
+        });
+        assert_eq!(
+            codes,
+            [
+                ("Stopped", 0),
+                ("EndedOtherwise", 4),
+                ("Accepted", 0),
+                ("Expired", 5),
+                ("StillActive", 1),
+                ("Unknown", 6),
+                ("Failed", 1),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_stop_that_an_older_operator_finished_gets_its_exit_code_from_ready() {
+        for (truth, reason, code) in [
+            (Truth::True, Reason::RunStopped, 0),
+            (Truth::True, Reason::StopAccepted, 0),
+            (Truth::True, Reason::RunUnreadable, 0),
+            (Truth::True, Reason::RunEndedOtherwise, 4),
+            (Truth::False, Reason::OutcomeUnknown, 6),
+            (Truth::False, Reason::RunStillActive, 1),
+            (Truth::False, Reason::DeadlineExceeded, 1),
+            (Truth::False, Reason::Unauthorized, 1),
+            (Truth::Unknown, Reason::FollowingRun, 1),
+        ] {
+            assert_eq!(verdict(&stop(truth, reason, "")).code(), code, "{reason:?}");
+        }
+        for (truth, code) in [(Truth::True, 0), (Truth::False, 1)] {
+            let mut stop = stop(truth, Reason::RunStopped, "");
+            stop.status.as_mut().unwrap().conditions[0].reason = "OfAnotherVersion".to_owned();
+            assert_eq!(verdict(&stop).code(), code, "{truth:?}");
+            assert!(outcome(&stop).starts_with("stop-wf-1-x: finished (OfAnotherVersion): "), "{}", outcome(&stop));
         }
         let bare = WorkflowRunStop::new("x", WorkflowRunStopSpec::new("wf-1", "acme", "amperity"));
         assert_eq!(verdict(&bare), Exit::Failed);
@@ -261,7 +307,7 @@ mod tests {
         assert_eq!(
             outcome(&stop),
             "\
-stop-wf-1-x: done, RunEndedOtherwise: The run ended in another way than by being stopped.
+stop-wf-1-x: EndedOtherwise (RunEndedOtherwise): The run ended in another way than by being stopped.
   run    wf-1, failed
   error  A task failed (attributed to customer)
   took   1m 5s
@@ -275,7 +321,7 @@ stop-wf-1-x: done, RunEndedOtherwise: The run ended in another way than by being
     #[test]
     fn a_failure_says_so_and_claims_no_state() {
         let text = outcome(&finished(stop(Truth::False, Reason::RunNotFound, ""), vec![]));
-        assert!(text.starts_with("stop-wf-1-x: failed, RunNotFound: Amperity does not know this run"), "{text}");
+        assert!(text.starts_with("stop-wf-1-x: Failed (RunNotFound): Amperity does not know this run"), "{text}");
         assert!(text.contains("wf-1, state not known") && !text.contains("tasks"), "{text}");
     }
 

@@ -48,7 +48,7 @@ documents! {
     the_commands_of_security_work: "docs/security.md" Installed, ["events.events.k8s.io", "secret/amperity configured"];
     the_commands_of_reasons_work: "docs/reasons.md" With(STOPPED), ["The run is stopped: its state is canceled."];
     the_commands_of_alerts_work: "docs/alerts.md" With(STOPPED_AND_WITHOUT_A_SECRET), ["CredentialsMissing", "StopAccepted", "yes"];
-    the_commands_of_kubectl_plugin_work: "docs/kubectl-plugin.md" Installed, ["done, RunStopped: The run is stopped: its state is canceled.", "stop-wf-20240619-14418-6uhqse created (server dry run)"];
+    the_commands_of_kubectl_plugin_work: "docs/kubectl-plugin.md" Installed, ["Stopped (RunStopped): The run is stopped: its state is canceled.", "stop-wf-20240619-14418-6uhqse created (server dry run)"];
     the_commands_of_faq_work: "docs/faq.md" With(STOPPED), ["\"httpStatus\":200", "\" deleted from"];
 }
 

@@ -76,7 +76,7 @@ async fn kubectl_completes_flags_values_and_shells_and_no_file_names() {
     let installed = installed("completed-by-kubectl");
     assert_eq!(
         complete(&place, &installed, &["wf-1", "--wa"]).await,
-        ["--wait\tWait until the stop has finished, and tell how", ":4"]
+        ["--wait\tWait until the stop has finished, and print its result", ":4"]
     );
     let values = complete(&place, &installed, &["wf-1", "--dry-run", ""]).await;
     let values: Vec<_> = values.iter().map(|line| line.split('\t').next().unwrap()).collect();

@@ -49,7 +49,7 @@ async fn with_wait_the_finished_resource_is_on_stdout_and_progress_and_outcome_o
     let [stop] = &json_documents(&ended.out)[..] else { panic!("{}", ended.out) };
     let stop: WorkflowRunStop = serde_json::from_value(stop.clone()).unwrap();
     assert!(stop.is_finished(), "{stop:?}");
-    assert!(ended.err.contains("FollowingRun") && ended.err.contains(": done, RunStopped"), "{}", ended.err);
+    assert!(ended.err.contains("FollowingRun") && ended.err.contains(": Stopped (RunStopped)"), "{}", ended.err);
     let ended = done(call(&place, &["wf-unknown", "--wait", "-o", "yaml"])).await.with(1);
     assert!(yaml_documents(&ended.out)[0]["status"]["completionTime"].is_string(), "{}", ended.out);
 }
@@ -69,11 +69,12 @@ async fn the_manifest_of_a_dry_run_needs_no_cluster_and_kubectl_applies_it() {
     let mut command = plugin("/nowhere/kubeconfig".as_ref());
     command
         .args(["wf-20240619-14418-6UhqSe", "--dry-run=client", "-o", "yaml", "--suspend", "--ttl", "7d"])
+        .args(["--not-after", "2100-01-01T01:00:00+01:00", "--reason", "a duplicate of wf-2"])
         .args(USUAL);
     let manifest = done(command).await.with(0).out;
     let [written] = &yaml_documents(&manifest)[..] else { panic!("{manifest}") };
     assert_eq!(written["metadata"]["name"], "stop-wf-20240619-14418-6uhqse");
-    assert_eq!(written["spec"].as_object().unwrap().len(), 5, "just what was asked for: {manifest}");
+    assert_eq!(written["spec"].as_object().unwrap().len(), 7, "just what was asked for: {manifest}");
     assert!(written.get("status").is_none() && !manifest.contains("null"), "{manifest}");
     let folder = Folder::new("manifest");
     let file = folder.write("stop.yaml", &manifest);
@@ -85,6 +86,8 @@ async fn the_manifest_of_a_dry_run_needs_no_cluster_and_kubectl_applies_it() {
     }
     let stop = place.get("stop-wf-20240619-14418-6uhqse").await;
     assert_eq!((stop.spec.suspend, stop.spec.ttl_seconds_after_finished), (true, Some(604_800)));
+    assert_eq!(stop.spec.not_after.unwrap().0.to_string(), "2100-01-01T00:00:00Z");
+    assert_eq!(stop.spec.reason.as_deref(), Some("a duplicate of wf-2"));
 }
 
 #[tokio::test]

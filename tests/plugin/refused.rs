@@ -33,6 +33,14 @@ async fn a_value_that_the_cluster_refuses_ends_with_1_in_its_words_and_by_its_fl
             &["wf-1", "--follow-timeout", "8d"],
             "--follow-timeout (spec.followTimeoutSeconds): spec.followTimeoutSeconds in body should be less than or equal to 604800",
         ),
+        (
+            &["wf-1", "--not-after", "1999-12-31T00:00:00Z"],
+            "--not-after (spec.notAfter): notAfter must lie between the years 2000 and 2200",
+        ),
+        (
+            &["wf-1", "--reason", "two\nlines"],
+            "--reason (spec.reason): reason must be one line without control characters",
+        ),
         (&["wf-1", "--name", "Not_A_Name"], "--name (metadata.name): a lowercase RFC 1123 subdomain must consist of"),
     ] {
         for dry_run in [&[][..], &["--dry-run=server"]] {
@@ -58,6 +66,7 @@ async fn a_command_line_that_makes_no_sense_ends_with_2_and_asks_nothing_of_the_
         &["wf-1", "--tenant", "acme"],
         &["wf-1", "wf-1", "--tenant", "acme", "--credentials", "amperity"],
         &["wf-1", "--ttl", "soon", "--tenant", "acme", "--credentials", "amperity"],
+        &["wf-1", "--not-after", "tomorrow", "--tenant", "acme", "--credentials", "amperity"],
         &["wf-1", "--no-such-flag"],
         &[],
     ] {
@@ -133,7 +142,8 @@ async fn a_field_that_an_older_definition_does_not_know_is_refused_and_not_dropp
     let old = ControlPlane::start().await.unwrap_or_else(|error| panic!("{error}"));
     let mut crd: Value = serde_yaml_ng::from_str(include_str!("../../crds/workflowrunstops.yaml")).unwrap();
     let version = &mut crd["spec"]["versions"][0];
-    version["selectableFields"].as_array_mut().unwrap().pop();
+    let selectable = version["selectableFields"].as_array_mut().unwrap();
+    selectable.retain(|field| field["jsonPath"] != ".spec.ttlSecondsAfterFinished");
     let spec = version.pointer_mut("/schema/openAPIV3Schema/properties/spec/properties").unwrap();
     spec.as_object_mut().unwrap().remove("ttlSecondsAfterFinished").unwrap();
     old.apply_crd(&crd.to_string()).await;

@@ -32,6 +32,6 @@ async fn a_spinner_shows_the_state_and_leaves_only_the_outcome() {
     );
     // A line that is ended with a line feed stays, from its last clearing on.
     let stays: Vec<_> = ended.out.lines().map(|line| line.rsplit("\u{1b}[2K").next().unwrap()).collect();
-    assert!(stays.iter().any(|line| line.contains(": done, RunStopped")), "{stays:?}");
+    assert!(stays.iter().any(|line| line.contains(": Stopped (RunStopped)")), "{stays:?}");
     assert!(!stays.iter().any(|line| line.contains("FollowingRun") || line.contains('⠁')), "{stays:?}");
 }

@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
-use kube::api::{DeleteParams, ListParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use lab::{control_plane::User, simulator::Run};
+use serde_json::{Value, json};
+use workflow_run_stop_operator::resource::conditions::StopResult::{
+    Accepted, EndedOtherwise, Expired, Failed, StillActive, Stopped, Unknown,
+};
 
 use crate::call::{Running, call, done, grant};
 use crate::support::{Place, TENANT};
@@ -28,7 +32,7 @@ async fn a_stopped_run_ends_with_0_and_tells_state_error_and_time() {
     let ended = done(call(&place, &["wf-1", "--wait"])).await.with(0);
     let name = ended.created();
     for wanted in [
-        &format!("\n{name}: done, RunStopped: The run is stopped"),
+        &format!("\n{name}: Stopped (RunStopped): The run is stopped"),
         "\n  run    wf-1, canceled\n",
         "\n  error  Workflow manually stopped (attributed to customer)\n",
         "\n  took   ",
@@ -57,13 +61,13 @@ async fn where_nobody_looks_each_change_is_one_plain_line() {
 }
 
 #[tokio::test]
-async fn a_run_that_ended_otherwise_ends_with_0_and_a_table_of_its_failed_tasks() {
+async fn a_run_that_ended_otherwise_ends_with_4_and_a_table_of_its_failed_tasks() {
     let place = Place::new().await;
     place.amperity.add_run(TENANT, Run::new("wf-1").failing_with_error().with_tasks(4));
     let _operator = place.operator().await;
-    let ended = done(call(&place, &["wf-1", "--wait"])).await.with(0);
+    let ended = done(call(&place, &["wf-1", "--wait"])).await.with(4);
     for wanted in [
-        "done, RunEndedOtherwise: ",
+        ": EndedOtherwise (RunEndedOtherwise): ",
         "  run    wf-1, failed\n",
         "  error  A task of the workflow failed (attributed to amperity)\n",
         "    TASK                    STATE    ERROR\n",
@@ -75,12 +79,72 @@ async fn a_run_that_ended_otherwise_ends_with_0_and_a_table_of_its_failed_tasks(
     assert!(!ended.out.contains("Send to destination 0"), "it succeeded:\n{}", ended.out);
 }
 
+/// Finishes a stop as an operator does.
+async fn finish(place: &Place, name: &str, result: Option<&str>, ready: [&str; 2]) {
+    let ready = json!({
+        "type": "Ready", "status": ready[0], "reason": ready[1], "message": "It is so.",
+        "lastTransitionTime": "2026-11-26T06:00:00Z",
+    });
+    let mut status = json!({"completionTime": "2026-11-26T06:00:00Z", "conditions": [ready]});
+    if let Some(result) = result {
+        status["result"] = Value::from(result);
+    }
+    let patch = Patch::Merge(json!({"status": status}));
+    place.stops().patch_status(name, &PatchParams::default(), &patch).await.unwrap();
+}
+
+#[tokio::test]
+async fn each_result_ends_with_its_exit_code_and_is_named_first() {
+    let place = Place::new().await;
+    let results =
+        [(Stopped, 0), (Accepted, 0), (EndedOtherwise, 4), (Expired, 5), (Unknown, 6), (Failed, 1), (StillActive, 1)];
+    for (result, code) in results {
+        let waiting = Running::start(call(&place, &["wf-1", "--wait"]));
+        let name = waiting.created().await;
+        finish(&place, &name, Some(result.as_str()), ["Unknown", "OfAnotherVersion"]).await;
+        let ended = waiting.ended().await.with(code);
+        let outcome = format!("\n{name}: {} (OfAnotherVersion): It is so.\n", result.as_str());
+        assert!(ended.out.contains(&outcome), "{}", ended.out);
+    }
+}
+
+#[tokio::test]
+async fn a_stop_that_an_older_operator_finished_without_a_result_ends_with_the_code_of_its_reason() {
+    let place = Place::new().await;
+    for (ready, code) in [
+        (["True", "RunStopped"], 0),
+        (["True", "RunEndedOtherwise"], 4),
+        (["False", "OutcomeUnknown"], 6),
+        (["False", "Rejected"], 1),
+        (["True", "OfAnotherVersion"], 0),
+        (["False", "OfAnotherVersion"], 1),
+    ] {
+        let waiting = Running::start(call(&place, &["wf-1", "--wait"]));
+        let name = waiting.created().await;
+        finish(&place, &name, None, ready).await;
+        waiting.ended().await.with(code);
+    }
+}
+
+#[tokio::test]
+async fn of_several_results_the_worst_exit_code_is_returned() {
+    let place = Place::new().await;
+    let waiting = Running::start(call(&place, &["wf-1", "wf-2", "wf-3", "--wait"]));
+    waiting.tells("stop-wf-3").await;
+    for (run, result) in [("wf-1", Unknown), ("wf-2", EndedOtherwise), ("wf-3", Expired)] {
+        let stops = place.stops().list(&ListParams::default()).await.unwrap().items;
+        let name = stops.iter().find(|stop| stop.spec.run_id == run).unwrap().name();
+        finish(&place, name, Some(result.as_str()), ["False", "OutcomeUnknown"]).await;
+    }
+    waiting.ended().await.with(6);
+}
+
 #[tokio::test]
 async fn a_stalled_stop_ends_with_1_and_says_what_to_do() {
     let place = Place::new().await;
     let _operator = place.operator().await;
     let ended = done(call(&place, &["wf-unknown", "--wait"])).await.with(1);
-    assert!(ended.out.contains("failed, RunNotFound: Amperity does not know this run"), "{}", ended.out);
+    assert!(ended.out.contains("Failed (RunNotFound): Amperity does not know this run"), "{}", ended.out);
     assert!(ended.out.contains("create a new WorkflowRunStop"), "{}", ended.out);
 }
 
@@ -92,7 +156,7 @@ async fn create_list_and_watch_are_all_the_rights_that_it_needs() {
     grant(&place, User::Stranger, &["create", "list", "watch"]).await;
     let mut command = call(&place, &["wf-1", "--wait"]);
     command.env("KUBECONFIG", place.cluster.kubeconfig_for(User::Stranger));
-    assert!(done(command).await.with(0).out.contains(": done, RunStopped"));
+    assert!(done(command).await.with(0).out.contains(": Stopped (RunStopped)"));
 }
 
 #[tokio::test]
@@ -103,8 +167,8 @@ async fn of_several_runs_each_is_stopped_and_told_and_the_worst_counts() {
     let _operator = place.operator().await;
     let ended = done(call(&place, &["wf-1", "wf-unknown", "wf-2", "--wait"])).await.with(1);
     assert_eq!(ended.all_created().len(), 3, "{}", ended.out);
-    assert_eq!(ended.out.matches(": done, RunStopped").count(), 2, "{}", ended.out);
-    assert_eq!(ended.out.matches(": failed, RunNotFound").count(), 1, "{}", ended.out);
+    assert_eq!(ended.out.matches(": Stopped (RunStopped)").count(), 2, "{}", ended.out);
+    assert_eq!(ended.out.matches(": Failed (RunNotFound)").count(), 1, "{}", ended.out);
     assert_eq!([place.sent("wf-1").0, place.sent("wf-2").0], [1, 1]);
 }
 
@@ -115,7 +179,7 @@ async fn a_run_that_is_refused_keeps_none_of_the_others_from_being_stopped() {
     let _operator = place.operator().await;
     let ended = done(call(&place, &["cg-1", "wf-1", "--wait"])).await.with(1);
     assert!(ended.err.contains("error: cg-1: the cluster refuses"), "{}", ended.err);
-    assert!(ended.out.contains(&format!("{}: done, RunStopped", ended.created())), "{}", ended.out);
+    assert!(ended.out.contains(&format!("{}: Stopped (RunStopped)", ended.created())), "{}", ended.out);
 }
 
 #[tokio::test]
@@ -173,6 +237,6 @@ async fn a_wait_goes_on_when_the_api_server_was_away() {
     place.cluster.start_apiserver().await;
     let _operator = place.operator().await;
     let ended = waiting.ended().await.with(0);
-    assert!(ended.out.contains(&format!("{name}: done, RunStopped")), "{}", ended.out);
+    assert!(ended.out.contains(&format!("{name}: Stopped (RunStopped)")), "{}", ended.out);
     assert_eq!(place.stops().list(&ListParams::default()).await.unwrap().items.len(), 1, "nothing was created twice");
 }

@@ -59,6 +59,20 @@ impl Answer {
         Answer::with(status, "text/html", page)
     }
 
+    /// A JSON object as a gateway has it, which is not the documented error object.
+    pub(super) fn other_json(status: u16) -> Self {
+        Answer::json(status, &json!({"message": "no Route matched with those values"}))
+    }
+
+    /// The error object of OAuth 2.
+    pub(super) fn oauth_error(status: u16) -> Self {
+        Answer::json(status, &json!({"error": "invalid_client"}))
+    }
+
+    pub(super) fn raw(status: u16, body: Vec<u8>) -> Self {
+        Answer::with(status, JSON, body)
+    }
+
     pub(super) fn empty(status: u16) -> Self {
         Answer { status, headers: Vec::new(), payload: Payload::Whole(None) }
     }
@@ -78,6 +92,13 @@ impl Answer {
         self
     }
 
+    /// Sets a header, in place of one of the same name.
+    pub(super) fn set_header(mut self, name: String, value: String) -> Self {
+        self.headers.retain(|(known, _)| *known != name);
+        self.headers.push((name, value));
+        self
+    }
+
     pub(super) fn into_response(self) -> Response<Payload> {
         let mut response = Response::builder().status(self.status);
         for (name, value) in self.headers {
@@ -86,11 +107,11 @@ impl Answer {
         response.body(self.payload).expect("a test gives the simulator only valid statuses and headers")
     }
 
-    fn with(status: u16, content_type: &str, body: String) -> Self {
+    fn with(status: u16, content_type: &str, body: impl Into<Bytes>) -> Self {
         Answer {
             status,
             headers: vec![("content-type".to_owned(), content_type.to_owned())],
-            payload: Payload::Whole(Some(Bytes::from(body))),
+            payload: Payload::Whole(Some(body.into())),
         }
     }
 }

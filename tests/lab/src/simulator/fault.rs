@@ -10,13 +10,16 @@ use serde_json::Value;
 
 use super::record::Kind;
 
-/// Whether a stop that met a fault took effect all the same. Of no importance to reads and tokens.
+/// Whether and when a stop that met a fault takes effect all the same. Of no importance to reads and tokens.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Took {
     /// The run never heard of it.
     NoEffect,
     /// The run was stopped exactly as by a stop that is answered properly.
     Effect,
+    /// The run is stopped this long after the stop arrived (a held stop: after it passed `BeforeEffect`), whatever
+    /// became of its connection. It counts as an effect from then on, and not at all if the run has ended meanwhile.
+    Late(Duration),
 }
 
 /// The `Retry-After` of an answer.
@@ -39,6 +42,10 @@ pub enum ErrorBody {
     ErrorJson,
     /// A gateway's page.
     Html,
+    /// A gateway's JSON object: `{"message": "no Route matched with those values"}`.
+    OtherJson,
+    /// The error object of OAuth 2: `{"error": "invalid_client"}`. Amperity's own for a token request only.
+    OAuthJson,
     /// Nothing.
     Empty,
 }
@@ -85,10 +92,50 @@ pub enum Fault {
     Accepted202,
     /// 200 and any body.
     JsonWith200(Value, Took),
+    /// Some status and any bytes, sent as `application/json`.
+    Raw {
+        /// The status.
+        code: u16,
+        /// The body.
+        body: Vec<u8>,
+        /// Whether the stop took effect before.
+        effect: Took,
+    },
+    /// Another fault, with a `Retry-After` on its answer.
+    WithRetryAfter(Box<Fault>, RetryAfter),
+    /// Another fault, with this header on its answer, in place of one of the same name.
+    WithHeader(Box<Fault>, String, String),
 }
 
+/// Headers to set on an answer: names and values.
+pub(super) type Headers = Vec<(String, String)>;
+
 impl Fault {
-    /// Whether a stop that meets it takes effect.
+    /// The same with a `Retry-After` on its answer, also where that is a 5xx.
+    pub fn with_retry_after(self, retry_after: RetryAfter) -> Self {
+        Fault::WithRetryAfter(Box::new(self), retry_after)
+    }
+
+    /// The same with this header on its answer, in place of one of the same name; the name in lower case.
+    pub fn with_header(self, name: &str, value: &str) -> Self {
+        Fault::WithHeader(Box::new(self), name.to_owned(), value.to_owned())
+    }
+
+    /// The fault without the headers around it, and these headers, the innermost first.
+    pub(super) fn unwrapped(self, wall: SystemTime) -> (Self, Headers) {
+        let (inner, header) = if let Fault::WithRetryAfter(inner, after) = self {
+            (inner, after.header(wall).map(|value| ("retry-after".to_owned(), value)))
+        } else if let Fault::WithHeader(inner, name, value) = self {
+            (inner, Some((name, value)))
+        } else {
+            return (self, Headers::new());
+        };
+        let (fault, mut headers) = inner.unwrapped(wall);
+        headers.extend(header);
+        (fault, headers)
+    }
+
+    /// Whether and when a stop that meets it takes effect.
     pub(super) fn took(&self) -> Took {
         match self {
             Fault::TooManyRequests { .. } | Fault::Redirect { .. } => Took::NoEffect,
@@ -99,7 +146,9 @@ impl Fault {
             | Fault::HtmlWith200(took)
             | Fault::WrongId(took)
             | Fault::EndlessBody(took)
-            | Fault::JsonWith200(_, took) => *took,
+            | Fault::JsonWith200(_, took)
+            | Fault::Raw { effect: took, .. } => *took,
+            Fault::WithRetryAfter(fault, _) | Fault::WithHeader(fault, ..) => fault.took(),
         }
     }
 }
@@ -132,7 +181,8 @@ impl fmt::Debug for Rule {
     }
 }
 
-/// The faults that wait for requests, by run. A queued one is used up, a standing one is met when none is queued.
+/// The faults that wait for requests, by run; those of tokens have an empty key. A queued one is used up, a standing
+/// one is met when none is queued.
 #[derive(Debug, Default)]
 pub(super) struct Faults {
     queued: HashMap<String, VecDeque<Fault>>,

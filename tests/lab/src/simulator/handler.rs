@@ -1,12 +1,15 @@
 //! Owns what the simulated API does with one request: the documented checks, then a fault or the proper answer.
 //! Never touches a connection: a reset or a silence is returned as a value, and the server carries it out.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::HoldPoint;
 use super::answer::{Answer, Reply};
-use super::fault::{ErrorBody, Fault, Took};
+use super::fault::{ErrorBody, Fault, Headers, Took};
 use super::record::{Entry, Kind, Recorded};
 use super::run::{Again, Phase, Run, StopAnswerTasks};
 use super::tokens::form;
@@ -39,7 +42,7 @@ pub(super) fn asked(method: &str, path: &str) -> (Kind, Option<String>) {
 }
 
 /// One request from its checks to its answer.
-pub(super) async fn handle(shared: &Shared, entry: Entry, call: &Recorded) -> Reply {
+pub(super) async fn handle(shared: &Arc<Shared>, entry: Entry, call: &Recorded) -> Reply {
     if let Some(over) = over_the_limit(shared, call) {
         return over.into();
     }
@@ -73,30 +76,62 @@ fn over_the_limit(shared: &Shared, call: &Recorded) -> Option<Answer> {
     Some(answer.header("retry-after", retry_after))
 }
 
-async fn stop(shared: &Shared, entry: Entry, call: &Recorded) -> Reply {
-    let (tenant, run_id) = match checked(&mut shared.world(), call) {
+/// What one request meets instead of its proper answer, and headers of the answer.
+struct Met {
+    fault: Option<Fault>,
+    headers: Headers,
+}
+
+impl Met {
+    /// Takes the fault of this request, and waits if it says so.
+    async fn by(shared: &Shared, call: &Recorded) -> Self {
+        let fault = shared.world().fault(call.kind, call.run_id.as_deref().unwrap_or_default());
+        let unwrapped = fault.map(|fault| fault.unwrapped(call.wall));
+        let (fault, headers) = unwrapped.map_or_else(Default::default, |(fault, headers)| (Some(fault), headers));
+        if let Some(Fault::Slow(time)) = fault {
+            tokio::time::sleep(time).await;
+        }
+        Met { fault, headers }
+    }
+
+    fn on(self, reply: Reply) -> Reply {
+        let Reply::Answer(answer) = reply else { return reply };
+        let set = |answer: Answer, (name, value)| answer.set_header(name, value);
+        self.headers.into_iter().fold(answer, set).into()
+    }
+}
+
+async fn stop(shared: &Arc<Shared>, entry: Entry, call: &Recorded) -> Reply {
+    let target = match checked(&mut shared.world(), call) {
         Ok(target) => target,
         Err(refused) => return refused.into(),
     };
-    let fault = shared.world().fault(Kind::Stop, run_id);
-    if let Some(Fault::Slow(time)) = fault {
-        tokio::time::sleep(time).await;
-    }
+    let met = Met::by(shared, call).await;
+    let reply = stop_of(shared, entry, call, target, met.fault.as_ref()).await;
+    met.on(reply)
+}
+
+async fn stop_of(
+    shared: &Arc<Shared>,
+    entry: Entry,
+    call: &Recorded,
+    (tenant, run_id): (&str, &str),
+    fault: Option<&Fault>,
+) -> Reply {
     shared.pass(HoldPoint::BeforeEffect).await;
-    let mut before = None;
-    if fault.as_ref().map_or(Took::Effect, Fault::took) == Took::Effect {
-        let now = Instant::now();
-        let phase = with_run(shared, tenant, run_id, |run| run.stop(now));
-        if matches!(phase, Phase::Active | Phase::Stopping) {
-            shared.journal.effect(entry, run_id);
+    let before = match fault.map_or(Took::Effect, Fault::took) {
+        Took::Effect => Some(effect(shared, entry, tenant, run_id)),
+        Took::Late(delay) => {
+            late_effect(shared, entry, (tenant.to_owned(), run_id.to_owned()), delay);
+            None
         }
-        before = Some(phase);
-    }
+        Took::NoEffect => None,
+    };
     shared.pass(HoldPoint::AfterEffect).await;
-    if let Some(reply) = faulty(shared, fault.as_ref(), call) {
+    if let Some(reply) = faulty(shared, fault, call) {
         return reply;
     }
-    let (again, record) = with_run(shared, tenant, run_id, |run| (run.again, stop_answer(run, fault.as_ref())));
+    let (again, record) = with_run(shared, tenant, run_id, |run| (run.again, stop_answer(run, fault)));
     let world = &mut *shared.world();
     match (before, again) {
         (None | Some(Phase::Active), _) | (_, Again::Unchanged200) => Answer::json(200, &record),
@@ -104,6 +139,30 @@ async fn stop(shared: &Shared, entry: Entry, call: &Recorded) -> Reply {
         (_, Again::Conflict409) => refusal(world, 409, "The workflow is not running"),
     }
     .into()
+}
+
+/// Stops a run. Returns how far it had come before.
+fn effect(shared: &Shared, entry: Entry, tenant: &str, run_id: &str) -> Phase {
+    let now = Instant::now();
+    let before = with_run(shared, tenant, run_id, |run| run.stop(now));
+    if matches!(before, Phase::Active | Phase::Stopping) {
+        shared.journal.effect(entry, run_id);
+    }
+    before
+}
+
+/// Stops a run later, unless the simulator ends before. Neither the client nor the connection matters any more.
+fn late_effect(shared: &Arc<Shared>, entry: Entry, (tenant, run_id): (String, String), delay: Duration) {
+    let (shared, at) = (Arc::clone(shared), Instant::now() + delay);
+    tokio::spawn(async move {
+        let mut ended = shared.ended.subscribe();
+        tokio::select! {
+            () = tokio::time::sleep_until(at) => {
+                effect(&shared, entry, &tenant, &run_id);
+            }
+            _ = ended.wait_for(|ended| *ended) => {}
+        }
+    });
 }
 
 async fn read(shared: &Shared, call: &Recorded) -> Reply {
@@ -116,21 +175,30 @@ async fn read(shared: &Shared, call: &Recorded) -> Reply {
         Some("verbose") => true,
         Some(_) => return refusal(&mut shared.world(), 400, "Unknown view").into(),
     };
-    let fault = shared.world().fault(Kind::Read, run_id);
-    if let Some(Fault::Slow(time)) = fault {
-        tokio::time::sleep(time).await;
-    }
-    if let Some(reply) = faulty(shared, fault.as_ref(), call) {
+    let met = Met::by(shared, call).await;
+    let reply = read_of(shared, call, (tenant, run_id), verbose, met.fault.as_ref());
+    met.on(reply)
+}
+
+fn read_of(
+    shared: &Shared,
+    call: &Recorded,
+    (tenant, run_id): (&str, &str),
+    verbose: bool,
+    fault: Option<&Fault>,
+) -> Reply {
+    if let Some(reply) = faulty(shared, fault, call) {
         return reply;
     }
     let (unreadable, record) = with_run(shared, tenant, run_id, |run| {
         let now = Instant::now();
+        let run = run.as_read(now);
         let mut record = if verbose { run.record(now) } else { run.overview(now) };
-        let tasks = tasks_of(fault.as_ref()).or(verbose.then_some(run.tasks));
+        let tasks = tasks_of(fault).or(verbose.then_some(run.tasks));
         if let Some(tasks) = tasks {
             record.insert("task_instances".to_owned(), run.task_instances(tasks, now));
         }
-        (run.unreadable, named(fault.as_ref(), record.into()))
+        (run.unreadable, named(fault, record.into()))
     });
     match unreadable {
         Some(status) => refusal(&mut shared.world(), status, "The run cannot be read"),
@@ -143,13 +211,12 @@ async fn token(shared: &Shared, call: &Recorded) -> Reply {
     let Some(tenant) = call.tenant.as_deref() else {
         return refusal(&mut shared.world(), 400, "X-Amperity-Tenant is missing").into();
     };
-    let fault = shared.world().fault(Kind::Token, "");
-    if let Some(Fault::Slow(time)) = fault {
-        tokio::time::sleep(time).await;
-    }
-    if let Some(reply) = faulty(shared, fault.as_ref(), call) {
-        return reply;
-    }
+    let met = Met::by(shared, call).await;
+    let reply = faulty(shared, met.fault.as_ref(), call).unwrap_or_else(|| token_of(shared, call, tenant));
+    met.on(reply)
+}
+
+fn token_of(shared: &Shared, call: &Recorded, tenant: &str) -> Reply {
     let fields = form(&call.body);
     let field = |name: &str| fields.get(name).map_or("", String::as_str);
     let world = &mut *shared.world();
@@ -206,6 +273,8 @@ fn faulty(shared: &Shared, fault: Option<&Fault>, call: &Recorded) -> Option<Rep
         Fault::Status { code, body, .. } => match body {
             ErrorBody::ErrorJson => refusal(&mut shared.world(), *code, "Something went wrong"),
             ErrorBody::Html => Answer::page(*code),
+            ErrorBody::OtherJson => Answer::other_json(*code),
+            ErrorBody::OAuthJson => Answer::oauth_error(*code),
             ErrorBody::Empty => Answer::empty(*code),
         },
         Fault::Reset(_) => return Some(Reply::Reset),
@@ -215,6 +284,9 @@ fn faulty(shared: &Shared, fault: Option<&Fault>, call: &Recorded) -> Option<Rep
         Fault::EndlessBody(_) => Answer::endless(call.run_id.as_deref().unwrap_or_default()),
         Fault::Accepted202 => Answer::empty(202),
         Fault::JsonWith200(body, _) => Answer::json(200, body),
+        Fault::Raw { code, body, .. } => Answer::raw(*code, body.clone()),
+        // Unwrapped before.
+        Fault::WithRetryAfter(fault, _) | Fault::WithHeader(fault, ..) => return faulty(shared, Some(fault), call),
         Fault::Slow(_) | Fault::WrongId(_) | Fault::ManyTasks(_) => return None,
     };
     Some(answer.into())

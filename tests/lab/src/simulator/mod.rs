@@ -151,7 +151,7 @@ impl Simulator {
         self.shared.world().put(tenant, run);
     }
 
-    /// The state in which a run is now.
+    /// The state in which a run is now, also where reads are stale.
     pub fn state(&self, tenant: &str, run_id: &str) -> Option<String> {
         let now = Instant::now();
         self.shared.world().run(tenant, run_id).map(|run| run.state(now))
@@ -201,7 +201,7 @@ impl Simulator {
 
     /// What the next requests for a token meet, one each.
     pub fn on_token(&self, faults: impl IntoIterator<Item = Fault>) {
-        self.shared.world().on_token.extend(faults);
+        self.shared.world().on_token.queue("", faults);
     }
 
     /// What every stop of this run meets for which none is queued.
@@ -212,6 +212,11 @@ impl Simulator {
     /// What every read of this run meets for which none is queued.
     pub fn always_on_read(&self, run_id: &str, fault: Fault) {
         self.shared.world().on_read.stand(run_id, fault);
+    }
+
+    /// What every request for a token meets for which none is queued.
+    pub fn always_on_token(&self, fault: Fault) {
+        self.shared.world().on_token.stand("", fault);
     }
 
     /// What any request meets for which no fault is queued or standing, by what it asks for and for which run (empty
@@ -259,7 +264,7 @@ impl Simulator {
         self.shared.journal.effects(run_id)
     }
 
-    /// Whether each stop that ever arrived for this run took effect, in order of arrival. `forget` leaves it.
+    /// Whether each stop that ever arrived for this run took effect so far, in order of arrival. `forget` leaves it.
     pub fn took_effect(&self, run_id: &str) -> Vec<bool> {
         self.shared.journal.stops(run_id)
     }

@@ -1,6 +1,7 @@
 //! Owns a simulated run: what a test says about it, the state it is in at an instant, and its JSON.
 //! Never reads a clock: the instant is passed in, so that a test's paused time moves a run as well.
 
+use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
@@ -46,6 +47,7 @@ pub struct Run {
     ends_on_its_own: Option<(String, Duration)>,
     stopped_state: &'static str,
     stops_in: Duration,
+    stale_for: Duration,
     stopped: Option<Instant>,
     added: Instant,
     added_wall: SystemTime,
@@ -73,6 +75,7 @@ impl Run {
             ends_on_its_own: None,
             stopped_state: "canceled",
             stops_in: Duration::ZERO,
+            stale_for: Duration::ZERO,
             stopped: None,
             added: Instant::now(),
             added_wall: SystemTime::UNIX_EPOCH,
@@ -94,6 +97,13 @@ impl Run {
     /// After a stop it reads `stopping` for so long, and ends then.
     pub fn stops_in(mut self, time: Duration) -> Self {
         self.stops_in = time;
+        self
+    }
+
+    /// Reads do not see a stop until this long after its effect: they answer as if it had not happened. The answer to
+    /// a stop is never stale.
+    pub fn stale_for(mut self, time: Duration) -> Self {
+        self.stale_for = time;
         self
     }
 
@@ -146,6 +156,14 @@ impl Run {
             self.stopped = Some(now);
         }
         before
+    }
+
+    /// The run as a read sees it.
+    pub(super) fn as_read(&self, now: Instant) -> Cow<'_, Run> {
+        match self.stopped {
+            Some(at) if now < at + self.stale_for => Cow::Owned(Run { stopped: None, ..self.clone() }),
+            Some(_) | None => Cow::Borrowed(self),
+        }
     }
 
     pub(super) fn phase(&self, now: Instant) -> Phase {

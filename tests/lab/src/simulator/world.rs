@@ -30,7 +30,7 @@ pub(super) struct World {
     pub(super) limit: Limit,
     pub(super) on_stop: Faults,
     pub(super) on_read: Faults,
-    pub(super) on_token: VecDeque<Fault>,
+    pub(super) on_token: Faults,
     pub(super) rule: Option<Rule>,
     /// Sent with every answer, e.g. `Deprecation`.
     pub(super) answer_headers: Vec<(String, String)>,
@@ -57,7 +57,7 @@ impl Shared {
                 limit: Limit { per_second: None, retry_after: None, admitted: HashMap::new() },
                 on_stop: Faults::default(),
                 on_read: Faults::default(),
-                on_token: VecDeque::new(),
+                on_token: Faults::default(),
                 rule: None,
                 answer_headers: Vec::new(),
                 holds: Vec::new(),
@@ -105,7 +105,7 @@ impl World {
         let waiting = match kind {
             Kind::Stop => self.on_stop.next(run_id),
             Kind::Read => self.on_read.next(run_id),
-            Kind::Token => self.on_token.pop_front(),
+            Kind::Token => self.on_token.next(""),
             Kind::Other => None,
         };
         waiting.or_else(|| self.rule.as_mut().and_then(|Rule(rule)| rule(kind, run_id)))

@@ -3,6 +3,7 @@
 
 mod api;
 mod faults;
+mod gateways;
 mod recording;
 mod tls_and_proxy;
 
