@@ -65,7 +65,7 @@ async fn what_is_deleted_and_applied_again_is_a_new_stop() {
     for (run, again, reason) in [
         ("wf-200", Again::Unchanged200, Reason::RunStopped),
         ("wf-409", Again::Conflict409, Reason::RunStopped),
-        ("wf-400", Again::BadRequest400, Reason::Rejected),
+        ("wf-400", Again::BadRequest400, Reason::RunStopped),
     ] {
         bench.add(a_run(run).again(again), run, []);
         let first = bench.place.apply(a_stop(run)).await;

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 use workflow_run_stop_operator::resource::{
     EXPIRING, UNFINISHED, WorkflowRunStop, WorkflowRunStopStatus,
-    conditions::{ConditionType, Reason, Truth},
+    conditions::{ConditionType, Reason, StopResult, Truth},
 };
 
 use crate::support::{Operator, Place, TENANT, a_stop, condition, ends_at_once, is, message, ready};
@@ -147,6 +147,20 @@ async fn apply_says_what_is_wrong_with_the_other_fields() {
         ),
         ("credentialsSecretRef", json!({"name": "Not_A_Name"}), "spec.credentialsSecretRef.name in body should match"),
         ("credentialsSecretRef", json!({"name": "a/b"}), "spec.credentialsSecretRef.name in body should match"),
+        ("notAfter", json!("tomorrow"), "spec.notAfter"),
+        ("notAfter", json!("2026-11-26"), "spec.notAfter"),
+        ("notAfter", json!("2026-11-26T06:00:00"), "spec.notAfter"),
+        ("notAfter", json!("2026-13-26T06:00:00Z"), "spec.notAfter"),
+        ("notAfter", json!("2026-11-26T06:00:60Z"), "spec.notAfter"),
+        ("notAfter", json!("2026-11-26t06:00:00z"), "spec.notAfter in body should match"),
+        ("notAfter", json!("2026-11-26T06:00:00+0100"), "spec.notAfter"),
+        ("notAfter", json!("1999-12-31T23:59:59Z"), "notAfter must lie between the years 2000 and 2200"),
+        ("notAfter", json!("2200-01-01T00:00:00Z"), "notAfter must lie between the years 2000 and 2200"),
+        ("reason", json!(""), "spec.reason in body should be at least 1 chars long"),
+        ("reason", json!("a".repeat(257)), "spec.reason: Too long: may not be more than 256"),
+        ("reason", json!("two\nlines"), "reason must be one line without control characters"),
+        ("reason", json!("\u{1b}[2J"), "reason must be one line without control characters"),
+        ("reason", json!("two\u{2028}lines"), "reason must be one line without control characters"),
         // What no number of the operator can hold would break its watch for every resource.
         ("stopDeadlineSeconds", json!(2_147_483_648_i64), "spec.stopDeadlineSeconds"),
         ("ttlSecondsAfterFinished", json!(2_147_483_648_i64), "spec.ttlSecondsAfterFinished"),
@@ -154,6 +168,71 @@ async fn apply_says_what_is_wrong_with_the_other_fields() {
         let stop = with("wrong", field, value);
         assert_refused(create(&place, &stop).await, why, &stop["spec"]);
     }
+}
+
+#[tokio::test]
+async fn every_not_after_and_reason_that_the_cluster_takes_can_be_read_by_the_operator() {
+    let place = Place::new().await;
+    for (number, time) in [
+        "2026-11-26T06:00:00Z",
+        "2026-11-26T06:00:00.123456789Z",
+        "2026-11-26T06:00:00+05:30",
+        "2026-11-26T06:00:00-12:00",
+        "2024-02-29T23:59:59Z",
+        "2000-01-01T00:00:00Z",
+        "2199-12-31T23:59:59Z",
+    ]
+    .iter()
+    .enumerate()
+    {
+        let stop = create(&place, &with(&format!("time-{number}"), "notAfter", json!(time))).await.unwrap();
+        let expected: jiff::Timestamp = time.parse().unwrap();
+        assert_eq!(stop.spec.not_after.unwrap().0, expected, "{time}");
+    }
+    for (number, reason) in ["x", "Wrong file, see OPS-17 \u{1f6d1}", &"\u{e9}".repeat(256)].iter().enumerate() {
+        let stop = create(&place, &with(&format!("reason-{number}"), "reason", json!(reason))).await.unwrap();
+        assert_eq!(stop.spec.reason.as_deref(), Some(*reason));
+    }
+    assert_eq!(place.stops().list(&ListParams::default()).await.unwrap().items.len(), 10);
+}
+
+#[tokio::test]
+async fn a_stop_that_is_created_after_its_not_after_expires_and_asks_for_nothing() {
+    let place = Place::new().await;
+    place.amperity.add_run(TENANT, ends_at_once("wf-1"));
+    let mut stop = a_stop("wf-1");
+    stop.spec.not_after = Some(serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap());
+    place.apply(stop).await;
+    let _operator = place.operator().await;
+    let stop = place.finished("wf-1").await;
+    let expired = Reason::Expired;
+    assert_eq!(ready(&stop), is(Truth::True, expired));
+    assert_eq!(condition(&stop, ConditionType::Stalled), Default::default());
+    assert_eq!(condition(&stop, ConditionType::StopAccepted), is(Truth::False, expired));
+    assert_eq!(stop.status.unwrap().result, Some(StopResult::Expired));
+    assert_eq!(place.amperity.requests().len(), 0);
+}
+
+#[tokio::test]
+async fn a_stop_whose_not_after_passes_before_it_is_sent_fails_also_while_it_is_suspended() {
+    let place = Place::new().await;
+    place.amperity.add_run(TENANT, ends_at_once("wf-1"));
+    let _operator = place.operator().await;
+    let soon = jiff::Timestamp::from_second(jiff::Timestamp::now().as_second() + 3).unwrap();
+    for (name, suspend, secret) in [("wf-1", true, "amperity"), ("wf-2", false, "missing")] {
+        let mut stop = a_stop(name);
+        stop.spec.suspend = suspend;
+        stop.spec.credentials_secret_ref.name = secret.to_owned();
+        stop.spec.not_after = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(soon));
+        place.apply(stop).await;
+    }
+    for name in ["wf-1", "wf-2"] {
+        let stop = place.finished(name).await;
+        assert_eq!(ready(&stop), is(Truth::False, Reason::DeadlineExceeded), "{name}");
+        assert_eq!(stop.status.unwrap().result, Some(StopResult::Failed));
+    }
+    assert!(soon <= jiff::Timestamp::now());
+    assert_eq!(place.amperity.requests().len(), 0);
 }
 
 #[tokio::test]
@@ -191,13 +270,29 @@ async fn what_is_left_out_has_its_documented_default() {
 async fn what_names_the_run_is_immutable() {
     let place = Place::new().await;
     create(&place, &written("plain")).await.unwrap();
-    create(&place, &with("named", "baseUrl", json!("https://app.amperity.com/api"))).await.unwrap();
+    let mut named = with("named", "baseUrl", json!("https://app.amperity.com/api"));
+    named["spec"]["notAfter"] = json!("2026-11-26T06:00:00Z");
+    named["spec"]["reason"] = json!("because");
+    create(&place, &named).await.unwrap();
+    let not_after = "notAfter cannot be added or removed; delete this WorkflowRunStop and create a new one";
+    let reason = "reason cannot be added or removed; delete this WorkflowRunStop and create a new one";
     let presence = "baseUrl cannot be added or removed; delete this WorkflowRunStop and create a new one";
     for (name, field, value, why) in [
         ("plain", "runId", json!("wf-2"), "runId is immutable; create a new WorkflowRunStop for another run"),
         ("plain", "tenant", json!("globex"), "tenant is immutable; create a new WorkflowRunStop for another tenant"),
         ("plain", "baseUrl", json!("https://app.amperity.com/api"), presence),
         ("named", "baseUrl", json!(null), presence),
+        ("plain", "notAfter", json!("2026-11-26T06:00:00Z"), not_after),
+        ("named", "notAfter", json!(null), not_after),
+        (
+            "named",
+            "notAfter",
+            json!("2026-11-26T07:00:00Z"),
+            "notAfter is immutable; create a new WorkflowRunStop with another deadline",
+        ),
+        ("plain", "reason", json!("because"), reason),
+        ("named", "reason", json!(null), reason),
+        ("named", "reason", json!("why not"), "reason is immutable; create a new WorkflowRunStop to state another one"),
         (
             "named",
             "baseUrl",
@@ -243,6 +338,7 @@ async fn field_selectors_list_the_right_ones() {
     let place = Place::new().await;
     let finished = WorkflowRunStopStatus {
         completion_time: serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap(),
+        result: Some(StopResult::Stopped),
         ..WorkflowRunStopStatus::default()
     };
     let unfinished = WorkflowRunStopStatus { state: Some("running".to_owned()), ..WorkflowRunStopStatus::default() };
@@ -264,6 +360,8 @@ async fn field_selectors_list_the_right_ones() {
         ("status.completionTime=", &["begun", "new"][..]),
         ("status.completionTime!=", &["expired", "expiring", "finished"]),
         ("spec.tenant=globex", &["expired", "finished"]),
+        ("status.result=Stopped", &["expired", "expiring", "finished"]),
+        ("status.result=Unknown", &[]),
         ("status.completionTime!=,spec.ttlSecondsAfterFinished!=", &["expired", "expiring"]),
     ] {
         let found = place.stops().list(&ListParams::default().fields(selector)).await.unwrap();
@@ -319,12 +417,12 @@ async fn a_list_shows_the_documented_columns() {
         text.lines().map(|line| line.split_whitespace().map(str::to_owned).collect()).collect::<Vec<Vec<_>>>()
     };
     let narrow = lines(false).await;
-    assert_eq!(narrow[0], ["NAME", "RUN", "TENANT", "STATE", "READY", "REASON", "AGE"]);
-    assert_eq!(narrow[1][..6], ["wf-1", "wf-1", TENANT, "canceled", "True", "RunStopped"]);
+    assert_eq!(narrow[0], ["NAME", "RUN", "TENANT", "STATE", "RESULT", "READY", "REASON", "AGE"]);
+    assert_eq!(narrow[1][..7], ["wf-1", "wf-1", TENANT, "canceled", "Stopped", "True", "RunStopped"]);
     let wide = lines(true).await;
-    assert_eq!(wide[0][7..], ["ACCEPTED", "ATTEMPTS", "MESSAGE"]);
-    assert_eq!(wide[1][8], "1");
-    assert_eq!(wide[1][9..].join(" "), "The run is stopped: its state is canceled.");
+    assert_eq!(wide[0][8..], ["ACCEPTED", "ATTEMPTS", "MESSAGE"]);
+    assert_eq!(wide[1][9], "1");
+    assert_eq!(wide[1][10..].join(" "), "The run is stopped: its state is canceled.");
 }
 
 #[tokio::test]
@@ -448,7 +546,7 @@ async fn an_api_version_that_is_no_longer_supported_is_rejected_for_good() {
     assert_eq!(condition(&stop, ConditionType::Stalled), is(Truth::True, Reason::Rejected));
     let message = message(&stop, ConditionType::Ready);
     assert!(message.contains("API version no longer supported"), "{message}");
-    assert_eq!(place.amperity.requests().len(), 1);
+    assert_eq!(place.sent("wf-1"), (1, 0, 2), "a 400 may mean that the run has ended, so that it is read");
 }
 
 /// Runs the binary to its end, far from any cluster.
