@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use futures::future::BoxFuture;
 use jiff::Timestamp;
 use lab::simulator::{Fault, Run, Simulator, Took::NoEffect};
 use tokio::{
@@ -17,11 +18,11 @@ use tokio::{
 };
 use workflow_run_stop_operator::amperity::{
     Amperity, Settings,
-    answer::StopAnswer,
+    answer::{ReadAnswer, ReadFailure, StopAnswer, TokenAnswer},
     budget::{Budget, Purpose},
-    credentials::Token,
+    credentials::{Client as OauthClient, Token},
     endpoint::{AllowedHosts, Endpoint, Endpoints},
-    http::Fence,
+    http::{Carried, Carrier, Carry, Fence},
 };
 
 struct Client {
@@ -146,7 +147,84 @@ async fn every_request_has_a_connection_of_its_own() {
     let endpoints = Endpoints::new(&base, AllowedHosts::parse("").unwrap()).unwrap();
     let client = Client { endpoint: endpoints.of("acme", None).unwrap(), ..client };
     for _ in 0..3 {
-        assert!(matches!(client.stop(open_for(1)).await, StopAnswer::NotFound(_)));
+        assert!(matches!(client.stop(open_for(1)).await, StopAnswer::Foreign(_)));
     }
     assert_eq!(accepted.load(Ordering::SeqCst), 3);
+}
+
+/// Connects for 200 ms, and answers so long after the request is written.
+struct Way {
+    answers_after: Duration,
+    body: &'static str,
+}
+
+impl Carry for Way {
+    fn carry(&self, _: reqwest::Request, connected: BoxFuture<'static, Result<(), tower::BoxError>>) -> Carried {
+        let (answers_after, body) = (self.answers_after, self.body);
+        Box::pin(async move {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            connected.await?;
+            tokio::time::sleep(answers_after).await;
+            Ok(http::Response::new(body).into())
+        })
+    }
+}
+
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A budget, and a client that waits two seconds for an answer.
+fn over(way: Way) -> (Amperity, Budget, Endpoint) {
+    let clock = Arc::new(|| Timestamp::UNIX_EPOCH);
+    let amperity = Amperity::over(Carrier::Other(Arc::new(way)), clock, TIMEOUT);
+    let endpoints = Endpoints::new("https://app.amperity.com/api", AllowedHosts::parse("").unwrap()).unwrap();
+    (amperity, Budget::new(10), endpoints.of("acme", None).unwrap())
+}
+
+/// While another request connects, the tenant's budget is closed for a minute.
+async fn closed_meanwhile(budget: &Budget, endpoint: &Endpoint) {
+    let slot = budget.acquire(&endpoint.budget_key(), Purpose::Stop, Timestamp::UNIX_EPOCH).await;
+    slot.send();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    slot.rate_limited(Some(Duration::from_secs(60)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_read_or_token_request_that_waits_for_the_rate_limit_is_not_taken_for_a_failure() {
+    let body = r#"{"id": "wf-1", "state": "running", "access_token": "t"}"#;
+    let (amperity, budget, endpoint) = over(Way { answers_after: Duration::from_secs(1), body });
+    let key = endpoint.budget_key();
+    let begun = Instant::now();
+    let (read, token) = (
+        budget.acquire(&key, Purpose::Read, Timestamp::UNIX_EPOCH).await,
+        budget.acquire(&key, Purpose::Token, Timestamp::UNIX_EPOCH).await,
+    );
+    let secret = Token::bearer("good-token").unwrap();
+    let client = OauthClient { id: "id".into(), secret: "secret".into(), token_url: None };
+    let (read, token, ()) = tokio::join!(
+        amperity.read(&endpoint, "wf-1", &secret, read),
+        amperity.token(endpoint.default_token_url(), &endpoint, &client, token),
+        closed_meanwhile(&budget, &endpoint),
+    );
+    assert!(matches!(read, ReadAnswer::Run(_)), "{read:?}");
+    assert!(matches!(token, TokenAnswer::Token(..)), "{token:?}");
+    assert!(Duration::from_secs(60) <= begun.elapsed(), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_request_timeout_is_counted_from_the_writing_of_the_request() {
+    for (answers_after, in_time) in [(1_900, true), (2_100, false)] {
+        let body = r#"{"id": "wf-1", "state": "running"}"#;
+        let (amperity, budget, endpoint) = over(Way { answers_after: Duration::from_millis(answers_after), body });
+        let slot = budget.acquire(&endpoint.budget_key(), Purpose::Read, Timestamp::UNIX_EPOCH).await;
+        let begun = Instant::now();
+        let token = Token::bearer("good-token").unwrap();
+        let answer = amperity.read(&endpoint, "wf-1", &token, slot).await;
+        let no_answer = "no answer within the request timeout".to_owned();
+        match answer {
+            ReadAnswer::Run(_) => assert!(in_time),
+            other => assert!(!in_time && other == ReadAnswer::Failed(ReadFailure::Unavailable(no_answer, None))),
+        }
+        let connecting = Duration::from_millis(200);
+        assert_eq!(begun.elapsed(), connecting + Duration::from_millis(answers_after).min(TIMEOUT));
+    }
 }

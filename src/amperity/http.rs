@@ -126,7 +126,7 @@ async fn admitted<C>(connection: C) -> Result<C, BoxError> {
         return Err("a request without a ticket waits for this connection".into());
     };
     match &ticket.fence {
-        None => timeout(MAX_TURN_WAIT, ticket.slot.turn()).await.map_err(|_| Box::new(NotYet))?,
+        None => timeout(MAX_TURN_WAIT, ticket.slot.turn()).await.map_err(|_| BoxError::from(NotYet))?,
         Some(fence) => {
             let turn = timeout_at(fence.until, ticket.slot.turn()).await;
             if (turn.is_err() || !(fence.is_open)()) && !is_broken(Break::NoFence) {

@@ -55,7 +55,7 @@ pub async fn live(world: World, replica: usize, fortune: Fortune) {
         let hosts = AllowedHosts::parse("").unwrap();
         let house = House {
             ledger: Ledger::new(client.clone(), &format!("replica-{replica}"), clock.clone()),
-            amperity: Amperity::over(carrier, clock.clone()),
+            amperity: Amperity::over(carrier, clock.clone(), REQUEST_TIMEOUT),
             budget: Budget::new(10),
             wallet: Wallet::default(),
             endpoints: Endpoints::new("https://app.amperity.com/api", hosts).unwrap(),
