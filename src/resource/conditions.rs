@@ -151,7 +151,7 @@ reasons! {
     /// The run ended, but not by the stop.
     RunEndedOtherwise: "The run ended in another way than by being stopped", "";
     /// No end of the run was seen when the time to follow it was over.
-    RunStillActive: "The stop was accepted, but no end of the run was seen before followTimeoutSeconds were over",
+    RunStillActive: "The stop was accepted, but no end of the run was seen before followTimeoutSeconds expired",
         "Look at the run in Amperity; a task that has started may run to its end.";
     /// The stop was accepted, but the run cannot be read.
     RunUnreadable: "The stop was accepted, but the run cannot be read, so its end is not known",
@@ -162,15 +162,15 @@ reasons! {
     /// 401.
     Unauthorized: "Amperity refused the credentials or the API version",
         "Put a valid token, or clientId and clientSecret, into the Secret, and check that it belongs to this tenant and that the operator's API version is a valid one; it is tried again by itself.";
-    /// 403.
+    /// Amperity's own 403 to a stop.
     Forbidden: "The credentials lack the right to stop this run",
         "Use a key with the right to run workflow actions in this tenant; it is tried again by itself.";
     /// Created at or after `spec.notAfter`.
     Expired: "The resource was created after its spec.notAfter, so no stop request was sent", "";
-    /// 404.
+    /// Amperity's own 404, or the same 404 to the stop and to two reads.
     RunNotFound: "Amperity does not know this run in this tenant",
         "Check runId, tenant and base URL, then create a new WorkflowRunStop.";
-    /// 400, 405, 410, 422 or another 4xx.
+    /// Another 4xx of Amperity, and for a 400 or 422 the run is still active; or the same 4xx to the stop and to two reads.
     Rejected: "Amperity rejected the stop", "Check runId, tenant and the operator's API version, then create a new WorkflowRunStop.";
     /// 409, and the run is still active.
     Conflict: "Amperity answered that the run cannot be stopped in its present state",
@@ -189,8 +189,8 @@ reasons! {
     /// The endpoint is not on the operator's list.
     EndpointNotAllowed: "The operator may not send to this endpoint",
         "Ask the operator's administrator to add the host to --allowed-hosts, or delete this resource and create one for an allowed https host.";
-    /// An answer that is not of the API.
-    UnexpectedAnswer: "The answer is not one of the Amperity API", "Check the base URL and the proxies on the way, then create a new WorkflowRunStop if the run still runs.";
+    /// A redirect, or a 4xx that is not Amperity's own answer, and the run is still active.
+    UnexpectedAnswer: "The answer is not one of the Amperity API", "Check the base URL and the gateways and proxies on the way. A finished WorkflowRunStop is not tried again: create a new one if the run still has to be stopped.";
     /// `stopDeadlineSeconds` or `notAfter` passed.
     DeadlineExceeded: "The stop was not accepted before its deadline (stopDeadlineSeconds or notAfter)",
         "Create a new WorkflowRunStop if the run still has to be stopped.";

@@ -394,3 +394,57 @@ fn code(error: &LedgerError) -> Option<u16> {
 async fn within<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, LedgerError> {
     timeout(REQUEST_TIMEOUT, request).await.map_err(|_| LedgerError::Timeout)?.map_err(LedgerError::Kube)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resource::WorkflowRunStopSpec;
+    use std::sync::atomic::{AtomicI64, Ordering};
+
+    const START: i64 = 1_800_000_000;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(START + second).unwrap()
+    }
+
+    /// The fence of a claim that is made now, with this deadline, and the hand of its wall clock.
+    fn a_fence(deadline: Option<i64>) -> (Fence, Arc<AtomicI64>) {
+        let seconds = Arc::new(AtomicI64::new(0));
+        let clock: Clock = {
+            let seconds = seconds.clone();
+            Arc::new(move || at(seconds.load(Ordering::SeqCst)))
+        };
+        let resource = WorkflowRunStop::new("a", WorkflowRunStopSpec::new("wf-1", "acme", "amperity"));
+        let until = Instant::now() + CLAIM_VALIDITY;
+        let claimed = Claimed { resource, id: "c".into(), until, from_wall: at(0), clock };
+        (claimed.fence(deadline.map(at)), seconds)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_claim_allows_sending_for_five_seconds_by_the_monotonic_clock() {
+        let (fence, _) = a_fence(None);
+        tokio::time::advance(Duration::from_millis(4_999)).await;
+        assert!((fence.is_open)());
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(!(fence.is_open)());
+        assert_eq!(fence.until, Instant::now());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_claim_allows_sending_for_five_seconds_by_the_wall_clock_whichever_way_it_jumps() {
+        let (fence, seconds) = a_fence(None);
+        for (second, open) in [(4, true), (5, false), (3600, false), (-4, true), (-5, false)] {
+            seconds.store(second, Ordering::SeqCst);
+            assert_eq!((fence.is_open)(), open, "{second}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deadline_closes_the_fence_by_the_wall_clock() {
+        let (fence, seconds) = a_fence(Some(2));
+        for (second, open) in [(1, true), (2, false), (3, false)] {
+            seconds.store(second, Ordering::SeqCst);
+            assert_eq!((fence.is_open)(), open, "{second}");
+        }
+    }
+}

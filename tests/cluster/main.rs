@@ -3,6 +3,7 @@
 
 mod answers;
 mod budget;
+mod clock;
 mod gateways;
 mod gitops;
 mod input;

@@ -8,7 +8,7 @@ use lab::{
     control_plane,
     simulator::{Fault, RetryAfter, Run, StopAnswerTasks},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::process::Command;
 use workflow_run_stop_operator::resource::{Claim, StopRequest, WorkflowRunStopStatus, conditions::Reason};
 
@@ -96,6 +96,44 @@ async fn an_end_that_needs_a_person_is_a_warning_and_one_that_is_known_at_once_i
     ] {
         assert_eq!(told(&described(&place, name).await), expected, "{name}");
     }
+}
+
+#[tokio::test]
+async fn the_log_is_an_audit_trail_that_outlives_the_resource() {
+    let place = Place::new().await;
+    place.amperity.add_run(TENANT, Run::new("wf-1").stop_answer_tasks(StopAnswerTasks::Full));
+    let operator = place.operator().await;
+    let mut wanted = a_stop("wf-1");
+    wanted.spec.reason = Some("the wrong file was loaded".to_owned());
+    let mut unknown = a_stop("wf-unknown");
+    unknown.spec.follow_timeout_seconds = 0;
+    let (wanted, unknown) = (place.apply(wanted).await, place.apply(unknown).await);
+    for (stop, expected) in [
+        (
+            wanted,
+            json!({"tenant": TENANT, "run": "wf-1", "requested_because": "the wrong file was loaded", "step": "stop",
+                "answer": "accepted", "attempts": 1, "http_status": 200, "state": "canceled", "result": "Stopped",
+                "reason": "RunStopped"}),
+        ),
+        (
+            unknown,
+            json!({"run": "wf-unknown", "step": "stop", "answer": "not_found", "attempts": 1, "http_status": 404,
+                "result": "Failed", "reason": "RunNotFound"}),
+        ),
+    ] {
+        place.finished(stop.name()).await;
+        let line: Value = serde_json::from_str(&operator.says(stop.uid()).await).unwrap();
+        for (field, value) in expected.as_object().unwrap() {
+            assert_eq!(line[field], *value, "{field}: {line}");
+        }
+        assert_eq!(line["namespace"], *place.namespace);
+        let request_id = place.get(stop.name()).await.status.unwrap().stop_request.unwrap().request_id;
+        assert_eq!(line["request_id"].as_str(), request_id.as_deref());
+        assert_eq!(request_id.is_some(), stop.name() == "wf-unknown");
+    }
+    assert_eq!(operator.terminate().await, Some(0));
+    let rows = described(&place, "wf-1").await;
+    assert!(rows.iter().all(|row| row[4].ends_with("Requested because: the wrong file was loaded")), "{rows:?}");
 }
 
 #[tokio::test]

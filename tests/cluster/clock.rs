@@ -1,0 +1,118 @@
+//! Deadlines, and clocks that jump: the operator's own code with a wall clock that the test sets.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use tokio::{sync::watch, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+use workflow_run_stop_operator::{
+    amperity::{
+        Amperity, Settings,
+        budget::Budget,
+        credentials::Wallet,
+        endpoint::{AllowedHosts, Endpoints},
+    },
+    clock::Clock,
+    operator::{metrics::Metrics, report::Teller, watch::Watch},
+    resource::{
+        WorkflowRunStop,
+        conditions::{Reason, StopResult, Truth},
+    },
+    stop::{decide::Rules, house::House, ledger::Ledger},
+};
+
+use crate::support::{Place, TENANT, a_stop, ends_at_once, is, ready};
+
+/// An operator in this process, whose wall clock is `ahead` seconds ahead. It ends when it is dropped.
+struct Operator {
+    ahead: Arc<AtomicI64>,
+    work: JoinHandle<()>,
+}
+
+impl Operator {
+    fn start(place: &Place, requests_per_second: u32) -> Self {
+        // Another test of this process may have installed it already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let ahead = Arc::new(AtomicI64::new(0));
+        let clock: Clock = {
+            let ahead = ahead.clone();
+            Arc::new(move || Timestamp::now() + jiff::SignedDuration::from_secs(ahead.load(Ordering::SeqCst)))
+        };
+        let (request_timeout, settle_time) = (Duration::from_secs(2), Duration::from_secs(1));
+        let settings = Settings { api_version: "2024-04-01".into(), request_timeout };
+        let client = place.operators_client();
+        let house = House {
+            ledger: Ledger::new(client.clone(), "in-process", clock.clone()),
+            amperity: Amperity::new(&settings, clock.clone()).unwrap(),
+            budget: Budget::new(requests_per_second),
+            wallet: Wallet::default(),
+            endpoints: Endpoints::new(&place.amperity.base_url(), AllowedHosts::parse("").unwrap()).unwrap(),
+            rules: Rules { request_timeout, settle_time },
+            clock,
+        };
+        let watch = Watch {
+            house: Arc::new(house),
+            teller: Teller { metrics: Metrics::default(), events: None },
+            stop: CancellationToken::new(),
+        };
+        let namespaces = [place.namespace.clone()];
+        let work = tokio::spawn(async move {
+            watch.run(&client, &namespaces, &watch::Sender::new(false)).await;
+        });
+        Self { ahead, work }
+    }
+
+    fn jump(&self, ahead: i64) {
+        self.ahead.store(ahead, Ordering::SeqCst);
+    }
+}
+
+impl Drop for Operator {
+    fn drop(&mut self) {
+        self.work.abort();
+    }
+}
+
+/// Twenty stops that queue at one request a second; the clock jumps an hour ahead when five were sent.
+async fn none_is_sent_after_the_jump(deadline: impl Fn(&mut WorkflowRunStop)) {
+    const MANY: usize = 20;
+    let place = Place::new().await;
+    let runs: Vec<_> = (0..MANY).map(|index| format!("wf-{index}")).collect();
+    for run in &runs {
+        place.amperity.add_run(TENANT, ends_at_once(run));
+        let mut stop = a_stop(run);
+        deadline(&mut stop);
+        place.apply(stop).await;
+    }
+    let operator = Operator::start(&place, 1);
+    place.amperity.wait_until(|requests| 5 <= requests.len()).await;
+    // The next one is a second away.
+    operator.jump(3600);
+    let mut sent = 0;
+    for run in &runs {
+        let stop = place.finished(run).await;
+        match stop.status.as_ref().unwrap().result {
+            Some(StopResult::Stopped) => sent += 1,
+            _ => assert_eq!(ready(&stop), is(Truth::False, Reason::DeadlineExceeded)),
+        }
+    }
+    assert_eq!((sent, place.amperity.requests().len()), (5, 5));
+}
+
+#[tokio::test]
+async fn no_stop_is_sent_after_its_stop_deadline_when_the_clock_jumps_ahead() {
+    none_is_sent_after_the_jump(|stop| stop.spec.stop_deadline_seconds = Some(600)).await;
+}
+
+#[tokio::test]
+async fn no_stop_is_sent_after_its_not_after_when_the_clock_jumps_ahead() {
+    let soon = Timestamp::from_second(Timestamp::now().as_second() + 600).unwrap();
+    none_is_sent_after_the_jump(|stop| stop.spec.not_after = Some(Time(soon))).await;
+}
