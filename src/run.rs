@@ -56,14 +56,48 @@ impl Phase {
     }
 }
 
-/// How many bytes of JSON a run's tasks may have; with the rest the status stays under 512 KiB.
-const MAX_TASKS_BYTES: usize = 440 * 1024;
+/// How many bytes a run's tasks may have, as [`stored_bytes`] counts them. The rest of the status has about 30 texts of at
+/// most [`MAX_TEXT_BYTES`] and one `data`, so that the whole stays under 512 KiB.
+const MAX_TASKS_BYTES: usize = 368 * 1024;
 
-/// The largest `data` of one error in bytes of JSON; a larger one is left out.
+/// The largest `data` of one error, as [`stored_bytes`] counts it; a larger one is left out.
 pub const MAX_DATA_BYTES: usize = 16 * 1024;
 
-/// The longest text of one field in bytes; a longer one is cut.
+/// How many arrays and objects may be nested in the `data` of one error; deeper data is left out. A client that lists the
+/// resource decodes at most 128 levels, those around `data` included.
+pub const MAX_DATA_DEPTH: usize = 32;
+
+/// The longest text of one field, as [`stored_bytes`] counts it but without quotes; a longer one is cut.
 pub const MAX_TEXT_BYTES: usize = 4096;
+
+/// The size of a value in bytes as the API server stores it: as JSON in which Go escapes `<`, `>`, `&`, U+2028 and U+2029.
+pub fn stored_bytes(value: &(impl Serialize + ?Sized)) -> usize {
+    let size = |c| if matches!(c, '"' | '\\') { 1 } else { escaped_bytes(c) };
+    // Text, and maps with texts as keys, can always be written.
+    serde_json::to_string(value).map_or(usize::MAX, |json| json.chars().map(size).sum())
+}
+
+/// The size of one character of a text in bytes, as the API server stores it.
+fn escaped_bytes(c: char) -> usize {
+    match c {
+        '"' | '\\' | '\n' | '\r' | '\t' | '\u{8}' | '\u{c}' => 2,
+        '\0'..='\u{1f}' | '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => 6,
+        _ => c.len_utf8(),
+    }
+}
+
+/// Cuts a text at [`MAX_TEXT_BYTES`], between characters; then it ends with `…`.
+pub fn cut(text: &str) -> String {
+    let mut size = 0;
+    let mut too_much = text.char_indices().skip_while(|(_, c)| {
+        size += escaped_bytes(*c);
+        size <= MAX_TEXT_BYTES
+    });
+    match too_much.next() {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
 
 /// Keeps tasks until the next one does not fit, the unsuccessful and the unended first, in the order received.
 /// Returns them and how many were left out.
@@ -78,7 +112,7 @@ pub fn fit_tasks(tasks: Vec<TaskInstance>) -> (Vec<TaskInstance>, usize) {
     let mut left = MAX_TASKS_BYTES;
     let mut keep = vec![false; total];
     for index in by_need {
-        let size = serde_json::to_vec(&tasks[index]).map_or(usize::MAX, |json| json.len() + 1);
+        let size = stored_bytes(&tasks[index]).saturating_add(1);
         let Some(rest) = left.checked_sub(size) else { break };
         left = rest;
         keep[index] = true;
@@ -101,7 +135,7 @@ pub struct RunError {
     /// What happened, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// Any JSON that came along; left out where it is larger than 16 KiB.
+    /// Any JSON that came along; left out where it is larger than 16 KiB or nested deeper than 32 levels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
     pub data: Option<Value>,
@@ -238,5 +272,37 @@ mod tests {
         assert_eq!(unwell, 100);
         assert!(serde_json::to_vec(&kept).unwrap().len() <= MAX_TASKS_BYTES);
         assert!(kept.is_sorted_by_key(|task| task.id.as_ref().unwrap()[4..].parse::<usize>().unwrap()));
+    }
+    #[test]
+    fn tasks_are_measured_with_their_escapes() {
+        let task = TaskInstance { label: Some("<\0\u{2028}".repeat(500)), ..TaskInstance::default() };
+        let (kept, omitted) = fit_tasks(vec![task; 100]);
+        assert_eq!(kept.len() + omitted, 100);
+        assert!(stored_bytes(&kept) <= MAX_TASKS_BYTES && MAX_TASKS_BYTES - 10_000 < stored_bytes(&kept));
+    }
+
+    #[test]
+    fn a_value_has_the_size_that_the_api_server_stores() {
+        for (value, size) in [
+            ("", 2),
+            ("x", 3),
+            ("é€😀", 11),
+            ("\"\\\n\r\t\u{8}\u{c}", 16),
+            ("\0\u{1f}", 14),
+            ("<>&\u{2028}\u{2029}", 32),
+            ("\x7f\u{FFFD}", 6),
+        ] {
+            assert_eq!(stored_bytes(value), size, "{value:?}");
+        }
+        assert_eq!(stored_bytes(&serde_json::json!({"<": [1.5, null, "\""]})), 26);
+    }
+
+    #[test]
+    fn a_long_text_is_cut_between_characters() {
+        assert_eq!(cut(&"x".repeat(MAX_TEXT_BYTES)), "x".repeat(MAX_TEXT_BYTES));
+        assert_eq!(cut(&"x".repeat(MAX_TEXT_BYTES + 1)), "x".repeat(MAX_TEXT_BYTES) + "…");
+        assert_eq!(cut(&("x".to_owned() + &"é".repeat(MAX_TEXT_BYTES))), format!("x{}…", "é".repeat(2047)));
+        assert_eq!(cut(&"\0".repeat(MAX_TEXT_BYTES)), "\0".repeat(MAX_TEXT_BYTES / 6) + "…");
+        assert_eq!(cut(""), "");
     }
 }

@@ -14,6 +14,24 @@ pub struct Body {
     pub message: Option<String>,
     /// The API's id of the request.
     pub request_id: Option<String>,
+    /// The HTTP status that an error object repeats in its `status`.
+    pub error_status: Option<u16>,
+    /// True where an object has a text `error`, as an OAuth server answers.
+    pub oauth_error: bool,
+    /// What the body is.
+    pub shape: Shape,
+}
+
+/// What a body is, whatever it says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Shape {
+    /// Neither blank nor a JSON object.
+    #[default]
+    Other,
+    /// No bytes, or only whitespace.
+    Empty,
+    /// A JSON object.
+    Object,
 }
 
 /// One HTTP answer, decoded but not judged.
@@ -176,7 +194,7 @@ impl Reply {
     }
 
     fn said(&self) -> Said {
-        let Body { run: _, message, request_id } = self.body.clone();
+        let Body { run: _, message, request_id, error_status: _, oauth_error: _, shape: _ } = self.body.clone();
         Said { status: self.status, message, request_id }
     }
 }

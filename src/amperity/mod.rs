@@ -6,6 +6,8 @@ pub mod budget;
 pub mod credentials;
 pub mod endpoint;
 pub mod http;
+pub mod json_repair;
+pub mod lenient_json;
 pub mod pace;
 pub mod traffic;
 pub mod wire;
