@@ -225,7 +225,8 @@ fn the_largest_run_fits_into_the_status() {
     for text in ["x", "\u{0}", "<", "\"", "é", "\u{2028}"] {
         let long = text.repeat(5000);
         let data = |pad: usize| json!({"k": [text.repeat(pad)]});
-        let pad = (0..20_000).rev().step_by(7).find(|pad| stored_bytes(&data(*pad)) <= 16 * 1024).unwrap();
+        let each = stored_bytes(text) - 2;
+        let pad = (16 * 1024 - stored_bytes(&data(0))) / each;
         let error = json!({"type": long, "message": long, "attribution": long, "data": data(pad)});
         let mut body = json!({"error": error, "warn_after_ms": i64::MIN});
         for key in [

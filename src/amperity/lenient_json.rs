@@ -174,18 +174,18 @@ impl<T: Fields> Wanted for Object<T> {
     }
 }
 
-/// The objects of an array; items of other types are skipped.
-pub struct Objects<T>(pub PhantomData<T>);
+/// The objects of an array, each of them a `T`, put into a `C` as they come; items of other types are skipped.
+pub struct Objects<T, C>(pub PhantomData<(T, C)>);
 
-impl<T: Fields> Wanted for Objects<T> {
-    type Value = Option<Vec<T>>;
+impl<T: Fields, C: Default + Extend<T>> Wanted for Objects<T, C> {
+    type Value = Option<C>;
 
     fn absent(self) -> Self::Value {
         None
     }
 
     fn array<'de, A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
-        let mut objects = vec![];
+        let mut objects = C::default();
         while let Some(next) = item(&mut items, Object(PhantomData))? {
             objects.extend(next);
         }

@@ -14,7 +14,7 @@ use crate::amperity::{
         skip_items, value,
     },
 };
-use crate::run::{MAX_DATA_BYTES, MAX_DATA_DEPTH, Run, RunDetails, RunError, TaskInstance};
+use crate::run::{MAX_DATA_BYTES, MAX_DATA_DEPTH, Run, RunDetails, RunError, TaskInstance, TaskSelection};
 
 /// The longest time that a `Retry-After` is honoured for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
@@ -32,8 +32,10 @@ pub fn said(body: &[u8]) -> Body {
         ErrorValue::Text => (None, true),
         ErrorValue::Absent => (None, false),
     };
+    let (tasks, omitted) = tasks.map(TaskSelection::finish).unzip();
+    let tasks_omitted = omitted.unwrap_or_default();
     Body {
-        run: id.zip(state).map(|(id, state)| Run { id, state, error, tasks, details }),
+        run: id.zip(state).map(|(id, state)| Run { id, state, error, tasks, tasks_omitted, details }),
         message,
         request_id: request_id.or(trace_id),
         error_status: status.as_ref().and_then(http_status),
@@ -78,7 +80,7 @@ struct Answer {
     id: Option<String>,
     state: Option<String>,
     error: ErrorValue,
-    tasks: Option<Vec<TaskInstance>>,
+    tasks: Option<TaskSelection>,
     details: RunDetails,
     message: Option<String>,
     request_id: Option<String>,
@@ -92,7 +94,7 @@ impl Fields for Answer {
             "id" => self.id = value(map, TextOrNumber)?,
             "state" => self.state = value(map, TextOrNumber)?,
             "error" => self.error = value(map, ErrorValue::Absent)?,
-            "task_instances" => self.tasks = value(map, Objects(PhantomData))?,
+            "task_instances" => self.tasks = value(map, Objects::<TaskInstance, _>(PhantomData))?,
             "name" => self.details.name = value(map, TextOrNumber)?,
             "type" => self.details.r#type = value(map, TextOrNumber)?,
             "created_at" => self.details.created_at = value(map, TextOrNumber)?,
@@ -258,6 +260,15 @@ mod tests {
         assert_eq!(decoded(&json!({"id": "a", "state": "b"})).tasks, None);
         assert_eq!(decoded(&json!({"id": "a", "state": "b", "task_instances": null})).tasks, None);
         assert_eq!(decoded(&json!({"id": "a", "state": "b", "task_instances": []})).tasks, Some(vec![]));
+    }
+
+    #[test]
+    fn of_very_many_tasks_only_those_that_fit_are_kept_and_the_rest_is_counted() {
+        let tasks = vec![json!({"id": "wft-1", "state": "running", "label": "x".repeat(500)}); 10_000];
+        let run = decoded(&json!({"id": "a", "state": "b", "task_instances": tasks}));
+        let kept = run.tasks.unwrap().len();
+        assert!(0 < kept && kept < 1000);
+        assert_eq!(kept + run.tasks_omitted, 10_000);
     }
 
     #[test]
