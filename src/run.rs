@@ -58,9 +58,9 @@ impl Phase {
     }
 }
 
-/// How many bytes a run's tasks may have, as [`stored_bytes`] counts them. The rest of the status has about 30 texts of at
+/// How many bytes a run's tasks may have, as [`stored_bytes`] counts them. The rest of the status has about 25 texts of at
 /// most [`MAX_TEXT_BYTES`] and one `data`, so that the whole stays under 512 KiB.
-const MAX_TASKS_BYTES: usize = 368 * 1024;
+const MAX_TASKS_BYTES: usize = 400 * 1024;
 
 /// The largest `data` of one error, as [`stored_bytes`] counts it; a larger one is left out.
 pub const MAX_DATA_BYTES: usize = 16 * 1024;
