@@ -101,10 +101,10 @@ pub fn cut(text: &str) -> String {
     }
 }
 
-/// What a task counts for at least: so many bytes it has in memory, at the most four times over.
+/// The least that a task counts for, so that many tiny tasks do not take much memory.
 const MIN_TASK_BYTES: usize = 128;
 
-/// The tasks that fit into the status. Of an answer with very many tasks only these are ever held in memory.
+/// Selects the tasks that fit into the status while they are decoded, so that only these are held in memory.
 ///
 /// Tasks are kept until the next one does not fit, the unsuccessful and the unended first, in the order received.
 #[derive(Default)]
@@ -120,7 +120,7 @@ struct Fitting {
     tasks: Vec<(usize, TaskInstance)>,
     sizes: Vec<usize>,
     bytes: usize,
-    /// One did not fit; then none that comes after it is kept.
+    /// Set when a task did not fit; no later one is kept.
     full: bool,
 }
 
@@ -172,7 +172,7 @@ impl Extend<TaskInstance> for TaskSelection {
     }
 }
 
-/// The tasks that fit into the status, and how many do not.
+/// Returns the tasks that fit into the status, and how many do not.
 pub fn fit_tasks(tasks: Vec<TaskInstance>) -> (Vec<TaskInstance>, usize) {
     let mut selection = TaskSelection::default();
     selection.extend(tasks);

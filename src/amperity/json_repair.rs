@@ -1,22 +1,20 @@
-//! Owns the repair of a text that is nearly JSON: what it makes of it has no character and no number that JSON forbids.
-//! Never looks at the structure: brackets, commas and colons stay as they are, right or wrong.
+//! Owns the repair of nearly valid JSON: replaces the characters and numbers that JSON, UTF-8 or a double do not allow.
+//! Never changes the structure: brackets, commas and colons stay as they are, even if wrong.
 
 use std::{borrow::Cow, ops::Range, str};
 
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
-/// What stands in place of a character that no text may have.
+/// Replaces a character that is not allowed.
 const REPLACEMENT: &[u8] = "\u{FFFD}".as_bytes();
 
 /// The longest character of UTF-8 in bytes.
 const MAX_CHARACTER: usize = 4;
 
-/// The text without a byte order mark, in which
-/// - each raw control character, lone surrogate, invalid byte of UTF-8 and backslash without a known escape that stands in
-///   a string is U+FFFD;
-/// - each number that is out of a double's range is null.
+/// Returns the text without a byte order mark. In strings, each raw control character, lone surrogate, invalid UTF-8
+/// sequence and backslash without a known escape becomes U+FFFD. Each number out of a double's range becomes null.
 ///
-/// Copies nothing where nothing has to change.
+/// Copies the text only if something changes.
 pub fn repaired(json: &[u8]) -> Cow<'_, [u8]> {
     let source = json.strip_prefix(BYTE_ORDER_MARK).unwrap_or(json);
     let mut repair = Repair { source, copied: 0, out: vec![] };
@@ -37,7 +35,7 @@ pub fn repaired(json: &[u8]) -> Cow<'_, [u8]> {
 
 struct Repair<'a> {
     source: &'a [u8],
-    /// The source up to here is in `out`; nothing is, as long as nothing had to change.
+    /// How much of the source is in `out`: nothing before the first change.
     copied: usize,
     out: Vec<u8>,
 }
@@ -48,7 +46,7 @@ impl Repair<'_> {
         self.copied = end;
     }
 
-    /// Puts something in place of a range; returns the range's end.
+    /// Replaces a range of the source; returns the range's end.
     fn replace(&mut self, range: Range<usize>, with: &[u8]) -> usize {
         self.copy_until(range.start);
         self.out.extend_from_slice(with);
@@ -56,7 +54,7 @@ impl Repair<'_> {
         range.end
     }
 
-    /// A string's content from here on; returns where it is over.
+    /// Reads the content of a string; returns the position after its end.
     fn string(&mut self, mut at: usize) -> usize {
         while let Some(byte) = self.source.get(at) {
             at = match byte {

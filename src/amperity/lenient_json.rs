@@ -1,8 +1,8 @@
-//! Owns tolerant JSON: an object is decoded field by field into bounded types, whatever else the text carries.
-//! Never knows what a field means, and never builds what nobody asked for.
+//! Owns tolerant JSON decoding: an object is decoded field by field into bounded types.
+//! Never knows what a field means, and never allocates memory for a value that is not wanted.
 //!
-//! `json_repair` first makes valid JSON of what nearly is. Then `serde_json` reads it, and each value that is not wanted
-//! is skipped without recursion, so that its depth has no limit.
+//! `json_repair` first replaces what JSON forbids in strings and numbers. `serde_json` skips unwanted values without
+//! recursion, so that their depth has no limit.
 
 use std::marker::PhantomData;
 
@@ -17,15 +17,15 @@ const MAX_EXACT_INTEGER: f64 = 9_007_199_254_740_992.0;
 
 /// A type that is filled from the fields of an object.
 pub trait Fields: Default {
-    /// Takes the value of one field out of the map. Not called with a value that is taken already; of a field that occurs
-    /// twice the last value is the last one given.
+    /// Decodes the value of the field `key`: takes exactly one value from `map`. Called again for a duplicate key, so that
+    /// the last value wins.
     ///
     /// # Errors
     /// Where the text is no JSON.
     fn field<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error>;
 }
 
-/// The object that a text is. `None` where it is no JSON object.
+/// Decodes a JSON object. `None` where the text is anything else.
 pub fn object<T: Fields>(json: &[u8]) -> Option<T> {
     let json = repaired(json);
     let mut deserializer = serde_json::Deserializer::from_slice(&json);
@@ -34,12 +34,12 @@ pub fn object<T: Fields>(json: &[u8]) -> Option<T> {
     found
 }
 
-/// A wanted value.
+/// Decodes the next value of an object.
 pub fn value<'de, A: MapAccess<'de>, W: Wanted>(map: &mut A, wanted: W) -> Result<W::Value, A::Error> {
     map.next_value_seed(Lenient(wanted))
 }
 
-/// The next item of an array, where it has one.
+/// Decodes the next item of an array. `None` at its end.
 pub fn item<'de, A: SeqAccess<'de>, W: Wanted>(items: &mut A, wanted: W) -> Result<Option<W::Value>, A::Error> {
     items.next_element_seed(Lenient(wanted))
 }
@@ -51,10 +51,10 @@ pub fn skip<'de, A: MapAccess<'de>>(map: &mut A) -> Result<(), A::Error> {
 
 /// A value of one of several JSON types. All others count as absent.
 pub trait Wanted: Sized {
-    /// What is made of it.
+    /// The decoded type.
     type Value;
 
-    /// Returns the value of everything that is not wanted, and of null.
+    /// Returns what null and every unwanted type are decoded to.
     fn absent(self) -> Self::Value;
 
     /// Takes a boolean.
@@ -174,7 +174,7 @@ impl<T: Fields> Wanted for Object<T> {
     }
 }
 
-/// The objects of an array, each of them a `T`, put into a `C` as they come; items of other types are skipped.
+/// An array of objects: each `T` goes into the collection `C` as soon as it is decoded. Items of other types are skipped.
 pub struct Objects<T, C>(pub PhantomData<(T, C)>);
 
 impl<T: Fields, C: Default + Extend<T>> Wanted for Objects<T, C> {
@@ -311,7 +311,7 @@ impl Wanted for Part<'_> {
     }
 }
 
-/// The number as the API server returns it: it stores 1.0 as 1. Otherwise the status would differ from each new answer.
+/// The number as the API server returns it, which stores 1.0 as 1: the stored status then equals that of the next answer.
 fn as_stored(number: Number) -> Number {
     match number.as_f64().filter(|double| number.is_f64() && double.fract() == 0.0) {
         Some(double) if double.abs() < MAX_EXACT_INTEGER => Number::from(double as i64),
@@ -330,7 +330,7 @@ fn skip_fields<'de, A: MapAccess<'de>>(fields: &mut A) -> Result<(), A::Error> {
     Ok(())
 }
 
-/// Gives a wanted value to the deserializer.
+/// Connects a [`Wanted`] to serde.
 struct Lenient<W>(W);
 
 impl<'de, W: Wanted> DeserializeSeed<'de> for Lenient<W> {
@@ -466,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn a_skipped_value_may_be_as_deep_as_it_likes() {
+    fn a_skipped_value_can_be_nested_to_any_depth() {
         for (open, close) in [("[", "]"), (r#"{"x":"#, "}")] {
             let (open, close) = (open.repeat(100_000), close.repeat(100_000));
             let json = format!(r#"{{"other":{open}1{close},"name":{open}1{close},"name":"n"}}"#);

@@ -19,8 +19,8 @@ use crate::run::{MAX_DATA_BYTES, MAX_DATA_DEPTH, Run, RunDetails, RunError, Task
 /// The longest time that a `Retry-After` is honoured for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
-/// What a body says; only its shape where it is no JSON object. A run needs only `id` and `state`, since the API's
-/// descriptions differ in the rest, and nothing else in the body can take the run away.
+/// Decodes a body; only its shape where it is no JSON object. A run needs only `id` and `state`, since the API's
+/// descriptions differ in the rest, and no other field can make it fail.
 pub fn said(body: &[u8]) -> Body {
     let Some(answer) = object::<Answer>(body) else {
         let shape = if body.trim_ascii().is_empty() { Shape::Empty } else { Shape::Other };
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_else_in_the_body_takes_the_run_away() {
+    fn a_run_is_decoded_whatever_else_the_body_carries() {
         for noise in [
             r#""name":"\ud800""#,
             r#""\udc00":1"#,
