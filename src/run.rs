@@ -125,8 +125,12 @@ struct Fitting {
 }
 
 impl Fitting {
-    fn push(&mut self, place: usize, task: TaskInstance, size: usize, room: usize) {
-        self.full |= room < self.bytes.saturating_add(size);
+    fn push(&mut self, place: usize, task: TaskInstance, room: usize) {
+        if self.full {
+            return;
+        }
+        let size = stored_bytes(&task).saturating_add(1).max(MIN_TASK_BYTES);
+        self.full = room < self.bytes.saturating_add(size);
         if !self.full {
             self.tasks.push((place, task));
             self.sizes.push(size);
@@ -157,12 +161,11 @@ impl TaskSelection {
 impl Extend<TaskInstance> for TaskSelection {
     fn extend<I: IntoIterator<Item = TaskInstance>>(&mut self, tasks: I) {
         for task in tasks {
-            let size = stored_bytes(&task).saturating_add(1).max(MIN_TASK_BYTES);
             let state = task.state.as_deref().unwrap_or_default();
             if matches!(state.to_lowercase().as_str(), "succeeded" | "skipped") {
-                self.well_ended.push(self.total, task, size, MAX_TASKS_BYTES - self.needed.bytes);
+                self.well_ended.push(self.total, task, MAX_TASKS_BYTES - self.needed.bytes);
             } else {
-                self.needed.push(self.total, task, size, MAX_TASKS_BYTES);
+                self.needed.push(self.total, task, MAX_TASKS_BYTES);
                 let room = if self.needed.full { 0 } else { MAX_TASKS_BYTES - self.needed.bytes };
                 self.well_ended.full |= self.needed.full;
                 self.well_ended.shrink(room);
