@@ -2,7 +2,7 @@
 # Never hides anything: each calls cargo, or prints what it does instead. Nothing is downloaded but by cargo and go.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test simulate bench soak build image e2e plugin fmt fmt-check clippy lint crd chart-docs api-docs check-drift tools control-plane
+.PHONY: help demo test simulate mutants bench soak build image e2e plugin fmt fmt-check clippy lint crd chart-docs api-docs check-drift tools control-plane
 
 CRD := crds/workflowrunstops.yaml
 CHART := charts/workflow-run-stop-operator
@@ -38,6 +38,15 @@ test: tools control-plane ## Runs all tests, also against a real API server, wit
 simulate: tools ## Runs the deterministic simulation: SEEDS=20000, FIRST_SEED=0, DEPARTURES=2; SEED=17 or PLAN=74:1,79:1 replays one
 	SEEDS=$${SEEDS:-20000} DEPARTURES=$${DEPARTURES:-2} cargo test --locked --profile simulate --features sabotage \
 	  --test simulation $(if $(SEED),no_schedule_breaks,$(if $(PLAN),no_schedule_with)) -- --nocapture
+
+# The core. Not in .cargo/mutants.toml: cargo-mutants adds files of the command line to those there.
+MUTATED := src/stop/** src/amperity/** src/run.rs src/resource/conditions.rs
+
+# The dependencies stay built in a folder of their own, from one call to the next.
+mutants: tools ## Lists what can be changed in the core without a test that fails: all of it, for hours, or ONLY=src/stop/decide.rs
+	@command -v cargo-mutants >/dev/null || { echo 'cargo-mutants is missing: cargo install cargo-mutants --locked' >&2; exit 1; }
+	CARGO_TARGET_DIR=$(CURDIR)/target/mutants/build RUST_BACKTRACE=0 SEEDS=$${SEEDS:-300} PROPTEST_CASES=$${PROPTEST_CASES:-64} \
+	  nice cargo mutants $(foreach files,$(or $(ONLY),$(MUTATED)),--file '$(files)')
 
 bench: tools control-plane ## Measures latency, pace and memory
 	cargo bench --locked --bench operator

@@ -22,6 +22,8 @@ pub enum Break {
     NoDecisionBeforeClaim,
     /// A run that is unreadable once counts as unreadable for good.
     UnreadableOnce,
+    /// A 403 of a stop closes reads as well.
+    ForbiddenClosesReads,
     /// A request is repeated without reading the run before.
     RepeatWithoutRead,
 }

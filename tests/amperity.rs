@@ -19,10 +19,11 @@ use tokio::{
 use workflow_run_stop_operator::amperity::{
     Amperity, Settings,
     answer::{ReadAnswer, ReadFailure, StopAnswer, TokenAnswer},
-    budget::{Budget, Purpose},
+    budget::Budget,
     credentials::{Client as OauthClient, Token},
     endpoint::{AllowedHosts, Endpoint, Endpoints},
     http::{Carried, Carrier, Carry, Fence},
+    purpose::Purpose,
 };
 
 struct Client {

@@ -12,8 +12,9 @@ use jiff::Timestamp;
 use tokio::time::{Instant, sleep, sleep_until};
 use workflow_run_stop_operator::{
     amperity::{
-        budget::{Budget, Purpose},
+        budget::Budget,
         endpoint::{AllowedHosts, BudgetKey, Endpoints},
+        purpose::Purpose,
     },
     dice,
 };

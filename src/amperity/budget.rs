@@ -18,7 +18,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use crate::amperity::{endpoint::BudgetKey, pace::Pace};
+use crate::amperity::{endpoint::BudgetKey, pace::Pace, purpose::Purpose};
 use crate::clock::until;
 use crate::dice;
 use crate::sabotage::{Break, is_broken};
@@ -36,31 +36,6 @@ const MAX_LEAD: Duration = Duration::from_secs(1);
 /// How long a 429 without `Retry-After` closes the budget; doubles with each further one up to the maximum.
 const FIRST_CLOSURE: Duration = Duration::from_secs(1);
 const MAX_CLOSURE: Duration = Duration::from_secs(60);
-
-/// What a request is for. An earlier one goes first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Purpose {
-    /// Fetches a token that others wait for.
-    Token,
-    /// Stops a run.
-    Stop,
-    /// Reads a run.
-    Read,
-}
-
-impl Purpose {
-    /// Every purpose, in their order.
-    pub const ALL: [Self; 3] = [Self::Token, Self::Stop, Self::Read];
-
-    /// The purpose as it stands in metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Token => "token",
-            Self::Stop => "stop",
-            Self::Read => "read",
-        }
-    }
-}
 
 /// One budget as it is now, for those who tell it.
 #[derive(Clone, Debug, PartialEq)]

@@ -16,8 +16,9 @@ use tokio::{
     time::Instant,
 };
 
-use crate::amperity::endpoint::BudgetKey;
+use crate::amperity::{endpoint::BudgetKey, purpose::Purpose};
 use crate::dice;
+use crate::sabotage::{Break, is_broken};
 
 /// A token is renewed so long before it expires, or when nine tenths of its time are over.
 const RENEW_BEFORE_EXPIRY: Duration = Duration::from_secs(60);
@@ -129,15 +130,6 @@ struct Pockets {
     refused: HashMap<(CredentialsKey, Scope), Refused>,
 }
 
-/// What credentials are used for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Use {
-    /// Stopping a run.
-    Stop,
-    /// Reading a run.
-    Read,
-}
-
 /// What a refusal closes credentials for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Scope {
@@ -147,12 +139,13 @@ enum Scope {
     Stops,
 }
 
-impl Use {
-    /// The refusals that concern this use.
-    fn scopes(self) -> &'static [Scope] {
-        match self {
-            Self::Stop => &[Scope::All, Scope::Stops],
-            Self::Read => &[Scope::All],
+impl Scope {
+    /// The refusals that concern a purpose.
+    fn of(purpose: Purpose) -> &'static [Self] {
+        match purpose {
+            Purpose::Stop => &[Self::All, Self::Stops],
+            Purpose::Read | Purpose::Token if is_broken(Break::ForbiddenClosesReads) => &[Self::All, Self::Stops],
+            Purpose::Read | Purpose::Token => &[Self::All],
         }
     }
 }
@@ -169,7 +162,7 @@ struct Refused {
 #[derive(Clone, Copy, Debug)]
 pub struct Admitted {
     at: Instant,
-    purpose: Use,
+    purpose: Purpose,
 }
 
 /// Why credentials rest.
@@ -247,7 +240,7 @@ impl Wallet {
     ///
     /// # Errors
     /// Where they rest.
-    pub fn admit(&self, key: &CredentialsKey, purpose: Use) -> Result<Admitted, Resting> {
+    pub fn admit(&self, key: &CredentialsKey, purpose: Purpose) -> Result<Admitted, Resting> {
         let now = Instant::now();
         let mut pockets = self.lock();
         let resting =
@@ -256,10 +249,10 @@ impl Wallet {
                     Resting { refusal: refused.refusal, detail: refused.detail.clone(), until: refused.until }
                 })
             };
-        if let Some(resting) = purpose.scopes().iter().find_map(resting) {
+        if let Some(resting) = Scope::of(purpose).iter().find_map(resting) {
             return Err(resting);
         }
-        for scope in purpose.scopes() {
+        for scope in Scope::of(purpose) {
             if let Some(refused) = pockets.refused.get_mut(&(key.clone(), *scope)) {
                 refused.until = now + TRIAL;
             }
@@ -271,7 +264,7 @@ impl Wallet {
     pub fn was_refused_since(&self, key: &CredentialsKey, Admitted { at, purpose }: Admitted) -> bool {
         let pockets = self.lock();
         let refused = |scope: &Scope| pockets.refused.get(&(key.clone(), *scope));
-        purpose.scopes().iter().filter_map(refused).any(|refused| at < refused.since)
+        Scope::of(purpose).iter().filter_map(refused).any(|refused| at < refused.since)
     }
 
     /// Says that the API refused these credentials; they rest for everybody who uses them, after a 403 for stops only.
@@ -293,9 +286,9 @@ impl Wallet {
     }
 
     /// Says that the API took these credentials for this use, so nothing that would close them for it is true any more.
-    pub fn accepted(&self, key: &CredentialsKey, purpose: Use) {
+    pub fn accepted(&self, key: &CredentialsKey, purpose: Purpose) {
         let mut pockets = self.lock();
-        for scope in purpose.scopes() {
+        for scope in Scope::of(purpose) {
             pockets.refused.remove(&(key.clone(), *scope));
         }
     }
@@ -368,42 +361,42 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn refused_credentials_rest_for_all_and_one_call_tries_them_again() {
         let wallet = Wallet::default();
-        let together: Vec<_> = (0..10).map(|_| wallet.admit(&key("1"), Use::Stop).unwrap()).collect();
+        let together: Vec<_> = (0..10).map(|_| wallet.admit(&key("1"), Purpose::Stop).unwrap()).collect();
         tokio::time::advance(Duration::from_millis(5)).await;
         for admitted in together {
             wallet.refused(&key("1"), admitted, Refusal::Unauthorized, "");
         }
-        let resting = wallet.admit(&key("1"), Use::Stop).unwrap_err();
+        let resting = wallet.admit(&key("1"), Purpose::Stop).unwrap_err();
         assert!(resting.until <= Instant::now() + FIRST_REST, "ten refusals at once count once");
-        assert_eq!(wallet.admit(&key("1"), Use::Read).unwrap_err(), resting, "a 401 concerns reads as well");
-        assert!(wallet.admit(&key("2"), Use::Stop).is_ok(), "a new version of the Secret is tried at once");
+        assert_eq!(wallet.admit(&key("1"), Purpose::Read).unwrap_err(), resting, "a 401 concerns reads as well");
+        assert!(wallet.admit(&key("2"), Purpose::Stop).is_ok(), "a new version of the Secret is tried at once");
         tokio::time::sleep_until(resting.until).await;
-        let trial = wallet.admit(&key("1"), Use::Stop).unwrap();
-        assert!(wallet.admit(&key("1"), Use::Stop).is_err(), "the others wait for the trial");
+        let trial = wallet.admit(&key("1"), Purpose::Stop).unwrap();
+        assert!(wallet.admit(&key("1"), Purpose::Stop).is_err(), "the others wait for the trial");
         wallet.refused(&key("1"), trial, Refusal::Unauthorized, "");
-        let resting = wallet.admit(&key("1"), Use::Stop).unwrap_err();
+        let resting = wallet.admit(&key("1"), Purpose::Stop).unwrap_err();
         assert!(Instant::now() + FIRST_REST <= resting.until, "the second rest is longer");
-        wallet.accepted(&key("1"), Use::Read);
-        assert!(wallet.admit(&key("1"), Use::Stop).is_ok());
+        wallet.accepted(&key("1"), Purpose::Read);
+        assert!(wallet.admit(&key("1"), Purpose::Stop).is_ok());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_403_of_a_stop_closes_stops_only_and_reading_does_not_open_them() {
         let wallet = Wallet::default();
-        let stop = wallet.admit(&key("1"), Use::Stop).unwrap();
-        let read = wallet.admit(&key("1"), Use::Read).unwrap();
+        let stop = wallet.admit(&key("1"), Purpose::Stop).unwrap();
+        let read = wallet.admit(&key("1"), Purpose::Read).unwrap();
         tokio::time::advance(Duration::from_millis(5)).await;
         wallet.refused(&key("1"), stop, Refusal::Forbidden, "");
         assert!(wallet.was_refused_since(&key("1"), stop));
         assert!(!wallet.was_refused_since(&key("1"), read), "a read that was admitted goes on");
-        assert!(wallet.admit(&key("1"), Use::Read).is_ok());
-        wallet.accepted(&key("1"), Use::Read);
-        let resting = wallet.admit(&key("1"), Use::Stop).unwrap_err();
+        assert!(wallet.admit(&key("1"), Purpose::Read).is_ok());
+        wallet.accepted(&key("1"), Purpose::Read);
+        let resting = wallet.admit(&key("1"), Purpose::Stop).unwrap_err();
         assert_eq!(resting.refusal, Refusal::Forbidden);
         tokio::time::sleep_until(resting.until).await;
-        assert!(wallet.admit(&key("1"), Use::Stop).is_ok());
-        assert!(wallet.admit(&key("1"), Use::Stop).is_err(), "the others wait for the trial");
-        wallet.accepted(&key("1"), Use::Stop);
-        assert!(wallet.admit(&key("1"), Use::Stop).is_ok());
+        assert!(wallet.admit(&key("1"), Purpose::Stop).is_ok());
+        assert!(wallet.admit(&key("1"), Purpose::Stop).is_err(), "the others wait for the trial");
+        wallet.accepted(&key("1"), Purpose::Stop);
+        assert!(wallet.admit(&key("1"), Purpose::Stop).is_ok());
     }
 }

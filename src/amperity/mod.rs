@@ -6,7 +6,10 @@ pub mod budget;
 pub mod credentials;
 pub mod endpoint;
 pub mod http;
+pub mod json_repair;
+pub mod lenient_json;
 pub mod pace;
+pub mod purpose;
 pub mod reply;
 pub mod traffic;
 pub mod wire;
@@ -28,10 +31,11 @@ use url::form_urlencoded;
 
 use crate::amperity::{
     answer::{ReadAnswer, StopAnswer, TokenAnswer, read_answer, stop_answer, token_answer},
-    budget::{Purpose, Slot},
+    budget::Slot,
     credentials::{Client as OauthClient, Token},
     endpoint::Endpoint,
     http::{BuildError, Carrier, Fence},
+    purpose::Purpose,
     reply::{Failure, Reply},
     traffic::Traffic,
 };

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::amperity::{
     answer::{ReadAnswer, StopAnswer, TOKEN_CLASSES},
-    budget::Purpose,
+    purpose::Purpose,
 };
 use crate::labels::{Tenant, Tenants};
 

@@ -1,29 +1,45 @@
 //! Owns the bytes: JSON bodies and headers of the API, decoded tolerantly.
-//! Never fails on an unknown field, a null, an absent field or an integer sent as a double.
+//! Never fails on an unknown field, a null, an absent field, an integer sent as a double, or a text that is nearly JSON.
 
-use std::time::Duration;
+use std::{marker::PhantomData, time::Duration};
 
 use jiff::Timestamp;
-use serde_json::{Map, Value};
+use serde::de::{MapAccess, SeqAccess};
+use serde_json::Number;
 
-use crate::amperity::reply::{Body, Shape};
-use crate::run::{MAX_DATA_BYTES, MAX_TEXT_BYTES, Run, RunDetails, RunError, TaskInstance};
+use crate::amperity::{
+    lenient_json::{
+        AnyNumber, Bounded, Fields, Object, Objects, Text, TextOrNumber, Wanted, WholeText, item, object, skip,
+        skip_items, value,
+    },
+    reply::{Body, Shape},
+};
+use crate::run::{MAX_DATA_BYTES, MAX_DATA_DEPTH, Run, RunDetails, RunError, TaskInstance, TaskSelection};
 
 /// The longest time that a `Retry-After` is honoured for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
-/// What a body says; nothing where it is no JSON object.
+/// Decodes a body; only its shape where it is no JSON object. A run needs only `id` and `state`, since the API's
+/// descriptions differ in the rest, and no other field can make it fail.
 pub fn said(body: &[u8]) -> Body {
-    if body.trim_ascii().is_empty() {
-        return Body { shape: Shape::Empty, ..Body::default() };
-    }
-    let Ok(Value::Object(body)) = serde_json::from_slice(body) else { return Body::default() };
+    let Some(answer) = object::<Answer>(body) else {
+        let shape = if body.trim_ascii().is_empty() { Shape::Empty } else { Shape::Other };
+        return Body { shape, ..Body::default() };
+    };
+    let Answer { id, state, error, tasks, details, message, request_id, trace_id, status } = answer;
+    let (error, oauth_error) = match error {
+        ErrorValue::Object(error) => (Some(error), false),
+        ErrorValue::Text => (None, true),
+        ErrorValue::Absent => (None, false),
+    };
+    let (tasks, omitted) = tasks.map(TaskSelection::finish).unzip();
+    let tasks_omitted = omitted.unwrap_or_default();
     Body {
-        run: run(&body),
-        message: text(&body, "message"),
-        request_id: text(&body, "request_id").or_else(|| text(&body, "trace_id")),
-        error_status: integer(&body, "status").and_then(|status| u16::try_from(status).ok()),
-        oauth_error: body.get("error").is_some_and(Value::is_string),
+        run: id.zip(state).map(|(id, state)| Run { id, state, error, tasks, tasks_omitted, details }),
+        message,
+        request_id: request_id.or(trace_id),
+        error_status: status.as_ref().and_then(http_status),
+        oauth_error,
         shape: Shape::Object,
     }
 }
@@ -35,9 +51,10 @@ pub fn http_date(text: &str) -> Option<Timestamp> {
 
 /// The access token of a token endpoint's answer and its time to live, one hour where it is not said.
 pub fn access_token(body: &[u8]) -> Option<(String, Duration)> {
-    let Ok(Value::Object(body)) = serde_json::from_slice(body) else { return None };
-    let token = body.get("access_token")?.as_str()?.to_owned();
-    let seconds = integer(&body, "expires_in").and_then(|seconds| u64::try_from(seconds).ok());
+    let Grant { access_token, expires_in } = object(body)?;
+    // A token that had to be repaired is not the one that was issued.
+    let token = access_token.filter(|token| !token.contains(char::REPLACEMENT_CHARACTER))?;
+    let seconds = expires_in.as_ref().map(integer).and_then(|seconds| u64::try_from(seconds).ok());
     // A day at the most: an absurd number must not overflow an instant.
     Some((token, Duration::from_secs(seconds.unwrap_or(3600).min(86_400))))
 }
@@ -57,90 +74,160 @@ pub fn retry_after(header: &str, now: Timestamp) -> Option<Duration> {
     Some(wait.min(MAX_RETRY_AFTER)).filter(|wait| !wait.is_zero())
 }
 
-/// A run; only `id` and `state` are required, since the API's descriptions differ in the rest.
-fn run(body: &Map<String, Value>) -> Option<Run> {
-    Some(Run {
-        id: text(body, "id")?,
-        state: text(body, "state")?,
-        error: body.get("error").and_then(error),
-        tasks: body
-            .get("task_instances")
-            .and_then(Value::as_array)
-            .map(|tasks| tasks.iter().filter_map(Value::as_object).map(task).collect()),
-        details: RunDetails {
-            name: text(body, "name"),
-            r#type: text(body, "type"),
-            created_at: text(body, "created_at"),
-            ended_at: text(body, "ended_at"),
-            launched_version: text(body, "launched_version"),
-            current_version: text(body, "current_version"),
-            principal_id: text(body, "principal_id"),
-            principal_name: text(body, "principal_name"),
-            principal_email: text(body, "principal_email"),
-            warn_after_ms: integer(body, "warn_after_ms"),
-        },
-    })
+/// The fields of a run and those of an error object, beside each other.
+#[derive(Default)]
+struct Answer {
+    id: Option<String>,
+    state: Option<String>,
+    error: ErrorValue,
+    tasks: Option<TaskSelection>,
+    details: RunDetails,
+    message: Option<String>,
+    request_id: Option<String>,
+    trace_id: Option<String>,
+    status: Option<Number>,
 }
 
-fn task(body: &Map<String, Value>) -> TaskInstance {
-    TaskInstance {
-        id: text(body, "id"),
-        run_id: text(body, "run_id"),
-        workflow_id: text(body, "workflow_id"),
-        label: text(body, "label"),
-        state: text(body, "state"),
-        execution_type: text(body, "execution_type"),
-        task_definition_id: text(body, "task_definition_id"),
-        task_definition_type: text(body, "task_definition_type"),
-        tenant: text(body, "tenant"),
-        timeout_ms: integer(body, "timeout_ms"),
-        created_at: text(body, "created_at"),
-        state_changed_at: text(body, "state_changed_at"),
-        ended_at: text(body, "ended_at"),
-        error: body.get("error").and_then(error),
-    }
-}
-
-/// The documents call `error` an array and describe an object: both are accepted.
-fn error(value: &Value) -> Option<RunError> {
-    let object = match value {
-        Value::Object(object) => object,
-        Value::Array(errors) => errors.first()?.as_object()?,
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => return None,
-    };
-    let data = object.get("data").filter(|data| !data.is_null());
-    Some(RunError {
-        attribution: text(object, "attribution"),
-        r#type: text(object, "type"),
-        message: text(object, "message"),
-        data: data.filter(|data| data.to_string().len() <= MAX_DATA_BYTES).cloned(),
-    })
-}
-
-/// A text; a number is taken as its digits. Cut at [`MAX_TEXT_BYTES`].
-fn text(object: &Map<String, Value>, key: &str) -> Option<String> {
-    match object.get(key)? {
-        Value::String(text) if text.len() <= MAX_TEXT_BYTES => Some(text.clone()),
-        Value::String(text) => {
-            let end = (0..=MAX_TEXT_BYTES).rev().find(|&end| text.is_char_boundary(end))?;
-            Some(format!("{}…", &text[..end]))
+impl Fields for Answer {
+    fn field<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+        match key {
+            "id" => self.id = value(map, TextOrNumber)?,
+            "state" => self.state = value(map, TextOrNumber)?,
+            "error" => self.error = value(map, ErrorValue::Absent)?,
+            "task_instances" => self.tasks = value(map, Objects::<TaskInstance, _>(PhantomData))?,
+            "name" => self.details.name = value(map, TextOrNumber)?,
+            "type" => self.details.r#type = value(map, TextOrNumber)?,
+            "created_at" => self.details.created_at = value(map, TextOrNumber)?,
+            "ended_at" => self.details.ended_at = value(map, TextOrNumber)?,
+            "launched_version" => self.details.launched_version = value(map, TextOrNumber)?,
+            "current_version" => self.details.current_version = value(map, TextOrNumber)?,
+            "principal_id" => self.details.principal_id = value(map, TextOrNumber)?,
+            "principal_name" => self.details.principal_name = value(map, TextOrNumber)?,
+            "principal_email" => self.details.principal_email = value(map, TextOrNumber)?,
+            "warn_after_ms" => self.details.warn_after_ms = milliseconds(map)?,
+            "message" => self.message = value(map, Text)?,
+            "request_id" => self.request_id = value(map, TextOrNumber)?,
+            "trace_id" => self.trace_id = value(map, TextOrNumber)?,
+            "status" => self.status = value(map, AnyNumber)?,
+            _ => skip(map)?,
         }
-        Value::Number(number) => Some(number.to_string()),
-        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
+        Ok(())
     }
+}
+
+impl Fields for TaskInstance {
+    fn field<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+        match key {
+            "id" => self.id = value(map, TextOrNumber)?,
+            "run_id" => self.run_id = value(map, TextOrNumber)?,
+            "workflow_id" => self.workflow_id = value(map, TextOrNumber)?,
+            "label" => self.label = value(map, TextOrNumber)?,
+            "state" => self.state = value(map, TextOrNumber)?,
+            "execution_type" => self.execution_type = value(map, TextOrNumber)?,
+            "task_definition_id" => self.task_definition_id = value(map, TextOrNumber)?,
+            "task_definition_type" => self.task_definition_type = value(map, TextOrNumber)?,
+            "tenant" => self.tenant = value(map, TextOrNumber)?,
+            "timeout_ms" => self.timeout_ms = milliseconds(map)?,
+            "created_at" => self.created_at = value(map, TextOrNumber)?,
+            "state_changed_at" => self.state_changed_at = value(map, TextOrNumber)?,
+            "ended_at" => self.ended_at = value(map, TextOrNumber)?,
+            "error" => {
+                self.error = match value(map, ErrorValue::Absent)? {
+                    ErrorValue::Object(error) => Some(error),
+                    ErrorValue::Text | ErrorValue::Absent => None,
+                }
+            }
+            _ => skip(map)?,
+        }
+        Ok(())
+    }
+}
+
+impl Fields for RunError {
+    fn field<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+        match key {
+            "attribution" => self.attribution = value(map, TextOrNumber)?,
+            "type" => self.r#type = value(map, TextOrNumber)?,
+            "message" => self.message = value(map, TextOrNumber)?,
+            "data" => self.data = value(map, Bounded { bytes: MAX_DATA_BYTES, depth: MAX_DATA_DEPTH })?,
+            _ => skip(map)?,
+        }
+        Ok(())
+    }
+}
+
+/// The answer of a token endpoint.
+#[derive(Default)]
+struct Grant {
+    access_token: Option<String>,
+    expires_in: Option<Number>,
+}
+
+impl Fields for Grant {
+    fn field<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+        match key {
+            "access_token" => self.access_token = value(map, WholeText)?,
+            "expires_in" => self.expires_in = value(map, AnyNumber)?,
+            _ => skip(map)?,
+        }
+        Ok(())
+    }
+}
+
+/// The value of a field `error`. The documents call it an array and describe an object: both are accepted, and of an array
+/// the first item counts. An OAuth server has a text there.
+#[derive(Default)]
+enum ErrorValue {
+    Object(RunError),
+    Text,
+    #[default]
+    Absent,
+}
+
+impl Wanted for ErrorValue {
+    type Value = Self;
+
+    fn absent(self) -> Self {
+        Self::Absent
+    }
+
+    fn text(self, _: &str) -> Self {
+        Self::Text
+    }
+
+    fn array<'de, A: SeqAccess<'de>>(self, mut items: A) -> Result<Self, A::Error> {
+        let first = item(&mut items, Object(PhantomData))?;
+        skip_items(&mut items)?;
+        Ok(first.flatten().map_or(Self::Absent, Self::Object))
+    }
+
+    fn object<'de, A: MapAccess<'de>>(self, fields: A) -> Result<Self, A::Error> {
+        let error = Object(PhantomData).object(fields)?;
+        Ok(error.map_or(Self::Absent, Self::Object))
+    }
+}
+
+fn milliseconds<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Option<i64>, A::Error> {
+    Ok(value(map, AnyNumber)?.as_ref().map(integer))
 }
 
 /// An integer; the API sends some as doubles.
-fn integer(object: &Map<String, Value>, key: &str) -> Option<i64> {
-    let number = object.get(key)?.as_number()?;
+fn integer(number: &Number) -> i64 {
     // The cast saturates; a fraction of a millisecond has no meaning here.
-    number.as_i64().or_else(|| number.as_f64().map(|double| double as i64))
+    number.as_i64().or_else(|| number.as_f64().map(|double| double as i64)).unwrap_or_default()
+}
+
+/// The HTTP status that a number is, also as a double without a fraction.
+fn http_status(number: &Number) -> Option<u16> {
+    let whole = number.as_f64().filter(|double| double.fract() == 0.0)?;
+    (100.0..=999.0).contains(&whole).then_some(whole as u16)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use crate::run::MAX_TEXT_BYTES;
+    use serde_json::{Value, json};
 
     fn decoded(body: &Value) -> Run {
         said(body.to_string().as_bytes()).run.unwrap()
@@ -176,6 +263,15 @@ mod tests {
     }
 
     #[test]
+    fn of_very_many_tasks_only_those_that_fit_are_kept_and_the_rest_is_counted() {
+        let tasks = vec![json!({"id": "wft-1", "state": "running", "label": "x".repeat(500)}); 10_000];
+        let run = decoded(&json!({"id": "a", "state": "b", "task_instances": tasks}));
+        let kept = run.tasks.unwrap().len();
+        assert!(0 < kept && kept < 1000);
+        assert_eq!(kept + run.tasks_omitted, 10_000);
+    }
+
+    #[test]
     fn an_error_is_an_object_or_an_array_or_nothing() {
         let error = |error: Value| decoded(&json!({"id": "a", "state": "b", "error": error})).error;
         let object = json!({"type": "t", "message": "m", "attribution": "customer", "data": {"k": 1}});
@@ -185,6 +281,141 @@ mod tests {
         assert_eq!(error(json!([])), None);
         assert_eq!(error(json!(null)), None);
         assert_eq!(error(json!({"type": "t", "data": "x".repeat(20_000)})).unwrap().data, None);
+    }
+
+    #[test]
+    fn error_data_that_is_nested_too_deep_is_left_out_and_the_rest_stays() {
+        for (depth, kept) in [(MAX_DATA_DEPTH, true), (MAX_DATA_DEPTH + 1, false), (500_000, false)] {
+            let nested = format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+            let error = format!(r#"{{"data":{nested},"type":"t"}}"#);
+            let body = format!(r#"{{"error":{error},"task_instances":[{{"error":{error}}}],"id":"a","state":"b"}}"#);
+            let run = said(body.as_bytes()).run.unwrap();
+            for error in [run.error.unwrap(), run.tasks.unwrap().remove(0).error.unwrap()] {
+                assert_eq!(error.data.is_some(), kept, "{depth}");
+                assert_eq!(error.r#type.as_deref(), Some("t"));
+            }
+        }
+    }
+
+    #[test]
+    fn a_run_is_decoded_whatever_else_the_body_carries() {
+        for noise in [
+            r#""name":"\ud800""#,
+            r#""\udc00":1"#,
+            r#""x":{"\ud800":"\ud800"}"#,
+            "\"x\":\"\0\n\x1b\"",
+            "\"x\n\":[\"\t\"]",
+            r#""x":1e999,"warn_after_ms":-1e999"#,
+            r#""status":1e999,"message":1e999,"error":[1e999,{"data":1e999}]"#,
+            r#""task_instances":[1e999,{"timeout_ms":1e999,"error":{"data":[1e999]}}]"#,
+            r#""task_instances":{"x":[]},"error":[[[{}]]]"#,
+            r#""task_instances":[[],[{}],"x",null,true]"#,
+            r#""id":"first","state":"first""#,
+        ] {
+            let noise = format!(r#"{{{noise},"id":"wf-1","state":"stopping"}}"#);
+            let run = said(noise.as_bytes()).run.unwrap_or_else(|| panic!("{noise}"));
+            assert_eq!((run.id.as_str(), run.state.as_str()), ("wf-1", "stopping"), "{noise}");
+        }
+        for depth in [127, 128, 129, 100_000] {
+            for (open, close) in [("[", "]"), (r#"{"x":"#, "}")] {
+                let nested = format!("{}1{}", open.repeat(depth), close.repeat(depth));
+                for key in ["x", "name", "status", "error", "task_instances", "warn_after_ms"] {
+                    let body = format!(r#"{{"{key}":{nested},"id":"wf-1","state":"stopping"}}"#);
+                    assert!(said(body.as_bytes()).run.is_some(), "{key} {depth}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn texts_are_repaired_and_escaped_control_characters_stay() {
+        let run = said(b"\xEF\xBB\xBF{\"id\":\"a\",\"state\":\"x\xff\x01\\ud800\\n\\u0000\"}").run.unwrap();
+        assert_eq!(run.state, "x\u{FFFD}\u{FFFD}\u{FFFD}\n\0");
+    }
+
+    #[test]
+    fn a_number_out_of_range_is_absent_and_a_huge_integer_saturates() {
+        let of = |number: &str| {
+            let body = format!(r#"{{"id":"a","state":"b","warn_after_ms":{number}}}"#);
+            said(body.as_bytes()).run.unwrap().details.warn_after_ms
+        };
+        assert_eq!(of("1e999"), None);
+        assert_eq!(of(&"9".repeat(400)), None);
+        assert_eq!(of("1e300"), Some(i64::MAX));
+        assert_eq!(of("-99999999999999999999"), Some(i64::MIN));
+        assert_eq!(of("18446744073709551615"), Some(i64::MAX));
+    }
+
+    #[test]
+    fn a_message_is_only_a_text_and_an_id_of_the_request_falls_back_to_the_trace() {
+        let of = |body: Value| said(body.to_string().as_bytes());
+        assert_eq!(of(json!({"message": "m", "request_id": "r", "trace_id": "t"})).message.as_deref(), Some("m"));
+        for no_text in [json!(7), json!(["m"]), json!(null), json!({"message": "m"})] {
+            assert_eq!(of(json!({"message": no_text})).message, None);
+        }
+        let id = |body: Value| of(body).request_id;
+        assert_eq!(id(json!({"request_id": "r", "trace_id": "t"})).as_deref(), Some("r"));
+        assert_eq!(id(json!({"request_id": null, "trace_id": "t"})).as_deref(), Some("t"));
+        assert_eq!(id(json!({"trace_id": 7})).as_deref(), Some("7"));
+        assert_eq!(id(json!({})), None);
+    }
+
+    #[test]
+    fn the_status_of_an_error_object_is_an_integer_from_100_to_999() {
+        for (status, expected) in [
+            ("404", Some(404)),
+            ("404.0", Some(404)),
+            ("4.04e2", Some(404)),
+            ("100", Some(100)),
+            ("999", Some(999)),
+            ("99", None),
+            ("1000", None),
+            ("404.5", None),
+            ("-404", None),
+            ("65940", None),
+            ("\"404\"", None),
+            ("null", None),
+            ("1e999", None),
+            ("18446744073709551615", None),
+        ] {
+            assert_eq!(said(format!(r#"{{"status":{status}}}"#).as_bytes()).error_status, expected, "{status}");
+        }
+        assert_eq!(said(b"{}").error_status, None);
+    }
+
+    #[test]
+    fn only_an_error_that_is_a_text_is_one_of_oauth() {
+        for (body, expected) in [
+            (r#"{"error":"invalid_client"}"#, true),
+            (r#"{"error":""}"#, true),
+            (r#"{"error":{"type":"t"}}"#, false),
+            (r#"{"error":["invalid_client"]}"#, false),
+            (r#"{"error":1}"#, false),
+            (r#"{"error":null}"#, false),
+            (r#"{"x":{"error":"x"}}"#, false),
+            (r#"{"error":"x","error":null}"#, false),
+            ("{}", false),
+        ] {
+            assert_eq!(said(body.as_bytes()).oauth_error, expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn a_body_is_blank_or_an_object_or_something_else() {
+        for (body, shape) in [
+            ("", Shape::Empty),
+            (" \t\r\n", Shape::Empty),
+            ("{}", Shape::Object),
+            ("\u{FEFF} {\"id\":1e999} ", Shape::Object),
+            ("[]", Shape::Other),
+            ("null", Shape::Other),
+            ("\"x\"", Shape::Other),
+            ("<html>", Shape::Other),
+            ("{", Shape::Other),
+            ("{}{}", Shape::Other),
+        ] {
+            assert_eq!(said(body.as_bytes()).shape, shape, "{body:?}");
+        }
     }
 
     #[test]
@@ -219,5 +450,8 @@ mod tests {
         assert_eq!(token(json!({"access_token": "t"})), Some(("t".into(), Duration::from_secs(3600))));
         assert_eq!(token(json!({"access_token": "t", "expires_in": 1e300})).unwrap().1, Duration::from_secs(86_400));
         assert_eq!(token(json!({"token": "t"})), None);
+        assert_eq!(token(json!({"access_token": 7})), None);
+        assert_eq!(token(json!({"access_token": "t".repeat(9000)})).unwrap().0.len(), 9000);
+        assert_eq!(access_token(b"{\"access_token\":\"t\xff\"}"), None);
     }
 }

@@ -116,12 +116,13 @@ impl Draft {
 
     /// Takes over what an answer says of the run. What it does not speak of stays as it was.
     pub fn observe(&mut self, run: Run) {
-        let Run { id: _, state, error, tasks, details } = run;
+        let Run { id: _, state, error, tasks, tasks_omitted, details } = run;
         self.status.state = Some(state);
         self.status.error = error;
         self.status.run = Some(details);
         if let Some(tasks) = tasks {
             let (kept, omitted) = fit_tasks(tasks);
+            let omitted = omitted.saturating_add(tasks_omitted);
             self.status.task_instances = Some(kept);
             self.status.task_instances_omitted = i32::try_from(omitted).ok().filter(|omitted| *omitted != 0);
         }

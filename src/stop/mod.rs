@@ -22,9 +22,10 @@ use tokio::time::Instant;
 
 use crate::amperity::{
     answer::{ReadAnswer, ReadFailure, StopAnswer},
-    budget::{Purpose, Slot},
+    budget::Slot,
     credentials::Refusal,
     endpoint::Endpoint,
+    purpose::Purpose,
 };
 use crate::clock::until;
 use crate::dice;
@@ -44,7 +45,7 @@ use crate::stop::{
 
 /// A read that was to precede a further stop request and is older than this when the request may go is made again: the
 /// rate limit was closed in between.
-const MAX_READ_AGE: Duration = Duration::from_secs(2);
+const MAX_READ_AGE: Duration = Duration::from_secs(5);
 
 /// Resolves when a step is to give up waiting: the resource changed, or no new work is to be begun.
 /// Nothing is given up between a claim and its record.

@@ -7,9 +7,10 @@ use tokio::time::{Instant, timeout};
 
 use crate::amperity::{
     answer::{StopAnswer, TokenAnswer},
-    budget::{Purpose, Slot},
-    credentials::{Admitted, Client, Credentials, CredentialsKey, Refusal, Token, Use},
+    budget::Slot,
+    credentials::{Admitted, Client, Credentials, CredentialsKey, Refusal, Token},
     endpoint::Endpoint,
+    purpose::Purpose,
 };
 use crate::dice;
 use crate::resource::{WorkflowRunStop, conditions::Reason};
@@ -104,7 +105,7 @@ impl House {
             .endpoints
             .of(&spec.tenant, spec.base_url.as_deref())
             .map_err(|error| denied(Reason::EndpointNotAllowed, error.to_string(), Again::OnChange))?;
-        let pass = self.pass(&subject.resource, &endpoint, use_for(purpose)).await?;
+        let pass = self.pass(&subject.resource, &endpoint, purpose).await?;
         let key = endpoint.budget_key();
         let mut turn = pin!(self.budget.acquire(&key, purpose, subject.resource.created()));
         // Not all that wait are to write at the same moment.
@@ -138,7 +139,12 @@ impl House {
     }
 
     /// Looks up the Secret that the resource names and gets a token with it.
-    async fn pass(&self, resource: &WorkflowRunStop, endpoint: &Endpoint, purpose: Use) -> Result<Pass, Unprepared> {
+    async fn pass(
+        &self,
+        resource: &WorkflowRunStop,
+        endpoint: &Endpoint,
+        purpose: Purpose,
+    ) -> Result<Pass, Unprepared> {
         let name = &resource.spec.credentials_secret_ref.name;
         let missing = |detail| denied(Reason::CredentialsMissing, detail, Again::Backoff);
         let secret = match self.ledger.secret(resource.namespace(), name).await {
@@ -220,7 +226,7 @@ impl House {
             | StopAnswer::NotFound(_)
             | StopAnswer::Conflict(_)
             | StopAnswer::BadRequest(_)
-            | StopAnswer::Rejected(_) => self.wallet.accepted(&pass.key, Use::Stop),
+            | StopAnswer::Rejected(_) => self.wallet.accepted(&pass.key, Purpose::Stop),
             StopAnswer::NotOurRun(_)
             | StopAnswer::RateLimited(..)
             | StopAnswer::Foreign(_)
@@ -235,7 +241,7 @@ impl House {
 
     /// Says that a run was read with these credentials, which need not be enough to stop it.
     pub fn may_read(&self, pass: &Pass) {
-        self.wallet.accepted(&pass.key, Use::Read);
+        self.wallet.accepted(&pass.key, Purpose::Read);
     }
 
     /// Says that the API refused these credentials, and how.
@@ -246,13 +252,6 @@ impl House {
         }
         self.wallet.refused(&pass.key, pass.admitted, refusal, detail);
         Retry::Backoff
-    }
-}
-
-fn use_for(purpose: Purpose) -> Use {
-    match purpose {
-        Purpose::Stop => Use::Stop,
-        Purpose::Read | Purpose::Token => Use::Read,
     }
 }
 

@@ -8,8 +8,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use std::sync::Arc;
 use workflow_run_stop_operator::{
     amperity::{
-        budget::{Budget, Purpose},
+        budget::Budget,
         endpoint::{AllowedHosts, Endpoints},
+        purpose::Purpose,
         traffic::Traffic,
     },
     clock::Clock,

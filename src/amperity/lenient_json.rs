@@ -1,0 +1,476 @@
+//! Owns tolerant JSON decoding: an object is decoded field by field into bounded types.
+//! Never knows what a field means, and never allocates memory for a value that is not wanted.
+//!
+//! `json_repair` first replaces what JSON forbids in strings and numbers. `serde_json` skips unwanted values without
+//! recursion, so that their depth has no limit.
+
+use std::marker::PhantomData;
+
+use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Number, Value};
+
+use crate::amperity::json_repair::repaired;
+use crate::run::{cut, stored_bytes};
+
+/// Up to here a double holds every integer exactly.
+const MAX_EXACT_INTEGER: f64 = 9_007_199_254_740_992.0;
+
+/// A type that is filled from the fields of an object.
+pub trait Fields: Default {
+    /// Decodes the value of the field `key`: takes exactly one value from `map`. Called again for a duplicate key, so that
+    /// the last value wins.
+    ///
+    /// # Errors
+    /// Where the text is no JSON.
+    fn field<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error>;
+}
+
+/// Decodes a JSON object. `None` where the text is anything else.
+pub fn object<T: Fields>(json: &[u8]) -> Option<T> {
+    let json = repaired(json);
+    let mut deserializer = serde_json::Deserializer::from_slice(&json);
+    let found = Lenient(Object(PhantomData)).deserialize(&mut deserializer).ok()?;
+    deserializer.end().ok()?;
+    found
+}
+
+/// Decodes the next value of an object.
+pub fn value<'de, A: MapAccess<'de>, W: Wanted>(map: &mut A, wanted: W) -> Result<W::Value, A::Error> {
+    map.next_value_seed(Lenient(wanted))
+}
+
+/// Decodes the next item of an array. `None` at its end.
+pub fn item<'de, A: SeqAccess<'de>, W: Wanted>(items: &mut A, wanted: W) -> Result<Option<W::Value>, A::Error> {
+    items.next_element_seed(Lenient(wanted))
+}
+
+/// Skips a value, however deep it is.
+pub fn skip<'de, A: MapAccess<'de>>(map: &mut A) -> Result<(), A::Error> {
+    map.next_value::<IgnoredAny>().map(drop)
+}
+
+/// A value of one of several JSON types. All others count as absent.
+pub trait Wanted: Sized {
+    /// The decoded type.
+    type Value;
+
+    /// Returns what null and every unwanted type are decoded to.
+    fn absent(self) -> Self::Value;
+
+    /// Takes a boolean.
+    fn boolean(self, _: bool) -> Self::Value {
+        self.absent()
+    }
+
+    /// Takes a number.
+    fn number(self, _: Number) -> Self::Value {
+        self.absent()
+    }
+
+    /// Takes a text.
+    fn text(self, _: &str) -> Self::Value {
+        self.absent()
+    }
+
+    /// Takes an array.
+    ///
+    /// # Errors
+    /// Where the text is no JSON.
+    fn array<'de, A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+        skip_items(&mut items)?;
+        Ok(self.absent())
+    }
+
+    /// Takes an object.
+    ///
+    /// # Errors
+    /// Where the text is no JSON.
+    fn object<'de, A: MapAccess<'de>>(self, mut fields: A) -> Result<Self::Value, A::Error> {
+        skip_fields(&mut fields)?;
+        Ok(self.absent())
+    }
+}
+
+/// A text, cut at `MAX_TEXT_BYTES`.
+pub struct Text;
+
+impl Wanted for Text {
+    type Value = Option<String>;
+
+    fn absent(self) -> Self::Value {
+        None
+    }
+
+    fn text(self, text: &str) -> Self::Value {
+        Some(cut(text))
+    }
+}
+
+/// A text as [`Text`]; a number is taken as its digits.
+pub struct TextOrNumber;
+
+impl Wanted for TextOrNumber {
+    type Value = Option<String>;
+
+    fn absent(self) -> Self::Value {
+        None
+    }
+
+    fn number(self, number: Number) -> Self::Value {
+        Some(number.to_string())
+    }
+
+    fn text(self, text: &str) -> Self::Value {
+        Some(cut(text))
+    }
+}
+
+/// A text of any length.
+pub struct WholeText;
+
+impl Wanted for WholeText {
+    type Value = Option<String>;
+
+    fn absent(self) -> Self::Value {
+        None
+    }
+
+    fn text(self, text: &str) -> Self::Value {
+        Some(text.to_owned())
+    }
+}
+
+/// A number.
+pub struct AnyNumber;
+
+impl Wanted for AnyNumber {
+    type Value = Option<Number>;
+
+    fn absent(self) -> Self::Value {
+        None
+    }
+
+    fn number(self, number: Number) -> Self::Value {
+        Some(number)
+    }
+}
+
+/// An object.
+pub struct Object<T>(pub PhantomData<T>);
+
+impl<T: Fields> Wanted for Object<T> {
+    type Value = Option<T>;
+
+    fn absent(self) -> Self::Value {
+        None
+    }
+
+    fn object<'de, A: MapAccess<'de>>(self, mut fields: A) -> Result<Self::Value, A::Error> {
+        let mut object = T::default();
+        while let Some(key) = fields.next_key::<String>()? {
+            object.field(&key, &mut fields)?;
+        }
+        Ok(Some(object))
+    }
+}
+
+/// An array of objects: each `T` goes into the collection `C` as soon as it is decoded. Items of other types are skipped.
+pub struct Objects<T, C>(pub PhantomData<(T, C)>);
+
+impl<T: Fields, C: Default + Extend<T>> Wanted for Objects<T, C> {
+    type Value = Option<C>;
+
+    fn absent(self) -> Self::Value {
+        None
+    }
+
+    fn array<'de, A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+        let mut objects = C::default();
+        while let Some(next) = item(&mut items, Object(PhantomData))? {
+            objects.extend(next);
+        }
+        Ok(Some(objects))
+    }
+}
+
+/// Any JSON that fits into bounds; `None` where it does not, and for null.
+pub struct Bounded {
+    /// The largest size in bytes, as [`stored_bytes`] counts them. Duplicate keys count, too.
+    pub bytes: usize,
+    /// How many arrays and objects may be nested.
+    pub depth: usize,
+}
+
+impl Wanted for Bounded {
+    type Value = Option<Value>;
+
+    fn absent(self) -> Self::Value {
+        None
+    }
+
+    fn boolean(mut self, value: bool) -> Self::Value {
+        self.part().boolean(value)
+    }
+
+    fn number(mut self, number: Number) -> Self::Value {
+        self.part().number(number)
+    }
+
+    fn text(mut self, text: &str) -> Self::Value {
+        self.part().text(text)
+    }
+
+    fn array<'de, A: SeqAccess<'de>>(mut self, items: A) -> Result<Self::Value, A::Error> {
+        self.part().array(items)
+    }
+
+    fn object<'de, A: MapAccess<'de>>(mut self, fields: A) -> Result<Self::Value, A::Error> {
+        self.part().object(fields)
+    }
+}
+
+impl Bounded {
+    fn part(&mut self) -> Part<'_> {
+        Part { left: &mut self.bytes, depth: self.depth }
+    }
+}
+
+/// One value inside of a [`Bounded`] one. `None` where it does not fit, and then the whole does not.
+struct Part<'a> {
+    left: &'a mut usize,
+    depth: usize,
+}
+
+impl Part<'_> {
+    fn inner(&mut self) -> Part<'_> {
+        Part { left: self.left, depth: self.depth - 1 }
+    }
+
+    #[must_use]
+    fn take(&mut self, bytes: usize) -> Option<()> {
+        *self.left = self.left.checked_sub(bytes)?;
+        Some(())
+    }
+
+    fn scalar(mut self, value: impl Into<Value>) -> Option<Value> {
+        let value = value.into();
+        self.take(stored_bytes(&value))?;
+        Some(value)
+    }
+}
+
+impl Wanted for Part<'_> {
+    type Value = Option<Value>;
+
+    fn absent(self) -> Self::Value {
+        self.scalar(Value::Null)
+    }
+
+    fn boolean(self, value: bool) -> Self::Value {
+        self.scalar(value)
+    }
+
+    fn number(self, number: Number) -> Self::Value {
+        self.scalar(as_stored(number))
+    }
+
+    fn text(self, text: &str) -> Self::Value {
+        // A text that is larger even without quotes and escapes is not copied.
+        if *self.left < text.len() { None } else { self.scalar(text) }
+    }
+
+    fn array<'de, A: SeqAccess<'de>>(mut self, mut items: A) -> Result<Self::Value, A::Error> {
+        let mut array = vec![];
+        let mut fits = self.depth != 0 && self.take("[]".len()).is_some();
+        while fits {
+            let Some(next) = item(&mut items, self.inner())? else { return Ok(Some(array.into())) };
+            let comma = if array.is_empty() { 0 } else { ",".len() };
+            match next.filter(|_| self.take(comma).is_some()) {
+                Some(next) => array.push(next),
+                None => fits = false,
+            }
+        }
+        skip_items(&mut items)?;
+        Ok(None)
+    }
+
+    fn object<'de, A: MapAccess<'de>>(mut self, mut fields: A) -> Result<Self::Value, A::Error> {
+        let mut object = Map::new();
+        let mut fits = self.depth != 0 && self.take("{}".len()).is_some();
+        while fits {
+            let Some(key) = fields.next_key::<String>()? else { return Ok(Some(object.into())) };
+            let comma = if object.is_empty() { 0 } else { ",".len() };
+            let inner = value(&mut fields, self.inner())?;
+            match inner.filter(|_| self.take(stored_bytes(&key) + ":".len() + comma).is_some()) {
+                Some(inner) => drop(object.insert(key, inner)),
+                None => fits = false,
+            }
+        }
+        skip_fields(&mut fields)?;
+        Ok(None)
+    }
+}
+
+/// The number as the API server returns it, which stores 1.0 as 1: the stored status then equals that of the next answer.
+fn as_stored(number: Number) -> Number {
+    match number.as_f64().filter(|double| number.is_f64() && double.fract() == 0.0) {
+        Some(double) if double.abs() < MAX_EXACT_INTEGER => Number::from(double as i64),
+        Some(_) | None => number,
+    }
+}
+
+/// Skips the items that are left.
+pub fn skip_items<'de, A: SeqAccess<'de>>(items: &mut A) -> Result<(), A::Error> {
+    while items.next_element::<IgnoredAny>()?.is_some() {}
+    Ok(())
+}
+
+fn skip_fields<'de, A: MapAccess<'de>>(fields: &mut A) -> Result<(), A::Error> {
+    while fields.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+    Ok(())
+}
+
+/// Connects a [`Wanted`] to serde.
+struct Lenient<W>(W);
+
+impl<'de, W: Wanted> DeserializeSeed<'de> for Lenient<W> {
+    type Value = W::Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de, W: Wanted> Visitor<'de> for Lenient<W> {
+    type Value = W::Value;
+
+    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("any JSON")
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
+        Ok(self.0.absent())
+    }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<Self::Value, E> {
+        Ok(self.0.boolean(value))
+    }
+
+    fn visit_i64<E: Error>(self, number: i64) -> Result<Self::Value, E> {
+        Ok(self.0.number(number.into()))
+    }
+
+    fn visit_u64<E: Error>(self, number: u64) -> Result<Self::Value, E> {
+        Ok(self.0.number(number.into()))
+    }
+
+    fn visit_f64<E: Error>(self, number: f64) -> Result<Self::Value, E> {
+        Ok(match Number::from_f64(number) {
+            Some(number) => self.0.number(number),
+            None => self.0.absent(),
+        })
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(self.0.text(text))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<Self::Value, A::Error> {
+        self.0.array(items)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<Self::Value, A::Error> {
+        self.0.object(fields)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// Takes `data` with bounds and `name`, and skips all others.
+    #[derive(Default)]
+    struct Sample {
+        data: Option<Value>,
+        name: Option<String>,
+    }
+
+    const BYTES: usize = 100;
+    const DEPTH: usize = 3;
+
+    impl Fields for Sample {
+        fn field<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+            match key {
+                "data" => self.data = value(map, Bounded { bytes: BYTES, depth: DEPTH })?,
+                "name" => self.name = value(map, Text)?,
+                _ => skip(map)?,
+            }
+            Ok(())
+        }
+    }
+
+    fn data(json: &str) -> Option<Value> {
+        let sample: Sample = object(format!(r#"{{"data":{json},"name":"after"}}"#).as_bytes()).unwrap();
+        assert_eq!(sample.name.as_deref(), Some("after"), "the fields after it are read: {json}");
+        sample.data
+    }
+
+    #[test]
+    fn only_a_whole_object_is_an_object() {
+        for json in ["", "[]", "1", "null", "{", "{\"name\":", "{} x", "{\"a\":1e}", "<html>"] {
+            assert!(object::<Sample>(json.as_bytes()).is_none(), "{json}");
+        }
+        assert!(object::<Sample>(b" {} ").is_some());
+    }
+
+    #[test]
+    fn data_that_is_as_deep_as_allowed_is_kept_and_deeper_data_is_left_out() {
+        assert_eq!(data(r#"[[["x"], {"k": [1]}]]"#), None);
+        assert_eq!(data(r#"[[["x"], {"k": 1}]]"#), Some(json!([[["x"], {"k": 1}]])));
+        assert_eq!(data(&format!("{}{}", "[".repeat(100_000), "]".repeat(100_000))), None);
+        assert_eq!(data(&format!("{}1{}", r#"{"a":"#.repeat(100_000), "}".repeat(100_000))), None);
+    }
+
+    #[test]
+    fn data_that_is_as_large_as_allowed_is_kept_and_larger_data_is_left_out() {
+        for shape in [
+            |pad: &str| json!(pad),
+            |pad: &str| json!([pad, null, true, 1.5, -7]),
+            |pad: &str| json!({"a": pad, "\n": {"b": [1]}, "c": {}}),
+            |pad: &str| json!({pad: 1, "<": "&", "\u{2028}": false}),
+        ] {
+            let pad = |missing: usize| "x".repeat(BYTES - stored_bytes(&shape("")) - missing);
+            let largest = shape(&pad(0));
+            assert_eq!(stored_bytes(&largest), BYTES);
+            assert_eq!(data(&largest.to_string()), Some(largest));
+            let larger = shape(&(pad(0) + "x"));
+            assert_eq!(data(&larger.to_string()), None, "{larger}");
+        }
+    }
+
+    #[test]
+    fn of_duplicate_keys_the_last_one_wins() {
+        assert_eq!(data(r#"{"a":1,"a":[2]}"#), Some(json!({"a": [2]})));
+        let sample: Sample = object(br#"{"name":"first","name":"last"}"#).unwrap();
+        assert_eq!(sample.name.as_deref(), Some("last"));
+        let sample: Sample = object(br#"{"name":"first","name":[]}"#).unwrap();
+        assert_eq!(sample.name, None);
+    }
+
+    #[test]
+    fn a_number_in_data_is_as_the_api_server_returns_it() {
+        assert_eq!(data("[1.0, -0.0, 1e3, 1.5, 18446744073709551615]"), Some(json!([1, 0, 1000, 1.5, u64::MAX])));
+        assert_eq!(data("1e300"), Some(json!(1e300)));
+        assert_eq!(data("[1e999]"), Some(json!([null])));
+    }
+
+    #[test]
+    fn a_skipped_value_can_be_nested_to_any_depth() {
+        for (open, close) in [("[", "]"), (r#"{"x":"#, "}")] {
+            let (open, close) = (open.repeat(100_000), close.repeat(100_000));
+            let json = format!(r#"{{"other":{open}1{close},"name":{open}1{close},"name":"n"}}"#);
+            assert_eq!(object::<Sample>(json.as_bytes()).unwrap().name.as_deref(), Some("n"));
+        }
+    }
+}
