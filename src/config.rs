@@ -68,11 +68,11 @@ pub struct Flags {
     #[arg(long, env, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub requests_per_second: u32,
 
-    /// Limit for one request to Amperity, from its start to the end of its answer
+    /// Limit for one request to Amperity, from its writing to the end of its answer
     #[arg(long, env, default_value = "30s", value_name = "DURATION", value_parser = duration)]
     pub request_timeout: Duration,
 
-    /// How long a request without an answer may go on working at Amperity's side
+    /// How long after a request ended without a clear answer it may still take effect
     #[arg(long, env, default_value = "30s", value_name = "DURATION", value_parser = duration)]
     pub settle_time: Duration,
 

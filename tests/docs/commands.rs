@@ -42,7 +42,7 @@ macro_rules! documents {
 
 documents! {
     the_commands_of_the_readme_work: "README.md" WithNothing, ["condition met"];
-    the_commands_of_getting_started_work: "docs/getting-started.md" WithNothing, ["canceled   True    RunStopped", "WorkflowRunStops can be listed"];
+    the_commands_of_getting_started_work: "docs/getting-started.md" WithNothing, ["canceled   Stopped   True    RunStopped", "WorkflowRunStops can be listed"];
     the_commands_of_gitops_work: "docs/gitops.md" With("kubectl create namespace argocd"), ["argocd-cm serverside-applied", "stop-"];
     the_commands_of_operations_work: "docs/operations.md" Installed, ["REVISION: 3", "workflowrunstops.workflow.amperity.com\" deleted"];
     the_commands_of_security_work: "docs/security.md" Installed, ["events.events.k8s.io", "secret/amperity configured"];

@@ -34,6 +34,7 @@ const ENDS: &[(Reason, bool)] = &[
     (Reason::RunStopped, true),
     (Reason::RunEndedOtherwise, true),
     (Reason::RunUnreadable, true),
+    (Reason::Expired, true),
     (Reason::RunStillActive, false),
     (Reason::RunNotFound, false),
     (Reason::Rejected, false),
