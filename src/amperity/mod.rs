@@ -40,6 +40,7 @@ use crate::amperity::{
     traffic::Traffic,
 };
 use crate::clock::Clock;
+use crate::run::cut;
 
 const API_VERSION: HeaderName = HeaderName::from_static("api-version");
 const TENANT: HeaderName = HeaderName::from_static("amperity-tenant");
@@ -176,7 +177,7 @@ impl Amperity {
         Reply {
             status: response.status().as_u16(),
             retry_after: header(RETRY_AFTER).and_then(|value| wire::retry_after(value, now())),
-            location: location.map(|url| url.origin().ascii_serialization()),
+            location: location.map(|url| cut(&url.origin().ascii_serialization())),
             ..Reply::default()
         }
     }

@@ -90,8 +90,8 @@ impl Teller {
             Did::Failed(error) => {
                 self.metrics.failures.inc();
                 let (namespace, name) = (resource.namespace(), resource.name());
-                let (tenant, run) = (&resource.spec.tenant, &resource.spec.run_id);
-                tracing::warn!(namespace, name, tenant, run, %error, "the API server gave no usable answer; it is tried again");
+                let (uid, tenant, run) = (resource.uid(), &resource.spec.tenant, &resource.spec.run_id);
+                tracing::warn!(uid, namespace, name, tenant, run, %error, "the API server gave no usable answer, will retry");
                 return;
             }
         };
@@ -110,8 +110,7 @@ impl Teller {
         let accepted = conditions::find(&unstored.conditions, ConditionType::StopAccepted);
         let accepted = accepted.filter(|accepted| accepted.status != Truth::Unknown.as_str());
         if let Some((reason, condition)) = accepted.and_then(|accepted| Some((Reason::of(accepted)?, accepted))) {
-            let message =
-                format!("A late answer to a stop request, which the status does not show: {}", condition.message);
+            let message = format!("A late answer to a stop request, not recorded in the status: {}", condition.message);
             self.tell(resource, vec![News { warning: true, reason, message }]);
         }
         tracing::warn!(
@@ -127,6 +126,7 @@ impl Teller {
     pub fn panic(&self, resource: &WorkflowRunStop, rest: Duration) {
         self.metrics.panics.inc();
         tracing::error!(
+            uid = resource.uid(),
             namespace = resource.namespace(),
             name = resource.name(),
             "a panic was caught while this resource was handled; it is looked at again in {} s; this is a fault of the operator, please report it",

@@ -166,7 +166,7 @@ reasons! {
     Forbidden: "The credentials lack the right to stop this run",
         "Use a key with the right to run workflow actions in this tenant; it is tried again by itself.";
     /// Created at or after `spec.notAfter`.
-    Expired: "The resource was created after its spec.notAfter, so no stop request was sent", "";
+    Expired: "The resource was created at or after its spec.notAfter, so no stop request was sent", "";
     /// Amperity's own 404, or the same 404 to the stop and to two reads.
     RunNotFound: "Amperity does not know this run in this tenant",
         "Check runId, tenant and base URL, then create a new WorkflowRunStop.";

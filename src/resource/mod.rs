@@ -43,7 +43,7 @@ pub const EXPIRING: &str = "status.completionTime!=,spec.ttlSecondsAfterFinished
     printcolumn(name = "Tenant", type_ = "string", json_path = ".spec.tenant", description = "The tenant that owns the run"),
     printcolumn(name = "State", type_ = "string", json_path = ".status.state", description = "The run's state as last returned"),
     printcolumn(name = "Result", type_ = "string", json_path = ".status.result", description = "The result in one word, once finished"),
-    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status", description = "True: stopped. False: failed or failing. Unknown: in progress"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status", description = "True: finished with success. False: failed or failing. Unknown: in progress"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason", description = "Why it is so"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Accepted", type_ = "date", json_path = ".status.stopRequest.acceptedTime", priority = "1", description = "How long ago the stop was accepted"),
@@ -103,7 +103,7 @@ pub struct WorkflowRunStopSpec {
     /// The Secret of the same namespace that holds the credentials.
     pub credentials_secret_ref: CredentialsSecretRef,
 
-    /// While true and nothing was sent yet, nothing is sent.
+    /// Holds the stop until set to false; no effect once a stop request may have taken effect.
     #[serde(default)]
     pub suspend: bool,
 

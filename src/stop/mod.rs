@@ -192,6 +192,7 @@ impl House {
         };
         match answer {
             Ok(answer) => self.learned(subject, &answer, established).await,
+            // Not a tried read: once the credentials or the endpoint can be used again, reading tells the outcome.
             Err(unprepared) => self.unprepared(subject, unprepared).await,
         }
     }
@@ -225,7 +226,7 @@ impl House {
                 self.record(subject).await
             }
             Err(unprepared) => {
-                // Where the run may not be read, the following ends all the same.
+                // It counts as a try, so that the following ends in time also without usable credentials.
                 if matches!(unprepared, Unprepared::Denied(_)) {
                     subject.tried_to_read();
                     subject.looked(Duration::ZERO);

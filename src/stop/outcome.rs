@@ -11,7 +11,7 @@ use crate::stop::backoff::{MAX_CREDENTIALS_DELAY, MAX_DELAY, delay};
 use crate::stop::decide::{Ending, Established};
 use crate::stop::draft::{Draft, Moment, state_detail};
 
-/// After this many stop requests that a gateway answered instead of Amperity, the stop ends.
+/// A stop whose attempt with this number, or a later one, is answered by a gateway instead of Amperity is not tried again.
 const MAX_FOREIGN_ATTEMPTS: i32 = 5;
 
 /// The status with a claim: the request is about to be sent.
@@ -97,7 +97,7 @@ pub fn stop_answered(
         }
         StopAnswer::TooLate => {
             let why =
-                (Reason::StopRequested, "it could not be written before its claim was too old, and is made again");
+                (Reason::StopRequested, "the request was not sent, since its claim expired first, and is retried");
             draft.request().claim = None;
             let wait = draft.backoff(MAX_DELAY);
             draft.next_attempt_in(wait);
@@ -184,7 +184,7 @@ pub fn confirmed(
                         draft.refused(wait, why)
                     }
                     Answered::Otherwise => {
-                        let detail = format!("the request had no effect, {detail}");
+                        let detail = format!("the request had no effect, the run's state is {}", run.state);
                         let wait = draft.backoff(MAX_DELAY);
                         draft.refused(wait, (Reason::Unavailable, &detail))
                     }
@@ -192,7 +192,7 @@ pub fn confirmed(
             }
         }
         ReadAnswer::Unreadable(said) => {
-            let detail = format!("the run cannot be read to find out more ({})", said.detail());
+            let detail = format!("the run cannot be read ({})", said.detail());
             if !established.unreadable {
                 return draft.still_open(&detail);
             }
@@ -326,6 +326,6 @@ pub fn finished(resource: &WorkflowRunStop, ending: Ending, moment: Moment) -> W
         Ending::StillActive => draft.finished(false, (Reason::RunStillActive, &detail)),
         Ending::Expired => draft.finished(true, (Reason::Expired, "")),
         Ending::DeadlineExceeded => draft.finished(false, (Reason::DeadlineExceeded, &last)),
-        Ending::OutcomeUnknown => draft.unknown(&format!("reading the run did not show it in time, {last}")),
+        Ending::OutcomeUnknown => draft.unknown(&format!("the run could not be read in time, {last}")),
     }
 }
