@@ -13,12 +13,14 @@ use tokio::time::sleep;
 
 use crate::{
     Outcome,
+    answers::Answer,
     chance::{Chance, Departures, Plan},
     in_virtual_time,
     judge::all_ended,
     number,
     replica::{Fortune, live},
-    world::{Run, TROUBLE, World},
+    runs::Run,
+    world::{Size, TROUBLE, World},
 };
 
 /// The second replica starts so much later, and its clock is so far behind.
@@ -31,11 +33,15 @@ const AFTERWARDS: Duration = Duration::from_secs(240);
 /// One schedule, and how many ways there were at each of its points.
 fn follow(readable: bool, departures: Departures) -> (Outcome, Vec<usize>) {
     in_virtual_time(0, async {
-        let world = World::new(Chance::Plan(Plan { departures, ways: vec![] }));
+        let world = World::new(Chance::Plan(Plan { departures, ways: vec![] }), Size::Small, None);
         create(&world, readable);
         for replica in 0..2 {
             let world = world.clone();
-            let fortune = Fortune { skew: SKEW * replica as i64, away: Duration::from_millis(500) };
+            let fortune = Fortune {
+                skew: SKEW * replica as i64,
+                namespaces: vec!["sim".to_owned()],
+                away: Duration::from_millis(500),
+            };
             tokio::spawn(async move {
                 sleep(LATER * replica as u32).await;
                 live(world, replica, fortune).await;
@@ -57,7 +63,7 @@ fn follow(readable: bool, departures: Departures) -> (Outcome, Vec<usize>) {
 
 fn create(world: &World, readable: bool) {
     let (uid, run) = ("uid-0".to_owned(), "wf-0".to_owned());
-    let created = world.date(0).to_string();
+    let created = world.date().to_string();
     let object = json!({
         "apiVersion": "workflow.amperity.com/v1alpha1",
         "kind": "WorkflowRunStop",
@@ -65,9 +71,10 @@ fn create(world: &World, readable: bool) {
         "spec": {"runId": run, "tenant": "acme", "credentialsSecretRef": {"name": "amperity"}},
     });
     let mut inner = world.lock();
-    let state = Run { uid, readable, state: "running", ends: None, posts: vec![], hidden: None };
+    let mut state = Run::new(&uid);
+    state.read_fault = (!readable).then_some(Answer::Own(403));
     inner.runs.insert(run, state);
-    inner.put("stop-0", Some(object));
+    inner.put("sim/stop-0", Some(object));
 }
 
 /// A schedule that broke a promise.

@@ -1,0 +1,123 @@
+//! Owns the tests by seed: no schedule breaks a promise; without a guard, or without an assumption, one does.
+//! Never chooses what happens in a schedule.
+
+use std::collections::BTreeMap;
+
+use crate::{Outcome, number, promises::Violation, simulate, world::Size};
+
+/// A test gives up after so many schedules that break a promise.
+const ENOUGH: u64 = 20;
+
+/// Follows the schedules of many seeds, or of one, and prints what was found.
+fn no_schedule_breaks(size: Size, seed: &str, seeds: &str, usual: u64) {
+    if let Some(number) = number(seed) {
+        let outcome = simulate(number, size, None);
+        println!("{}", outcome.history.join("\n"));
+        assert!(outcome.wrong.is_empty(), "{seed}={number}: {:#?}", outcome.wrong);
+        return;
+    }
+    let first = number("FIRST_SEED").unwrap_or_default();
+    let last = first + number(seeds).unwrap_or(usual);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+    let enough = (number("FAILURES").unwrap_or(ENOUGH) / threads).max(1) as usize;
+    let mut failures: Vec<(u64, Outcome)> = std::thread::scope(|scope| {
+        let work: Vec<_> = (0..threads)
+            .map(|thread| {
+                scope.spawn(move || {
+                    let seeds = (first + thread..last).step_by(threads as usize);
+                    let outcomes = seeds.map(|seed| (seed, simulate(seed, size, None)));
+                    outcomes.filter(|(_, outcome)| !outcome.wrong.is_empty()).take(enough).collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        work.into_iter().flat_map(|work| work.join().unwrap()).collect()
+    });
+    failures.sort_by_key(|(seed, _)| *seed);
+    let Some((number, shown)) = failures.first() else { return };
+    println!("{}\n{:#?}\nreplay it with {seed}={number}\n", shown.history.join("\n"), shown.wrong);
+    print_kinds(&failures);
+    panic!("{} of the seeds break a promise, the first one is {seed}={number}", failures.len());
+}
+
+/// Which promises were broken, how often, and by which seeds.
+fn print_kinds(failures: &[(u64, Outcome)]) {
+    let mut kinds: BTreeMap<(_, String), Vec<u64>> = BTreeMap::new();
+    for (seed, outcome) in failures {
+        for Violation { promise, what } in &outcome.wrong {
+            // Names and numbers differ from seed to seed.
+            let words = what.split(' ').filter(|word| !word.contains(|c: char| c.is_ascii_digit()));
+            let seeds = kinds.entry((*promise, words.collect::<Vec<_>>().join(" "))).or_default();
+            if seeds.last() != Some(seed) {
+                seeds.push(*seed);
+            }
+        }
+    }
+    for ((promise, what), seeds) in kinds {
+        println!("{promise:?}: {what}: {} seeds, {:?}", seeds.len(), &seeds[..seeds.len().min(8)]);
+    }
+}
+
+#[test]
+fn no_schedule_breaks_the_promises() {
+    no_schedule_breaks(Size::Small, "SEED", "SEEDS", 500);
+}
+
+#[test]
+fn no_large_schedule_breaks_the_promises() {
+    no_schedule_breaks(Size::Large, "LARGE_SEED", "LARGE_SEEDS", 20);
+}
+
+#[test]
+fn the_same_seed_is_the_same_schedule() {
+    for (size, seeds) in [(Size::Small, 20), (Size::Large, 3)] {
+        for seed in 0..seeds {
+            let history = || simulate(seed, size, None).history;
+            assert_eq!(history(), history(), "seed {seed} of the {size:?} world");
+        }
+    }
+}
+
+/// The first seed whose schedule breaks a promise only as it is followed here.
+fn first_found(seeds: u64, follow: impl Fn(u64) -> Outcome) -> Option<(u64, Outcome)> {
+    let found = (0..seeds).map(|seed| (seed, follow(seed))).filter(|(_, outcome)| !outcome.wrong.is_empty());
+    found.into_iter().next()
+}
+
+/// Each assumption of docs/once.md is needed: in a world that does not keep it, a promise falls.
+#[test]
+fn without_an_assumption_a_promise_falls_within_two_thousand_seeds() {
+    use crate::assumptions::Assumption;
+    for assumption in Assumption::ALL {
+        let falls = |seed| {
+            let outcome = simulate(seed, Size::Small, Some(assumption));
+            let usual = outcome.wrong.is_empty() || simulate(seed, Size::Small, None).wrong.is_empty();
+            if usual { outcome } else { Outcome { wrong: vec![], history: vec![] } }
+        };
+        let (seed, outcome) = first_found(2000, falls).unwrap_or_else(|| panic!("no promise needs {assumption:?}"));
+        println!("without {assumption:?}, seed {seed}: {:?}", outcome.wrong);
+    }
+}
+
+/// Each guard is needed: without it the simulation finds a broken promise.
+#[cfg(feature = "sabotage")]
+#[test]
+fn a_guard_that_is_taken_away_is_noticed_within_a_thousand_seeds() {
+    use workflow_run_stop_operator::sabotage::{Break, take_away};
+    for guard in [
+        Break::NoClaim,
+        Break::ClaimBeforeSlot,
+        Break::ClaimWithoutVersion,
+        Break::RecordWithoutClaim,
+        Break::ConfirmAfterOneRead,
+        Break::NoFence,
+    ] {
+        let noticed = |seed| {
+            take_away(Some(guard));
+            let outcome = simulate(seed, Size::Small, None);
+            take_away(None);
+            outcome
+        };
+        let (seed, outcome) = first_found(1000, noticed).unwrap_or_else(|| panic!("nobody noticed that {guard:?}"));
+        println!("{guard:?} is noticed by seed {seed}: {:?}", outcome.wrong);
+    }
+}
