@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use crate::{
     promises::Promise,
+    runs::Post,
     world::{Inner, RATE},
 };
 
@@ -17,6 +18,9 @@ const CLAIM_VALIDITY: Duration = Duration::from_secs(5);
 
 /// A stored time has whole seconds.
 const ROUNDING: Duration = Duration::from_secs(1);
+
+/// With backoff there are never so many stop requests for one run within a minute.
+const TOO_OFTEN: usize = 40;
 
 /// How many reads one process may write for a run after its follow timeout: the last one, and one that had been
 /// decided before.
@@ -96,7 +100,11 @@ pub fn stop_is_written(inner: &mut Inner, replica: usize, id: &str) -> usize {
             inner.fail(Promise::Once, &format!("a POST for {id} without a claim"));
         }
     }
-    let post = crate::runs::Post { effect: false, pending: true, success: false, received: None };
+    let lately = run.posts.iter().rev().take_while(|post| post.written.elapsed() < Duration::from_secs(60));
+    if TOO_OFTEN <= lately.count() {
+        inner.fail(Promise::AsSpecified, &format!("POSTs for {id} follow each other without backoff"));
+    }
+    let post = Post { written: Instant::now(), effect: false, pending: true, success: false, received: None };
     inner.runs.get_mut(id).unwrap().posts.push(post);
     number
 }

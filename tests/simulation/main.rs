@@ -116,12 +116,11 @@ fn simulate(seed: u64, size: Size, off: Option<Assumption>) -> Outcome {
         sleep(TROUBLE).await;
         let start = Instant::now();
         loop {
-            let patience = if all_ended(&world) {
-                Duration::ZERO
-            } else if all_settled(&world) {
-                PATIENCE
-            } else {
-                HORIZON
+            let patience = match () {
+                () if all_ended(&world) => Duration::ZERO,
+                // Where something went wrong already, the rest is not waited for.
+                () if all_settled(&world) || !world.lock().wrong.is_empty() => PATIENCE,
+                () => HORIZON,
             };
             if patience <= start.elapsed() {
                 break;

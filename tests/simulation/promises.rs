@@ -27,6 +27,14 @@ pub struct Violation {
     pub what: String,
 }
 
+impl Violation {
+    /// What is the same for every resource and every seed: all but names and numbers.
+    pub fn kind(&self) -> (Promise, String) {
+        let words = self.what.split(' ').filter(|word| !word.contains(|c: char| c.is_ascii_digit()));
+        (self.promise, words.collect::<Vec<_>>().join(" "))
+    }
+}
+
 impl fmt::Debug for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}: {}", self.promise, self.what)

@@ -37,6 +37,7 @@ pub struct Run {
 /// A stop request that was written.
 #[derive(Clone)]
 pub struct Post {
+    pub written: Instant,
     /// It took effect.
     pub effect: bool,
     /// It may still take effect.

@@ -27,9 +27,9 @@ pub async fn use_it(world: World, number: u64) {
         let (uid, id) = (format!("uid-{number}-{life}"), format!("wf-{number}-{life}"));
         let mut run = Run::new(&uid);
         run.draw_faults(&world);
-        let ends = (world.below(4) == 0).then(|| Instant::now() + Duration::from_secs(world.below(200)));
+        let ends = (world.below(4) == 0).then(|| Duration::from_secs(world.below(200)));
         let ended = any(&world, &["succeeded", "failed"]);
-        run.ends = ends.map(|at| (at, ended));
+        run.ends = ends.map(|ends| (Instant::now() + ends, ended));
         let spec = draw_spec(&world, &id, tenant);
         let created = whole_seconds(world.date());
         let object = json!({
@@ -41,8 +41,8 @@ pub async fn use_it(world: World, number: u64) {
         {
             let mut inner = world.lock();
             inner.tell(&format!(
-                "{key} is created: {spec}; stops {:?}, reads {:?}, ends {:?}",
-                run.stop_fault, run.read_fault, run.ends
+                "{key} is created: {spec}; stops {:?}, reads {:?}, ends in {:?}",
+                run.stop_fault, run.read_fault, ends
             ));
             inner.runs.insert(id, run);
             inner.put(&key, Some(object));

@@ -215,8 +215,12 @@ impl Inner {
     }
 
     pub fn fail(&mut self, promise: Promise, what: &str) {
-        self.tell(&format!("WRONG ({promise:?}): {what}"));
-        self.wrong.push(Violation { promise, what: what.to_owned() });
+        let violation = Violation { promise, what: what.to_owned() };
+        self.tell(&format!("WRONG: {violation:?}"));
+        // What goes wrong again and again is counted once.
+        if !self.wrong.iter().any(|known| known.kind() == violation.kind()) {
+            self.wrong.push(violation);
+        }
     }
 
     pub fn replica(&mut self, replica: usize) -> &mut Replica {
