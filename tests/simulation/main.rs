@@ -16,6 +16,8 @@ mod apiserver;
 mod assumptions;
 mod chance;
 mod faults;
+#[cfg(feature = "sabotage")]
+mod guards;
 mod judge;
 mod judge_requests;
 mod judge_status;
