@@ -120,8 +120,9 @@ fn simulate(seed: u64, size: Size, off: Option<Assumption>) -> Outcome {
         loop {
             let patience = match () {
                 () if all_ended(&world) => Duration::ZERO,
-                // Where something went wrong already, the rest is not waited for.
-                () if all_settled(&world) || !world.lock().wrong.is_empty() => PATIENCE,
+                // Where something went wrong already, the rest is hardly waited for.
+                () if !world.lock().wrong.is_empty() => TROUBLE,
+                () if all_settled(&world) => PATIENCE,
                 () => HORIZON,
             };
             if patience <= start.elapsed() {

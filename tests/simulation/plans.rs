@@ -176,8 +176,9 @@ fn no_schedule_with_few_departures_breaks_the_promises() {
     let readable_too = |readable: bool| if readable { "" } else { ", and the run cannot be read" };
     if let Ok(plan) = std::env::var("PLAN") {
         for readable in [true, false] {
-            let (outcome, _) = follow(readable, read(&plan));
+            let (outcome, ways) = follow(readable, read(&plan));
             println!("plan {plan}{}:\n{}\n{:?}", readable_too(readable), outcome.history.join("\n"), outcome.wrong);
+            println!("{} points, {} departures", ways.len(), ways.iter().map(|ways| ways - 1).sum::<usize>());
         }
         return;
     }

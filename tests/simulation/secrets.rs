@@ -20,6 +20,7 @@ pub const CLIENT: &str = "client";
 
 #[derive(Default)]
 pub struct Secrets {
+    version: u64,
     /// By `namespace/name`; none while it is deleted.
     stored: BTreeMap<String, Option<Secret>>,
     /// Tokens and client secrets that Amperity does not take any more.
@@ -86,8 +87,8 @@ impl Inner {
 
     /// Writes new content into a Secret; the old content is valid until it is revoked.
     fn fill(&mut self, key: &str) {
-        self.version += 1;
-        let version = self.version;
+        self.secrets.version += 1;
+        let version = self.secrets.version;
         self.secrets.stored.insert(key.to_owned(), Some(Secret { version, content: format!("content-{version}") }));
     }
 
