@@ -35,9 +35,10 @@ test: tools control-plane ## Runs all tests, also against a real API server, wit
 	  HELM=$$helm PROMETHEUS=$$prometheus RUST_TEST_THREADS=$${RUST_TEST_THREADS:-12} cargo test --workspace --locked
 	cd tests/gitops && GOWORK=off CGO_ENABLED=0 go test -mod=readonly ./...
 
-simulate: tools ## Runs the deterministic simulation: SEEDS=20000, FIRST_SEED=0, DEPARTURES=2; SEED=17 or PLAN=74:1,79:1 replays one
-	SEEDS=$${SEEDS:-20000} DEPARTURES=$${DEPARTURES:-2} cargo test --locked --profile simulate --features sabotage \
-	  --test simulation $(if $(SEED),no_schedule_breaks,$(if $(PLAN),no_schedule_with)) -- --nocapture
+simulate: tools ## Runs the deterministic simulation: SEEDS=20000, LARGE_SEEDS=1000, FIRST_SEED=0, DEPARTURES=2; SEED=17, LARGE_SEED=17 or PLAN=74:1,79:1 replays one
+	SEEDS=$${SEEDS:-20000} LARGE_SEEDS=$${LARGE_SEEDS:-1000} DEPARTURES=$${DEPARTURES:-2} \
+	  cargo test --locked --profile simulate --features sabotage --test simulation \
+	  $(if $(SEED),no_schedule_breaks,$(if $(LARGE_SEED),no_large_schedule,$(if $(PLAN),no_schedule_with))) -- --nocapture
 
 # The core. Not in .cargo/mutants.toml: cargo-mutants adds files of the command line to those there.
 MUTATED := src/stop/** src/amperity/** src/run.rs src/resource/conditions.rs

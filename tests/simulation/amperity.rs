@@ -1,8 +1,10 @@
-//! Owns the simulated Amperity: every answer with and without an effect, early, late or never.
-//! Never lets a request take effect later than the settle time after its end; that is what the operator assumes.
+//! Owns the simulated Amperity and the gateway in front of it: every answer with and without an effect, early, late or
+//! never; tokens that are fetched, expire and are revoked.
+//! Never lets a request take effect later than the settle time after its end, unless that assumption is off.
 
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use reqwest::Request;
 use serde_json::json;
 use tokio::{
@@ -12,203 +14,243 @@ use tokio::{
 use tower::BoxError;
 use workflow_run_stop_operator::amperity::http::{Carried, Carry};
 
-use crate::world::{Post, REQUEST_TIMEOUT, SETTLE_TIME, World};
+use crate::{
+    answers::{Answer, Effect, Fate, Page, answer_to_read, any, fate_of_active, fate_of_other},
+    assumptions::Assumption,
+    judge_requests::{fence_was_passed, read_is_written, request_is_written, stop_is_written},
+    replica::request_timeout,
+    world::{SETTLE_TIME, World},
+};
 
-/// The API as one replica reaches it.
+/// The API as one process that runs as a replica reaches it.
 pub struct Amperity {
     pub world: World,
     pub replica: usize,
+    pub life: u32,
 }
 
-/// How long a 429 asks to wait, where it does.
+/// How long an answer with `Retry-After` asks to wait.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
 
-#[derive(Clone, Copy)]
-enum Answer {
-    /// With the run as it is.
-    Run(u16),
-    /// With a body that is no run.
-    Other(u16),
-    /// 429, and when to come again.
-    Later,
-    /// None; the connection breaks.
-    Reset,
-    /// None, for longer than anybody waits.
-    Silence,
+/// What a request asks for.
+#[derive(Clone)]
+enum Call {
+    Stop(String),
+    Read(String),
+    Token(String),
 }
 
-/// What comes of a stop request.
-struct Fate {
-    answer: Answer,
-    effect: Option<Duration>,
+/// A request that was written.
+#[derive(Clone)]
+struct Written {
+    call: Call,
+    tenant: String,
+    token: String,
+    /// The number of a stop request among those for its run.
+    number: usize,
 }
 
-impl Answer {
-    fn status(self) -> Option<u16> {
-        match self {
-            Self::Run(status) | Self::Other(status) => Some(status),
-            Self::Later => Some(429),
-            Self::Reset | Self::Silence => None,
+impl Call {
+    fn of(request: &Request) -> Self {
+        if request.url().path().ends_with("/oauth2/token") {
+            let form = request.body().and_then(|body| body.as_bytes()).unwrap_or_default();
+            return Self::Token(String::from_utf8_lossy(form).into_owned());
         }
+        let id = request.url().path_segments().unwrap().nth(3).unwrap().to_owned();
+        if request.method() == "POST" { Self::Stop(id) } else { Self::Read(id) }
     }
+}
 
-    /// True where nobody can tell from it that the stop had no effect.
-    fn is_unclear(self) -> bool {
-        self.status().is_none_or(|status| 500 <= status)
-    }
+fn header(request: &Request, name: &str) -> Option<String> {
+    Some(request.headers().get(name)?.to_str().ok()?.to_owned())
 }
 
 impl Carry for Amperity {
-    fn carry(&self, request: Request, connected: futures::future::BoxFuture<'static, Result<(), BoxError>>) -> Carried {
-        let (world, replica) = (self.world.clone(), self.replica);
+    fn carry(&self, request: Request, connected: BoxFuture<'static, Result<(), BoxError>>) -> Carried {
+        let (world, replica, life) = (self.world.clone(), self.replica, self.life);
         Box::pin(async move {
             world.step(replica).await;
             if world.trouble(0.3) {
                 return Err("no connection".into());
             }
-            // A process that was stopped for a while finds its connection, and its claim too old.
-            world.pause(Duration::from_millis(world.one_of(0.2, [100, 200_000]))).await;
+            // A process that was stopped for a while finds its connection, and its claim too old; so does one on a
+            // machine that was suspended, by its wall clock only.
+            let (pause, suspended) = world.one_of(0.3, [(100, false), (200_000, false), (100, true)]);
+            world.pause(Duration::from_millis(pause)).await;
+            if suspended {
+                world.suspend(replica);
+            }
             connected.await?;
-            let id = request.url().path_segments().unwrap().nth(3).unwrap().to_owned();
-            let stop = request.method() == "POST";
-            let post = stop.then(|| written(&world, replica, &id));
+            let tenant = header(&request, "amperity-tenant").or_else(|| header(&request, "x-amperity-tenant"));
+            let token = header(&request, "authorization").unwrap_or_default().replace("Bearer ", "");
+            let mut written = Written { call: Call::of(&request), tenant: tenant.unwrap(), token, number: 0 };
+            request_is_written(&mut world.lock(), replica, &written.tenant);
+            match &written.call {
+                Call::Stop(id) => {
+                    fence_was_passed(&mut world.lock(), replica, id);
+                    if world.is_off(Assumption::NoStopBeforeWrite) {
+                        world.pause(Duration::from_millis(world.one_of(0.5, [0, 300_000]))).await;
+                    }
+                    written.number = stop_is_written(&mut world.lock(), replica, id);
+                }
+                Call::Read(id) => read_is_written(&mut world.lock(), replica, id),
+                Call::Token(_) => {}
+            }
+            let limit = request_timeout(&world, replica);
             let (answered, answer) = oneshot::channel();
             tokio::spawn({
-                let world = world.clone();
+                let (world, written) = (world.clone(), written.clone());
                 async move {
-                    world.pause(Duration::from_millis(world.one_of(0.5, [300, 25_000]))).await;
-                    let answer = match post {
-                        Some(post) => stopped(&world, &id, post).await,
-                        None => read(&world, &id).await,
-                    };
-                    let _ = answered.send(answer);
+                    let longest = limit.saturating_sub(Duration::from_secs(5)).as_millis() as u64;
+                    world.pause(Duration::from_millis(world.one_of(0.5, [300, longest]))).await;
+                    let _ = answered.send(serve(&world, written).await);
                 }
             });
             world.step(replica).await;
-            let answer = timeout(REQUEST_TIMEOUT, answer).await.map_err(|_| "no answer in time")?;
+            let answer = timeout(limit, answer).await.map_err(|_| "no answer in time")?;
             world.step(replica).await;
             let (answer, body) = answer.map_err(|_| "reset")?;
-            let mut response = http::Response::builder().status(answer.status().ok_or("reset")?);
-            if let Answer::Later = answer {
-                response = response.header("retry-after", RETRY_AFTER.as_secs());
-                let now = Instant::now();
-                world.lock().closed.insert(replica, (now, now + RETRY_AFTER));
+            let response = response(answer, body).ok_or("reset")?;
+            let mut inner = world.lock();
+            if let Answer::Later(429) = answer {
+                inner.close(replica, &written.tenant, RETRY_AFTER);
             }
-            Ok(response.body(body).unwrap().into())
+            match &written.call {
+                Call::Stop(id) if answer.accepts() => {
+                    inner.runs.get_mut(id).unwrap().posts[written.number].received = Some((replica, life));
+                }
+                Call::Read(id) => inner.runs.get_mut(id).unwrap().was_read(replica, answer),
+                Call::Stop(_) | Call::Token(_) => {}
+            }
+            Ok(response)
         })
     }
 }
 
-/// A stop request is written. Here is judged whether it may be.
-fn written(world: &World, replica: usize, id: &str) -> usize {
-    let mut inner = world.lock();
-    let run = inner.runs[id].clone();
-    let number = run.posts.len();
-    inner.tell(&format!("replica {replica}: POST {number} for {id}"));
-    let may_be_accepted = |post: &Post| (post.effect || post.pending) && (run.readable || !post.server_error);
-    if run.posts.iter().any(may_be_accepted) {
-        inner.fail(&format!("a further POST for {id} while an earlier one may have been accepted"));
+fn response(answer: Answer, body: String) -> Option<reqwest::Response> {
+    let mut response = http::Response::builder().status(answer.status()?);
+    if let Answer::Later(_) = answer {
+        response = response.header("retry-after", RETRY_AFTER.as_secs());
     }
-    let stored = inner.objects.values().find(|object| object["metadata"]["uid"] == run.uid).cloned();
-    if let Some(stored) = stored {
-        let claimed = stored["status"]["stopRequest"]["attempts"].as_u64().unwrap_or_default();
-        if claimed < number as u64 + 1 {
-            inner.fail(&format!("a POST for {id} without a claim"));
-        }
+    if let Answer::Foreign(300..400, _) = answer {
+        response = response.header("location", "https://login.example.org/");
     }
-    let post = Post { effect: false, pending: true, server_error: false, success: false };
-    inner.runs.get_mut(id).unwrap().posts.push(post);
-    number
+    Some(response.body(body).unwrap().into())
 }
 
-async fn stopped(world: &World, id: &str, number: usize) -> (Answer, String) {
-    let state = world.lock().run(id).unwrap().state;
-    let fate = if state == "running" { fate_of_active(world, id) } else { fate_of_other(world, state) };
-    let begun = Instant::now();
-    if let Some(effect) = fate.effect {
-        // What is to take effect does so before the answer, or at the latest when the settle time is over.
-        let (world, id) = (world.clone(), id.to_owned());
-        // Readers may see it later still, but two looks with the settle time in between do not miss it.
-        let lag = Duration::from_secs(world.one_of(2.0, [0, 27])).mul_f64(world.share());
-        let take = async move {
-            sleep_until(begun + effect).await;
-            let mut inner = world.lock();
-            inner.tell(&format!("POST {number} for {id} takes effect"));
-            let lasts = inner.version % 3;
-            let run = inner.run(&id).unwrap();
-            run.posts[number].effect = true;
-            run.posts[number].pending = false;
-            if run.state == "running" {
-                run.hidden = Some(Instant::now() + lag);
-                run.state = if lasts == 0 { "canceled" } else { "stopping" };
-                run.ends = Some((Instant::now() + Duration::from_secs(lasts * 20), "canceled"));
+async fn serve(world: &World, written: Written) -> (Answer, String) {
+    let Written { call, tenant, token, number } = written;
+    let outage = world.lock().faults.outage(&tenant);
+    let is_valid = world.lock().secrets.is_valid(&token);
+    match call {
+        Call::Stop(id) => stopped(world, &id, number, outage, is_valid).await,
+        Call::Read(id) => {
+            let answer = read(world, &id, outage, is_valid);
+            if let Answer::Silence = answer.0 {
+                sleep(SETTLE_TIME * 4).await;
             }
-        };
-        if fate.answer.is_unclear() { drop(tokio::spawn(take)) } else { take.await }
-    } else {
-        world.lock().run(id).unwrap().posts[number].pending = false;
+            answer
+        }
+        Call::Token(form) => fetched(world, &form, outage),
     }
+}
+
+async fn stopped(world: &World, id: &str, number: usize, outage: Option<Fate>, is_valid: bool) -> (Answer, String) {
+    let (state, fault) = {
+        let mut inner = world.lock();
+        let run = inner.run(id).unwrap();
+        (run.state, run.stop_fault)
+    };
+    let fate = match outage.or(fault) {
+        _ if !is_valid => Fate { answer: Answer::Own(401), effect: Effect::None },
+        Some(fate) => fate,
+        None if state == "running" => fate_of_active(world),
+        None => fate_of_other(world),
+    };
     {
         let mut inner = world.lock();
-        let (post, status) = (&mut inner.run(id).unwrap().posts[number], fate.answer.status());
-        post.server_error = status.is_some_and(|status| 500 <= status);
-        post.success = status.is_some_and(|status| (200..300).contains(&status));
+        inner.run(id).unwrap().posts[number].success = fate.answer.accepts();
     }
-    world.tell(format!("POST {number} for {id} is answered {:?}", fate.answer.status()));
+    match fate.effect {
+        Effect::None => world.lock().run(id).unwrap().posts[number].pending = false,
+        Effect::AtOnce => takes_effect(world, id, number, lag(world)),
+        Effect::Late => {
+            // Measured from the end of the request, which comes no earlier than this moment.
+            let late = SETTLE_TIME.mul_f64(0.9).mul_f64(world.share());
+            let late = if world.is_off(Assumption::EffectWithinSettleTime) { late * 8 } else { late };
+            let (world, id, at, lag) = (world.clone(), id.to_owned(), Instant::now() + late, lag(world));
+            tokio::spawn(async move {
+                sleep_until(at).await;
+                takes_effect(&world, &id, number, lag);
+            });
+        }
+    }
+    world.tell(format!("POST {number} for {id} is answered {:?}, effect {:?}", fate.answer, fate.effect));
     if let Answer::Silence = fate.answer {
-        sleep(REQUEST_TIMEOUT * 2).await;
+        sleep(SETTLE_TIME * 4).await;
     }
-    let body = match fate.answer {
-        Answer::Run(_) => json!({"id": id, "state": world.lock().run(id).unwrap().state}).to_string(),
-        Answer::Other(_) | Answer::Later | Answer::Reset | Answer::Silence => "<html>".to_owned(),
-    };
-    (fate.answer, body)
+    let state = world.lock().run(id).unwrap().state;
+    (fate.answer, fate.answer.body(id, state))
 }
 
-fn fate_of_active(world: &World, id: &str) -> Fate {
-    let at_once = Some(Duration::ZERO);
-    // Measured from the end of the request, which comes no earlier than this moment.
-    let late = Some(SETTLE_TIME.mul_f64(0.9).mul_f64(world.share()));
-    let fate = |answer, effect| Fate { answer, effect };
-    let readable = world.lock().runs[id].readable;
-    let fates = [
-        fate(Answer::Run(200), at_once),
-        fate(Answer::Other(429), None),
-        fate(Answer::Later, None),
-        fate(Answer::Other(401), None),
-        fate(Answer::Other(403), None),
-        fate(Answer::Other(409), None),
-        fate(Answer::Other(500), None),
-        fate(Answer::Other(503), if readable { late } else { None }),
-        fate(Answer::Reset, None),
-        fate(Answer::Reset, at_once),
-        fate(Answer::Reset, late),
-        fate(Answer::Silence, None),
-        fate(Answer::Silence, late),
-        fate(Answer::Other(200), None),
-        fate(Answer::Other(200), at_once),
-        fate(Answer::Other(202), at_once),
-    ];
-    world.one_of(2.0, fates)
+/// How much later readers see an effect. Two looks with the settle time in between do not miss it.
+fn lag(world: &World) -> Duration {
+    let lag = world.one_of(2.0, [Duration::ZERO, SETTLE_TIME.mul_f64(0.9)]).mul_f64(world.share());
+    if world.is_off(Assumption::ReadsShowAnEffect) { lag * 12 } else { lag }
 }
 
-fn fate_of_other(world: &World, state: &str) -> Fate {
-    let status = if state == "stopping" { 200 } else { [400, 200, 409, 200][world.below(4) as usize] };
-    Fate { answer: Answer::Run(status), effect: None }
-}
-
-async fn read(world: &World, id: &str) -> (Answer, String) {
-    let usual = Answer::Run(200);
-    let answer = world
-        .one_of(1.0, [usual, Answer::Other(503), Answer::Reset, Answer::Other(401), Answer::Other(429), Answer::Later]);
-    let Answer::Run(_) = answer else { return (answer, String::new()) };
+/// A stop request takes effect now, and readers see it a while later.
+fn takes_effect(world: &World, id: &str, number: usize, lag: Duration) {
     let mut inner = world.lock();
-    let run = inner.run(id).unwrap().clone();
+    inner.tell(&format!("POST {number} for {id} takes effect"));
+    let lasts = inner.version % 3;
+    let run = inner.run(id).unwrap();
+    (run.posts[number].effect, run.posts[number].pending) = (true, false);
+    if run.state == "running" {
+        run.hidden = Some(Instant::now() + lag);
+        run.becomes(if lasts == 0 { "canceled" } else { "stopping" });
+        run.ends = Some((Instant::now() + Duration::from_secs(lasts * 20), "canceled"));
+    }
+}
+
+fn read(world: &World, id: &str, outage: Option<Fate>, is_valid: bool) -> (Answer, String) {
+    let fault = world.lock().runs[id].read_fault;
+    let answer = match outage {
+        _ if !is_valid => Answer::Own(401),
+        Some(fate) => fate.answer,
+        None => match answer_to_read(world) {
+            Answer::Run(_) => fault.unwrap_or(Answer::Run(200)),
+            passing => passing,
+        },
+    };
+    let mut inner = world.lock();
+    let run = inner.run(id).unwrap();
     let hidden = run.hidden.is_some_and(|until| Instant::now() < until);
     let state = if hidden { "running" } else { run.state };
-    inner.tell(&format!("{id} is read as {state}"));
-    if !run.readable {
-        return (Answer::Other(403), String::new());
-    }
-    (answer, json!({"id": id, "state": state, "task_instances": []}).to_string())
+    inner.tell(&format!("the read of {id} is answered {answer:?}, its state is {state}"));
+    (answer, answer.body(id, state))
+}
+
+/// The answer of the token endpoint.
+fn fetched(world: &World, form: &str, outage: Option<Fate>) -> (Answer, String) {
+    let client = world.lock().secrets.client_of(form);
+    let usual = if client.is_some() { Answer::Run(200) } else { Answer::Own(401) };
+    let ways = [
+        usual,
+        Answer::Own(401),
+        Answer::Own(429),
+        Answer::Foreign(503, Page::Html),
+        Answer::Foreign(200, Page::Html),
+        Answer::Reset,
+    ];
+    let answer = outage.map_or_else(|| world.one_of(1.0, ways), |fate| fate.answer);
+    let valid = Duration::from_secs(any(world, &[30, 120, 3600]));
+    let mut inner = world.lock();
+    inner.tell(&format!("a token request is answered {answer:?}"));
+    let (Answer::Run(_), Some(client)) = (answer, client) else {
+        let oauth = matches!(answer, Answer::Own(401)).then(|| json!({"error": "invalid_client"}).to_string());
+        return (answer, oauth.unwrap_or_else(|| answer.body("", "")));
+    };
+    let token = inner.secrets.issue(client, valid);
+    (answer, json!({"access_token": token, "expires_in": valid.as_secs()}).to_string())
 }

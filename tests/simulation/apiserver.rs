@@ -1,19 +1,26 @@
-//! Owns the simulated API server: versions, guarded patches, watches that lag, requests and answers that get lost.
-//! Never lets a status change after its end, and says so where the operator tries.
+//! Owns the simulated API server: versions, guarded patches, requests and answers that get lost, errors before and
+//! after a write took effect, slow writes.
+//! Never judges what is written; that is the judges' part.
 
 use std::{convert::Infallible, time::Duration};
 
 use bytes::Bytes;
-use futures::{StreamExt, future::BoxFuture, stream};
+use futures::future::BoxFuture;
 use http::{Request, Response};
-use http_body_util::{BodyExt, StreamBody, combinators::UnsyncBoxBody};
+use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
 use kube::client::Body;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-use crate::world::World;
+use crate::{
+    answers::any,
+    assumptions::Assumption,
+    judge_status::status_is_stored,
+    watches,
+    world::{Inner, World},
+};
 
-type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
+pub type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// The API server as one replica reaches it.
@@ -21,6 +28,50 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 pub struct ApiServer {
     pub world: World,
     pub replica: usize,
+}
+
+/// What a request is about.
+#[derive(Clone, PartialEq)]
+enum Target {
+    /// The resources of one namespace, or of all.
+    Stops(Option<String>),
+    /// One resource, by `namespace/name`.
+    Stop(String),
+    /// A Secret, by `namespace/name`.
+    Secret(String),
+    Nothing,
+}
+
+impl Target {
+    fn of(path: &str) -> Self {
+        let parts: Vec<_> = path.trim_matches('/').split('/').collect();
+        match parts[..] {
+            ["apis", _, _, "workflowrunstops"] => Self::Stops(None),
+            ["apis", _, _, "namespaces", namespace, "workflowrunstops"] => Self::Stops(Some(namespace.to_owned())),
+            ["apis", _, _, "namespaces", namespace, "workflowrunstops", name]
+            | ["apis", _, _, "namespaces", namespace, "workflowrunstops", name, "status"] => {
+                Self::Stop(format!("{namespace}/{name}"))
+            }
+            ["api", "v1", "namespaces", namespace, "secrets", name] => Self::Secret(format!("{namespace}/{name}")),
+            _ => Self::Nothing,
+        }
+    }
+
+    fn namespace(&self) -> Option<&str> {
+        match self {
+            Self::Stops(namespace) => namespace.as_deref(),
+            Self::Stop(key) | Self::Secret(key) => key.split_once('/').map(|(namespace, _)| namespace),
+            Self::Nothing => None,
+        }
+    }
+}
+
+/// When a request fails on the side of the API server.
+#[derive(Clone, Copy, PartialEq)]
+enum Fails {
+    Never,
+    Before,
+    After,
 }
 
 impl tower::Service<Request<Body>> for ApiServer {
@@ -44,8 +95,8 @@ impl ApiServer {
         world.step(self.replica).await;
         let (head, body) = request.into_parts();
         let body = body.collect().await?.to_bytes();
-        let path = head.uri.path().to_owned();
         let query = head.uri.query().unwrap_or_default().to_owned();
+        let target = Target::of(head.uri.path());
         if world.trouble(0.3) {
             world.pause(Duration::from_secs(2)).await;
             return Err("the request got lost".into());
@@ -55,11 +106,18 @@ impl ApiServer {
         let server = self.clone();
         tokio::spawn(async move {
             world.on_the_way().await;
-            let answer = if query.contains("watch=true") || query.contains("watch=1") {
-                server.watch(&query)
-            } else {
-                server.answer(head.method.as_str(), &path, &body)
+            if head.method == "PATCH" {
+                // Webhooks and a busy etcd make a write slow.
+                world.pause(Duration::from_millis(world.one_of(0.2, [0, 14_000]))).await;
+            }
+            let fails = world.one_of(0.3, [Fails::Never, Fails::Before, Fails::After]);
+            let mut answer = match fails {
+                Fails::Before => trouble(&world),
+                Fails::Never | Fails::After => server.answer(&target, head.method.as_str(), &query, &body),
             };
+            if fails == Fails::After && head.method != "GET" {
+                answer = trouble(&world);
+            }
             let lost = world.trouble(0.5);
             world.on_the_way().await;
             if !lost {
@@ -71,111 +129,115 @@ impl ApiServer {
         Ok(answer)
     }
 
-    fn answer(&self, method: &str, path: &str, body: &[u8]) -> Answer {
-        let mut inner = self.world.lock();
-        if path.contains("/secrets/") {
-            let meta = json!({"name": "amperity", "namespace": "sim", "uid": "s", "resourceVersion": "1"});
-            return done(
-                200,
-                &json!({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "data": {"token": "dG9r"}}),
-            );
+    fn answer(&self, target: &Target, method: &str, query: &str, body: &[u8]) -> Answer {
+        let inner = self.world.lock();
+        let namespace = target.namespace();
+        if namespace.is_some() && inner.faults.broken == namespace {
+            return refused(500, "InternalError");
         }
-        let name = path.trim_end_matches("/status").rsplit('/').next().unwrap_or_default();
-        if name == "workflowrunstops" {
-            let items: Vec<_> = inner.objects.values().filter(|object| unfinished(object)).cloned().collect();
-            let meta = json!({"resourceVersion": inner.version.to_string()});
-            let kind = "WorkflowRunStopList";
-            let list =
-                json!({"apiVersion": "workflow.amperity.com/v1alpha1", "kind": kind, "metadata": meta, "items": items});
-            return done(200, &list);
+        match target {
+            Target::Secret(_) if inner.faults.secrets_forbidden == namespace => refused(403, "Forbidden"),
+            Target::Secret(key) => inner.secrets.get(key).map_or_else(not_found, |secret| done(200, &secret)),
+            Target::Stops(_) if query.contains("watch=true") || query.contains("watch=1") => {
+                drop(inner);
+                watches::watch(&self.world, namespace, query)
+            }
+            Target::Stops(_) => done(200, &watches::list(&inner, namespace)),
+            Target::Stop(key) if method == "GET" => {
+                let stored = inner.objects.get(key).cloned();
+                drop(inner);
+                self.stale(key).or(stored).map_or_else(not_found, |object| done(200, &object))
+            }
+            Target::Stop(key) => {
+                let Some(object) = inner.objects.get(key).cloned() else { return not_found() };
+                drop(inner);
+                self.patch(key, &object, body)
+            }
+            Target::Nothing => not_found(),
         }
-        let Some(object) = inner.objects.get(name).cloned() else { return refused(404, "NotFound") };
-        if method == "GET" {
-            return done(200, &object);
-        }
-        let patch: json_patch::Patch = serde_json::from_slice(body).unwrap();
-        let mut patched = object.clone();
-        if json_patch::patch(&mut patched, &patch).is_err() {
-            inner.tell(&format!("replica {}: patch of {name} refused", self.replica));
-            return refused(422, "Invalid");
-        }
-        if object["status"]["completionTime"].is_string() && object["status"] != patched["status"] {
-            inner.fail(&format!("the status of {name} changed after its end"));
-        }
-        let ready = patched["status"]["conditions"]
-            .as_array()
-            .and_then(|all| all.iter().find(|one| one["type"] == "Ready").cloned());
-        let claim_in = |object: &Value| object["status"]["stopRequest"]["claim"]["id"].as_str().map(str::to_owned);
-        let claim = claim_in(&patched);
-        if claim.is_some() && claim != claim_in(&object) && inner.has_closed_for_long(self.replica) {
-            inner.fail(&format!("replica {} claims {name} although a 429 closes its budget", self.replica));
-        }
-        let claim = claim.map(|id| id[..6].to_owned());
-        let reason = ready.map(|ready| ready["reason"].clone());
-        inner.tell(&format!("replica {}: {name} is {reason:?}, claim {claim:?}", self.replica));
-        if patched == object {
-            return done(200, &object);
-        }
-        let stored = inner.put(name, Some(patched));
-        done(200, &stored.unwrap())
     }
 
-    /// A watch that lags, breaks, and now and then is too old.
-    fn watch(&self, query: &str) -> Answer {
-        let from: u64 =
-            query.split('&').find_map(|part| part.strip_prefix("resourceVersion=")).unwrap().parse().unwrap();
-        if self.world.trouble(0.3) {
-            return refused(410, "Expired");
-        }
-        let world = self.world.clone();
-        let events = stream::unfold((world, from), |(world, seen)| async move {
-            loop {
-                let changed = world.lock().changed.clone();
-                let mut waiting = std::pin::pin!(changed.notified());
-                waiting.as_mut().enable();
-                let next = world.lock().changes.iter().find(|(version, ..)| seen < *version).cloned();
-                let Some((version, before, after)) = next else {
-                    // A bookmark is as good as a sign of life.
-                    if tokio::time::timeout(Duration::from_secs(280), waiting).await.is_err() {
-                        return None;
-                    }
-                    continue;
-                };
-                world.pause(Duration::from_millis(world.one_of(1.0, [30, 30_000]))).await;
-                if world.trouble(0.2) {
-                    return None;
-                }
-                let was = before.as_ref().is_some_and(unfinished);
-                let is = after.as_ref().is_some_and(unfinished);
-                let mut object = after.or(before).unwrap();
-                object["metadata"]["resourceVersion"] = json!(version.to_string());
-                let kind = match (was, is) {
-                    (false, true) => "ADDED",
-                    (true, true) => "MODIFIED",
-                    (true, false) => "DELETED",
-                    (false, false) => return Some((Bytes::from_static(b"\n"), (world, version))),
-                };
-                let line = format!("{}\n", json!({"type": kind, "object": object}));
-                return Some((Bytes::from(line), (world, version)));
+    fn patch(&self, key: &str, object: &Value, body: &[u8]) -> Answer {
+        let mut patch: json_patch::Patch = serde_json::from_slice(body).unwrap();
+        let mut patched = object.clone();
+        let mut refusal = false;
+        if json_patch::patch(&mut patched, &patch).is_err() {
+            self.world.tell(format!("replica {}: patch of {key} refused", self.replica));
+            refusal = true;
+            let writes = self.world.is_off(Assumption::FailedTestWritesNothing) && self.world.trouble(3.0);
+            if !writes {
+                return refused(422, "Invalid");
             }
-        });
-        let frames = events.map(|bytes| Ok::<_, Infallible>(http_body::Frame::data(bytes)));
-        Response::builder().status(200).body(StreamBody::new(frames).boxed_unsync()).unwrap()
+            patch.0.retain(|operation| !matches!(operation, json_patch::PatchOperation::Test(_)));
+            patched = object.clone();
+            json_patch::patch(&mut patched, &patch).unwrap();
+        }
+        let mut inner = self.world.lock();
+        status_is_stored(&mut inner, self.replica, key, object, &patched);
+        let stored = if patched == *object { patched } else { inner.put(key, Some(patched)).unwrap() };
+        if refusal { refused(422, "Invalid") } else { done(200, &stored) }
+    }
+
+    /// An earlier version of an object, if reads need not return what is stored.
+    fn stale(&self, key: &str) -> Option<Value> {
+        if !self.world.is_off(Assumption::GetReturnsWhatIsStored) || !self.world.trouble(3.0) {
+            return None;
+        }
+        let inner = self.world.lock();
+        let is_it = |object: &&Value| key_of(object) == key;
+        inner.changes.iter().rev().filter_map(|change| change.before.as_ref()).find(is_it).cloned()
     }
 }
 
-fn unfinished(object: &Value) -> bool {
+/// The key of an object: `namespace/name`.
+pub fn key_of(object: &Value) -> String {
+    let text = |key: &str| object["metadata"][key].as_str().unwrap_or_default().to_owned();
+    format!("{}/{}", text("namespace"), text("name"))
+}
+
+pub fn is_unfinished(object: &Value) -> bool {
     !object["status"]["completionTime"].is_string()
 }
 
-fn done(status: u16, body: &Value) -> Answer {
+pub fn is_in(object: &Value, namespace: Option<&str>) -> bool {
+    namespace.is_none_or(|namespace| object["metadata"]["namespace"] == namespace)
+}
+
+/// Everything that is unfinished in a namespace, or everywhere.
+pub fn unfinished<'a>(inner: &'a Inner, namespace: Option<&str>) -> Vec<&'a Value> {
+    inner.objects.values().filter(|object| is_unfinished(object) && is_in(object, namespace)).collect()
+}
+
+pub fn done(status: u16, body: &Value) -> Answer {
     let body = http_body_util::Full::from(body.to_string()).boxed_unsync();
     Response::builder().status(status).body(body).unwrap()
 }
 
-fn refused(code: u16, reason: &str) -> Answer {
-    done(
-        code,
-        &json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": reason}),
-    )
+/// The API server's own error object.
+pub fn status(code: u16, reason: &str) -> Value {
+    json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": reason})
+}
+
+pub fn refused(code: u16, reason: &str) -> Answer {
+    done(code, &status(code, reason))
+}
+
+fn not_found() -> Answer {
+    refused(404, "NotFound")
+}
+
+fn trouble(world: &World) -> Answer {
+    let errors = [
+        (403, "Forbidden"),
+        (429, "TooManyRequests"),
+        (503, "ServiceUnavailable"),
+        (504, "Timeout"),
+        (500, "InternalError"),
+    ];
+    let (code, reason) = any(world, &errors);
+    let mut answer = refused(code, reason);
+    if code == 429 {
+        answer.headers_mut().insert("retry-after", 1.into());
+    }
+    answer
 }

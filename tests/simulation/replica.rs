@@ -4,10 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use kube::Client;
-use tokio::{
-    sync::{Notify, watch},
-    time::sleep,
-};
+use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 use workflow_run_stop_operator::{
     amperity::{
@@ -24,42 +21,44 @@ use workflow_run_stop_operator::{
 
 use crate::{
     amperity, apiserver,
-    world::{REQUEST_TIMEOUT, SETTLE_TIME, World},
+    assumptions::Assumption,
+    world::{RATE, REQUEST_TIMEOUT, SETTLE_TIME, World},
 };
 
 /// What befalls a replica beside its IO.
 pub struct Fortune {
-    /// How far its clock is ahead, in seconds.
+    /// How far its wall clock is ahead at first, in seconds.
     pub skew: i64,
+    /// The namespaces that it watches; all where none is named.
+    pub namespaces: Vec<String>,
     /// The longest time until it is started again.
     pub away: Duration,
 }
 
 /// One replica: it works until it crashes or is told to end, and is started again.
 pub async fn live(world: World, replica: usize, fortune: Fortune) {
+    world.lock().set_clock(replica, fortune.skew * 1000);
     loop {
-        let crash = Arc::new(Notify::new());
         let burns = world.trouble(5.0).then(|| world.below(60) as u32);
-        {
+        let (crash, life) = {
             let mut inner = world.lock();
-            inner.fuses.insert(replica, (crash.clone(), burns));
-            inner.closed.remove(&replica);
-        }
-        world.tell(format!("replica {replica} starts"));
+            let crash = inner.begin_life(replica, burns);
+            (crash, inner.replica(replica).life)
+        };
         let clock: Clock = {
             let world = world.clone();
-            Arc::new(move || world.date(fortune.skew))
+            Arc::new(move || world.lock().wall(replica))
         };
         let client = Client::new(apiserver::ApiServer { world: world.clone(), replica }, "sim");
-        let carrier = Carrier::Other(Arc::new(amperity::Amperity { world: world.clone(), replica }));
+        let carrier = Carrier::Other(Arc::new(amperity::Amperity { world: world.clone(), replica, life }));
         let hosts = AllowedHosts::parse("").unwrap();
         let house = House {
             ledger: Ledger::new(client.clone(), &format!("replica-{replica}"), clock.clone()),
-            amperity: Amperity::over(carrier, clock.clone(), REQUEST_TIMEOUT),
-            budget: Budget::new(10),
+            amperity: Amperity::over(carrier, clock.clone(), request_timeout(&world, replica)),
+            budget: Budget::new(RATE),
             wallet: Wallet::default(),
             endpoints: Endpoints::new("https://app.amperity.com/api", hosts).unwrap(),
-            rules: Rules { request_timeout: REQUEST_TIMEOUT, settle_time: SETTLE_TIME },
+            rules: Rules { request_timeout: request_timeout(&world, replica), settle_time: SETTLE_TIME },
             clock,
         };
         let stop = CancellationToken::new();
@@ -79,7 +78,7 @@ pub async fn live(world: World, replica: usize, fortune: Fortune) {
             std::future::pending::<()>().await;
         };
         let work = async {
-            let mut tasks = watching.run(&client, &["sim".to_owned()], &synced).await;
+            let mut tasks = watching.run(&client, &fortune.namespaces, &synced).await;
             while tasks.join_next().await.is_some() {}
         };
         tokio::select! {
@@ -90,4 +89,10 @@ pub async fn live(world: World, replica: usize, fortune: Fortune) {
         }
         sleep(Duration::from_millis(1) + fortune.away.mul_f64(world.share())).await;
     }
+}
+
+/// The `--request-timeout` of a replica.
+pub fn request_timeout(world: &World, replica: usize) -> Duration {
+    let differs = replica == 0 && world.is_off(Assumption::SameTimeouts);
+    if differs { REQUEST_TIMEOUT * 6 } else { REQUEST_TIMEOUT }
 }

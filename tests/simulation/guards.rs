@@ -1,0 +1,54 @@
+//! Owns the list of the operator's guards that can be taken away, and the tests that each one is needed.
+//! Never chooses what happens in a schedule.
+
+use workflow_run_stop_operator::sabotage::{Break, take_away};
+
+use crate::{assumptions::found_only_by, plans::found_by_plan, promises::Promise, simulate, world::Size};
+
+/// How a guard that is taken away is noticed.
+#[derive(Clone, Copy, PartialEq)]
+enum By {
+    Seeds,
+    /// Also by a plan with two departures. That is one resource, so nothing that needs two.
+    SeedsAndPlans,
+}
+
+/// Each guard, the promise that falls without it, and how that is found.
+const GUARDS: &[(Break, Promise, By)] = &[
+    (Break::NoClaim, Promise::Once, By::SeedsAndPlans),
+    (Break::ClaimBeforeSlot, Promise::RateLimit, By::Seeds),
+    (Break::ClaimWithoutVersion, Promise::Once, By::SeedsAndPlans),
+    (Break::RecordWithoutClaim, Promise::Once, By::SeedsAndPlans),
+    (Break::ConfirmAfterOneRead, Promise::Once, By::SeedsAndPlans),
+    (Break::NoFence, Promise::Once, By::SeedsAndPlans),
+    (Break::NoWallClock, Promise::Once, By::Seeds),
+    (Break::NoDecisionBeforeClaim, Promise::Once, By::Seeds),
+    (Break::UnreadableOnce, Promise::Truthful, By::Seeds),
+    (Break::ForbiddenClosesReads, Promise::Truthful, By::Seeds),
+];
+
+/// Runs something without a guard. Guards are taken away in this thread only.
+fn without<T>(guard: Break, work: impl FnOnce() -> T) -> T {
+    take_away(Some(guard));
+    let result = work();
+    take_away(None);
+    result
+}
+
+#[test]
+fn a_guard_that_is_taken_away_is_noticed_within_a_thousand_seeds() {
+    for (guard, promise, _) in GUARDS {
+        let found = found_only_by(1000, *promise, |seed| without(*guard, || simulate(seed, Size::Small, None)));
+        let (seed, violation) = found.unwrap_or_else(|| panic!("nobody noticed that {guard:?}"));
+        println!("{guard:?} is noticed by seed {seed}: {violation:?}");
+    }
+}
+
+#[test]
+fn a_guard_that_is_taken_away_is_noticed_with_two_departures() {
+    for (guard, promise, _) in GUARDS.iter().filter(|(_, _, by)| *by == By::SeedsAndPlans) {
+        let found = without(*guard, || found_by_plan(*promise));
+        let (plan, wrong) = found.unwrap_or_else(|| panic!("nobody noticed that {guard:?}"));
+        println!("{guard:?} is noticed by plan {plan:?}: {wrong:?}");
+    }
+}
