@@ -102,6 +102,11 @@ impl Situation {
         self.status(|status| status.stop_request.get_or_insert_default().next_attempt_time = Some(at(second)))
     }
 
+    fn next_attempt_seen_for(mut self, wait: u64) -> Self {
+        self.seen.next_attempt_unchanged = seconds(wait);
+        self
+    }
+
     fn accepted_at(self, second: i64) -> Self {
         self.status(|status| status.stop_request.get_or_insert_default().accepted_time = Some(at(second)))
     }
@@ -288,6 +293,11 @@ fn every_situation_has_its_next_step() {
         ("a moment before, it is not", a_stop().not_after(NOW + 1), Stop(by(NOW + 1))),
         ("one created at its notAfter has expired", a_stop().not_after(0), Finish(Ending::Expired)),
         ("one created after it has expired", a_stop().not_after(-5), Finish(Ending::Expired)),
+        (
+            "one that was sent has not, whatever it was created after",
+            a_stop().dropped(Reason::Unavailable).not_after(0),
+            Finish(Ending::DeadlineExceeded),
+        ),
         ("one created before it has not", a_stop().not_after(1), Finish(Ending::DeadlineExceeded)),
         ("notAfter ends a suspended one", a_stop().suspended().not_after(1), Finish(Ending::DeadlineExceeded)),
         ("also one that had expired", a_stop().suspended().not_after(0), Finish(Ending::Expired)),
@@ -321,8 +331,10 @@ fn every_situation_has_its_next_step() {
         ),
         ("the next attempt waits", a_stop().next_attempt_at(1005), Wait(seconds(5))),
         ("its time has come", a_stop().next_attempt_at(1000), Stop(None)),
-        ("a time that nobody would write does not count", a_stop().next_attempt_at(NOW + 361), Stop(None)),
-        ("a time that somebody may write counts", a_stop().next_attempt_at(NOW + 360), Wait(seconds(360))),
+        ("a time that somebody may write counts", a_stop().next_attempt_at(NOW + 360), wait(360)),
+        ("a time of a clock that is far ahead is waited for as long", a_stop().next_attempt_at(NOW + 3600), wait(360)),
+        ("and no longer, by the own clock", a_stop().next_attempt_at(NOW + 3600).next_attempt_seen_for(359), wait(1)),
+        ("then its time has come", a_stop().next_attempt_at(NOW + 3600).next_attempt_seen_for(360), Stop(None)),
     ];
     for (name, situation, expected) in rules {
         assert_eq!(situation.decide(), *expected, "{name}");
@@ -345,6 +357,13 @@ fn no_wait_outlasts_a_deadline() {
     assert_eq!(latest(a_stop().deadline(1002).accepted_at(990).followed_for(15)), Some(5), "the following ends");
     assert_eq!(latest(a_stop().deadline(1002).finished()), None);
     assert_eq!(latest(a_stop().deadline(1).being_deleted()), None, "it is left alone, however long its deletion takes");
+}
+
+#[test]
+fn one_created_after_its_not_after_expires_also_where_the_clock_is_behind() {
+    let stop = a_stop().not_after(-5).stop;
+    let behind = Timestamp::from_second(-3600).unwrap();
+    assert_eq!(decide(&stop, behind, &Seen::default(), &RULES), Decision::Finish(Ending::Expired));
 }
 
 #[test]

@@ -17,8 +17,8 @@ pub const CLAIM_VALIDITY: Duration = Duration::from_secs(5);
 /// A claim stays open at least this long, and at least `followTimeoutSeconds`, before the outcome counts as unknown.
 const MIN_OPEN_CLAIM: Duration = Duration::from_secs(3600);
 
-/// How far a written time may lie beyond what this process would write: the clocks of two machines differ, and written
-/// times are rounded up to seconds.
+/// How much longer than it would wait itself a replica waits for a time that another one wrote: the clocks of two machines
+/// differ, and written times are rounded up to seconds.
 const CLOCK_SKEW: Duration = Duration::from_secs(60);
 
 /// The operator's settings that the choice depends on.
@@ -35,6 +35,8 @@ pub struct Rules {
 pub struct Seen {
     /// How long the resource's claim has been observed unchanged.
     pub claim_unchanged: Duration,
+    /// How long `nextAttemptTime` has been observed unchanged.
+    pub next_attempt_unchanged: Duration,
     /// How long ago the run was first read as active after the last stop request ended; `None` where it was not.
     pub active_for: Option<Duration>,
     /// How long ago the first of the latest reads in a row came back unreadable; `None` where the last one did not.
@@ -104,11 +106,13 @@ pub fn decide(resource: &WorkflowRunStop, now: Timestamp, seen: &Seen, rules: &R
     let unwritten = WorkflowRunStopStatus::default();
     let status = resource.status.as_ref().unwrap_or(&unwritten);
     let request = status.stop_request.as_ref();
-    let next_attempt = request.and_then(|request| request.next_attempt_time.as_ref()).and_then(|Time(next)| {
-        let ahead = until(now, *next);
-        // A time that no operator would have written comes from a clock that was wrong.
-        (Duration::ZERO < ahead && ahead <= MAX_DELAY.max(rules.settle_time) + CLOCK_SKEW).then_some(ahead)
+    let next_attempt = request.and_then(|request| request.next_attempt_time.as_ref()).map(|Time(next)| {
+        // A time that lies further ahead comes from another clock. It is not ignored: of two replicas whose clocks are far
+        // apart, each would take the other one's backoff for over.
+        let longest = MAX_DELAY.max(rules.settle_time) + CLOCK_SKEW;
+        until(now, *next).min(longest.saturating_sub(seen.next_attempt_unchanged))
     });
+    let next_attempt = next_attempt.filter(|wait| !wait.is_zero());
 
     if let Some(claim) = resource.claim() {
         let quiet = quiet_time(claim, seen, rules);
@@ -123,11 +127,14 @@ pub fn decide(resource: &WorkflowRunStop, now: Timestamp, seen: &Seen, rules: &R
     if let Some(accepted) = request.and_then(|request| request.accepted_time.as_ref()) {
         return follow(resource, (now, accepted), seen, rules);
     }
-    if let Some(not_after) = not_after(resource)
-        && not_after <= now
-    {
-        let expired = not_after <= resource.created();
-        return Decision::Finish(if expired { Ending::Expired } else { Ending::DeadlineExceeded });
+    if let Some(not_after) = not_after(resource) {
+        // Both times are written, so that whose clock is right is no matter.
+        if not_after <= resource.created() && request.is_none_or(|request| request.attempts == 0) {
+            return Decision::Finish(Ending::Expired);
+        }
+        if not_after <= now {
+            return Decision::Finish(Ending::DeadlineExceeded);
+        }
     }
     if resource.spec.suspend {
         return Decision::Suspended;

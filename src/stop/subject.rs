@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tokio::time::Instant;
 
 use crate::amperity::answer::ReadAnswer;
@@ -30,6 +31,8 @@ pub struct Subject {
 pub struct Memory {
     /// The claim that was last seen, and since when.
     pub claim: Option<(Claim, Instant)>,
+    /// The next attempt's time that was last seen, and since when.
+    pub next_attempt: Option<(Time, Instant)>,
     /// What reads have shown since the last stop request, or since its acceptance.
     pub reads: Reads,
     /// What was read while the run is followed and could not be stored yet.
@@ -127,8 +130,14 @@ impl Subject {
         if claim != self.memory.claim.as_ref().map(|(claim, _)| claim) {
             self.memory.claim = claim.map(|claim| (claim.clone(), now));
         }
+        let request = self.resource.status.as_ref().and_then(|status| status.stop_request.as_ref());
+        let next_attempt = request.and_then(|request| request.next_attempt_time.as_ref());
+        if next_attempt != self.memory.next_attempt.as_ref().map(|(time, _)| time) {
+            self.memory.next_attempt = next_attempt.map(|time| (time.clone(), now));
+        }
         Seen {
-            claim_unchanged: self.memory.claim.as_ref().map_or(Duration::ZERO, |(_, since)| now - *since),
+            claim_unchanged: self.memory.claim.as_ref().map_or(Duration::ZERO, |(_, since)| ago(*since)),
+            next_attempt_unchanged: self.memory.next_attempt.as_ref().map_or(Duration::ZERO, |(_, since)| ago(*since)),
             active_for: if is_broken(Break::ConfirmAfterOneRead) { Some(Duration::MAX) } else { active.map(ago) },
             unreadable_for: if is_broken(Break::UnreadableOnce) { Some(Duration::MAX) } else { unreadable.map(ago) },
             was_read: tried,

@@ -23,8 +23,8 @@ const GUARDS: &[(Break, Promise, By)] = &[
     (Break::NoFence, Promise::Once, By::SeedsAndPlans),
     (Break::NoWallClock, Promise::Once, By::Seeds),
     (Break::NoDecisionBeforeClaim, Promise::Once, By::Seeds),
-    (Break::UnreadableOnce, Promise::Truthful, By::Seeds),
-    (Break::ForbiddenClosesReads, Promise::Truthful, By::Seeds),
+    (Break::UnreadableOnce, Promise::TruthfulStatus, By::Seeds),
+    (Break::ForbiddenClosesReads, Promise::TruthfulStatus, By::Seeds),
 ];
 
 /// Runs something without a guard. Guards are taken away in this thread only.
