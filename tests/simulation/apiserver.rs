@@ -180,7 +180,7 @@ impl ApiServer {
 
     /// An earlier version of an object, if reads need not return what is stored.
     fn stale(&self, key: &str) -> Option<Value> {
-        if !self.world.is_off(Assumption::GetReturnsWhatIsStored) || !self.world.trouble(3.0) {
+        if !self.world.is_off(Assumption::GetReturnsWhatIsStored) || self.world.below(2) == 0 {
             return None;
         }
         let inner = self.world.lock();

@@ -37,8 +37,8 @@ pub fn request_is_written(inner: &mut Inner, replica: usize, tenant: &str) {
 }
 
 /// The object that is to stop this run, as it is stored.
-fn object_of(inner: &Inner, uid: &str) -> Option<Value> {
-    inner.objects.values().find(|object| object["metadata"]["uid"] == uid).cloned()
+fn object_of<'a>(inner: &'a Inner, uid: &str) -> Option<&'a Value> {
+    inner.objects.values().find(|object| object["metadata"]["uid"] == uid)
 }
 
 pub fn time(value: &Value) -> Option<Timestamp> {
@@ -57,7 +57,7 @@ pub fn deadline(object: &Value) -> Option<Timestamp> {
 /// The last look at the claim allowed a stop request to be written now.
 pub fn fence_was_passed(inner: &mut Inner, replica: usize, id: &str) {
     let uid = inner.runs[id].uid.clone();
-    let Some(object) = object_of(inner, &uid) else { return };
+    let Some(object) = object_of(inner, &uid).cloned() else { return };
     let wall = inner.wall(replica);
     if let Some(deadline) = deadline(&object)
         && deadline < wall
@@ -111,9 +111,8 @@ pub fn stop_is_written(inner: &mut Inner, replica: usize, id: &str) -> usize {
 
 /// A read of a run is written.
 pub fn read_is_written(inner: &mut Inner, replica: usize, id: &str) {
-    let uid = inner.runs[id].uid.clone();
     let wall = inner.wall(replica);
-    let Some(object) = object_of(inner, &uid) else { return };
+    let Some(object) = object_of(inner, &inner.runs[id].uid) else { return };
     let follow = object["spec"]["followTimeoutSeconds"].as_u64().unwrap_or(3600);
     let Some(accepted) = time(&object["status"]["stopRequest"]["acceptedTime"]) else { return };
     if wall <= accepted + Duration::from_secs(follow) {

@@ -2,7 +2,7 @@
 //! Kubernetes API server and a simulated Amperity, in virtual time. Replicas crash at any step of their IO,
 //! requests and answers get lost, watches lag and break, clocks differ and jump.
 //!
-//! By seed, everything is left to dice: in a small world of up to four resources, and in a large one of up to fifty,
+//! By seed, everything is left to dice: in a small world of up to three resources, and in a large one of up to fifty,
 //! three tenants and three namespaces. By plan, there are one resource and two replicas, and every schedule that departs
 //! from the smooth one at no more than so many points is followed, without exception.
 //!
@@ -51,7 +51,7 @@ use crate::{
 const HORIZON: Duration = Duration::from_secs(4 * 3600);
 
 /// What waits for something that never comes is given so long to say so.
-const PATIENCE: Duration = Duration::from_secs(1200);
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// What came of one schedule.
 struct Outcome {
@@ -108,7 +108,7 @@ fn simulate(seed: u64, size: Size, off: Option<Assumption>) -> Outcome {
             tokio::spawn(live(world.clone(), replica, fortune));
         }
         let users = match size {
-            Size::Small => 4,
+            Size::Small => 3,
             Size::Large => 50,
         };
         for number in 0..=world.below(users) {

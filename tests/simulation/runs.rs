@@ -7,6 +7,7 @@ use tokio::time::{Duration, Instant};
 
 use crate::{
     answers::{Answer, Effect, Fate, Page},
+    assumptions::Assumption,
     world::{SETTLE_TIME, World},
 };
 
@@ -86,7 +87,9 @@ impl Run {
             ];
             self.stop_fault = Some(faults[world.below(faults.len() as u64) as usize]);
         }
-        if world.below(7) == 0 {
+        // Where a run can be read, a read makes good what a wrong GET of the resource spoils.
+        let never_readable = world.is_off(Assumption::GetReturnsWhatIsStored);
+        if world.below(7) == 0 || never_readable {
             let unreadable = [Answer::Own(403), Answer::Own(404), Answer::Foreign(403, Page::Html)];
             let faults = [&unreadable[..], &unreadable, &[Answer::Foreign(503, Page::Html)]].concat();
             self.read_fault = Some(faults[world.below(faults.len() as u64) as usize]);

@@ -4,7 +4,7 @@
 use std::{convert::Infallible, time::Duration};
 
 use bytes::Bytes;
-use futures::stream;
+use futures::{StreamExt as _, stream};
 use http::Response;
 use http_body_util::{BodyExt, StreamBody};
 use serde_json::{Value, json};
@@ -50,8 +50,6 @@ pub fn watch(world: &World, namespace: Option<&str>, query: &str) -> Answer {
     let frames = events.map(|bytes| Ok::<_, Infallible>(http_body::Frame::data(bytes)));
     Response::builder().status(200).body(StreamBody::new(frames).boxed_unsync()).unwrap()
 }
-
-use futures::StreamExt as _;
 
 /// The next line of a stream and the version that it has reached; `None` in its place where the stream ends after it.
 async fn next(world: &World, namespace: Option<&str>, seen: u64) -> Option<(Bytes, Option<u64>)> {
