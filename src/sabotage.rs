@@ -18,14 +18,10 @@ pub enum Break {
     NoFence,
     /// The fence looks at the monotonic clock only.
     NoWallClock,
-    /// A claim is made without deciding once more.
-    NoDecisionBeforeClaim,
     /// A run that is unreadable once counts as unreadable for good.
     UnreadableOnce,
     /// A 403 of a stop closes reads as well.
     ForbiddenClosesReads,
-    /// A request is repeated without reading the run before.
-    RepeatWithoutRead,
 }
 
 #[cfg(feature = "sabotage")]

@@ -144,6 +144,11 @@ impl Budget {
         tenants.iter().map(state).collect()
     }
 
+    /// True where requests of this tenant wait for their turn.
+    pub fn is_waited_for(&self, key: &BudgetKey) -> bool {
+        self.lock().get(key).is_some_and(|tenant| !tenant.queue.is_empty())
+    }
+
     /// The limit for each tenant, in requests per second.
     pub fn limit(&self) -> u32 {
         self.per_second

@@ -31,7 +31,6 @@ use crate::clock::until;
 use crate::dice;
 use crate::resource::{WorkflowRunStop, WorkflowRunStopStatus, conditions::Reason};
 use crate::run::Phase;
-use crate::sabotage::{Break, is_broken};
 use crate::stop::{
     backoff::{MAX_CREDENTIALS_DELAY, delay, next_look},
     decide::{Decision, Ending, Established, Seen, at_the_latest, decide},
@@ -105,7 +104,6 @@ impl House {
     ) -> Done {
         let left = |deadline: Timestamp| Duration::try_from(deadline.duration_since(self.now())).unwrap_or_default();
         let at_the_latest = deadline.map(|deadline| Instant::now() + left(deadline));
-        let repeats = repeats.filter(|_| !is_broken(Break::RepeatWithoutRead));
         let ready = tokio::select! {
             biased;
             () = interrupt => return Ok((Did::Looked, Next::Now)),
@@ -120,8 +118,7 @@ impl House {
             Err(unprepared) => return self.unprepared(subject, unprepared).await,
         };
         // The wait may have been long, the machine suspended, or its clock set.
-        let still = matches!(self.decide(subject), Decision::Stop(_) | Decision::Repeat(..));
-        if !still && !is_broken(Break::NoDecisionBeforeClaim) {
+        if !matches!(self.decide(subject), Decision::Stop(_) | Decision::Repeat(..)) {
             return Ok((Did::Looked, Next::Now));
         }
         let url = endpoint.stop_url(&subject.resource.spec.run_id).to_string();
@@ -192,8 +189,16 @@ impl House {
         };
         match answer {
             Ok(answer) => self.learned(subject, &answer, established).await,
-            // Not a tried read: once the credentials or the endpoint can be used again, reading tells the outcome.
-            Err(unprepared) => self.unprepared(subject, unprepared).await,
+            Err(unprepared) => {
+                // The API refused the credentials or the token request. A missing Secret or a host that is not allowed is
+                // no try: a person can mend that, and then reading tells the outcome.
+                let of_api =
+                    |denied: &Denied| !matches!(denied.reason, Reason::CredentialsMissing | Reason::EndpointNotAllowed);
+                if matches!(&unprepared, Unprepared::Denied(denied) if of_api(denied)) {
+                    subject.tried_to_read();
+                }
+                self.unprepared(subject, unprepared).await
+            }
         }
     }
 

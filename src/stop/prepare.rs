@@ -3,6 +3,7 @@
 
 use std::{pin::pin, time::Duration};
 
+use jiff::Timestamp;
 use tokio::time::{Instant, timeout};
 
 use crate::amperity::{
@@ -21,7 +22,7 @@ use crate::stop::{
     subject::Subject,
 };
 
-/// Who waits longer for a slot is told so in the status.
+/// After this queueing time, and up to twice as long, the status says `WaitingForBudget`.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What is needed to send one request.
@@ -93,9 +94,28 @@ fn denied(reason: Reason, detail: String, again: Again) -> Unprepared {
     Unprepared::Denied(Denied { reason, detail, again })
 }
 
+/// What credentials and slot are asked for with: copied, so that the resource can change while they are waited for.
+struct Wanted {
+    purpose: Purpose,
+    created: Timestamp,
+    namespace: String,
+    secret: String,
+}
+
+impl Wanted {
+    fn of(resource: &WorkflowRunStop, purpose: Purpose) -> Self {
+        Self {
+            purpose,
+            created: resource.created(),
+            namespace: resource.namespace().to_owned(),
+            secret: resource.spec.credentials_secret_ref.name.clone(),
+        }
+    }
+}
+
 impl House {
-    /// Gets all that one request needs. A stop that waits long for its slot says so in the status, and
-    /// looks at the Secret again before it goes on.
+    /// Gets all that one request needs. A stop that waits long for the rate limit, for its own turn or for that of a token
+    /// request, says so in the status, and looks at the Secret again before it goes on.
     ///
     /// # Errors
     /// Where no request can be sent now. Nothing was sent or claimed then.
@@ -105,49 +125,52 @@ impl House {
             .endpoints
             .of(&spec.tenant, spec.base_url.as_deref())
             .map_err(|error| denied(Reason::EndpointNotAllowed, error.to_string(), Again::OnChange))?;
-        let pass = self.pass(&subject.resource, &endpoint, purpose).await?;
         let key = endpoint.budget_key();
-        let mut turn = pin!(self.budget.acquire(&key, purpose, subject.resource.created()));
+        let wanted = Wanted::of(&subject.resource, purpose);
+        let mut ready = pin!(async {
+            let pass = self.pass(&wanted, &endpoint).await?;
+            let slot = self.budget.acquire(&key, purpose, wanted.created).await;
+            Ok::<_, Unprepared>(Prepared { endpoint: endpoint.clone(), pass, slot })
+        });
         // Not all that wait are to write at the same moment.
-        if let Ok(slot) = timeout(PATIENCE.mul_f64(1.0 + dice::unit()), turn.as_mut()).await {
-            let admitted = !self.wallet.was_refused_since(&pass.key, pass.admitted);
-            return if admitted { Ok(Prepared { endpoint, pass, slot }) } else { Err(Unprepared::Changed) };
+        let patience = PATIENCE.mul_f64(1.0 + dice::unit());
+        if let Ok(ready) = timeout(patience, ready.as_mut()).await {
+            let prepared = ready?;
+            let refused = self.wallet.was_refused_since(&prepared.pass.key, prepared.pass.admitted);
+            return if refused { Err(Unprepared::Changed) } else { Ok(prepared) };
         }
-        let slot = if purpose == Purpose::Stop {
-            let status = outcome::waiting(&subject.resource, Reason::WaitingForBudget, "", self.moment());
-            tokio::select! {
-                biased;
-                // The turn does not wait for the writing: others stand behind it.
-                slot = turn.as_mut() => slot,
-                written = self.ledger.announce(&subject.resource, status) => match written? {
-                    Written::Stored(stored) => {
-                        subject.resource = *stored;
-                        turn.await
-                    }
-                    Written::Same => turn.await,
-                    written @ (Written::Changed(_) | Written::Gone) => {
-                        subject.take(written);
-                        return Err(Unprepared::Changed);
-                    }
-                },
+        let prepared = loop {
+            // It may as well be a slow answer to a token request that is waited for.
+            if purpose == Purpose::Stop && self.budget.is_waited_for(&key) {
+                let status = outcome::waiting(&subject.resource, Reason::WaitingForBudget, "", self.moment());
+                tokio::select! {
+                    biased;
+                    // The turn does not wait for the writing: others stand behind it.
+                    ready = ready.as_mut() => break ready?,
+                    written = self.ledger.announce(&subject.resource, status) => match written? {
+                        Written::Stored(stored) => subject.resource = *stored,
+                        Written::Same => {}
+                        written @ (Written::Changed(_) | Written::Gone) => {
+                            subject.take(written);
+                            return Err(Unprepared::Changed);
+                        }
+                    },
+                }
+                break ready.await?;
             }
-        } else {
-            turn.await
+            if let Ok(ready) = timeout(patience, ready.as_mut()).await {
+                break ready?;
+            }
         };
-        let current = self.is_current(&subject.resource, &pass).await?;
-        if current { Ok(Prepared { endpoint, pass, slot }) } else { Err(Unprepared::Changed) }
+        let current = self.is_current(&wanted, &prepared.pass).await?;
+        if current { Ok(prepared) } else { Err(Unprepared::Changed) }
     }
 
     /// Looks up the Secret that the resource names and gets a token with it.
-    async fn pass(
-        &self,
-        resource: &WorkflowRunStop,
-        endpoint: &Endpoint,
-        purpose: Purpose,
-    ) -> Result<Pass, Unprepared> {
-        let name = &resource.spec.credentials_secret_ref.name;
+    async fn pass(&self, wanted: &Wanted, endpoint: &Endpoint) -> Result<Pass, Unprepared> {
+        let Wanted { purpose, created: _, namespace, secret: name } = wanted;
         let missing = |detail| denied(Reason::CredentialsMissing, detail, Again::Backoff);
-        let secret = match self.ledger.secret(resource.namespace(), name).await {
+        let secret = match self.ledger.secret(namespace, name).await {
             Ok(Some(secret)) => secret,
             Ok(None) => return Err(missing(format!("there is no Secret {name}"))),
             Err(error) if error.is_forbidden() => {
@@ -160,17 +183,17 @@ impl House {
         let key = CredentialsKey { secret: secret.version, budget: endpoint.budget_key() };
         let admitted = self
             .wallet
-            .admit(&key, purpose)
+            .admit(&key, *purpose)
             .map_err(|resting| denied(reason_of(resting.refusal), resting.detail, Again::At(resting.until)))?;
         match credentials {
             Credentials::Static(token) => Ok(Pass { token, key, admitted, origin: Origin::Secret }),
-            Credentials::Client(client) => self.fetched(resource, endpoint, &client, key, admitted).await,
+            Credentials::Client(client) => self.fetched(wanted, endpoint, &client, key, admitted).await,
         }
     }
 
     async fn fetched(
         &self,
-        resource: &WorkflowRunStop,
+        wanted: &Wanted,
         endpoint: &Endpoint,
         client: &Client,
         key: CredentialsKey,
@@ -190,7 +213,7 @@ impl House {
                 denied(Reason::EndpointNotAllowed, detail, Again::Backoff)
             })?,
         };
-        let slot = self.budget.acquire(&endpoint.budget_key(), Purpose::Token, resource.created()).await;
+        let slot = self.budget.acquire(&endpoint.budget_key(), Purpose::Token, wanted.created).await;
         let (refusal, why) = match self.amperity.token(url, endpoint, client, slot).await {
             TokenAnswer::Token(token, valid) => {
                 self.wallet.keep(key.clone(), token.clone(), valid);
@@ -208,9 +231,8 @@ impl House {
     }
 
     /// True where the Secret and the token are still those of this pass, after a long wait.
-    async fn is_current(&self, resource: &WorkflowRunStop, pass: &Pass) -> Result<bool, Unprepared> {
-        let name = &resource.spec.credentials_secret_ref.name;
-        let secret = self.ledger.secret(resource.namespace(), name).await?;
+    async fn is_current(&self, wanted: &Wanted, pass: &Pass) -> Result<bool, Unprepared> {
+        let secret = self.ledger.secret(&wanted.namespace, &wanted.secret).await?;
         let same = secret.is_some_and(|secret| secret.version == pass.key.secret);
         let valid = pass.origin == Origin::Secret || self.wallet.token(&pass.key).as_ref() == Some(&pass.token);
         Ok(same && valid && !self.wallet.was_refused_since(&pass.key, pass.admitted))

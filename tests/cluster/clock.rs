@@ -28,7 +28,7 @@ use workflow_run_stop_operator::{
     stop::{decide::Rules, house::House, ledger::Ledger},
 };
 
-use crate::support::{Place, TENANT, a_stop, ends_at_once, is, ready};
+use crate::support::{Place, TENANT, a_stop, ends_at_once, is, ready, request};
 
 /// An operator in this process, whose wall clock is `ahead` seconds ahead. It ends when it is dropped.
 struct Operator {
@@ -100,7 +100,10 @@ async fn none_is_sent_after_the_jump(deadline: impl Fn(&mut WorkflowRunStop)) {
         let stop = place.finished(run).await;
         match stop.status.as_ref().unwrap().result {
             Some(StopResult::Stopped) => sent += 1,
-            _ => assert_eq!(ready(&stop), is(Truth::False, Reason::DeadlineExceeded)),
+            _ => {
+                assert_eq!(ready(&stop), is(Truth::False, Reason::DeadlineExceeded));
+                assert_eq!(request(&stop).attempts, 0, "not even a claim was made");
+            }
         }
     }
     assert_eq!((sent, place.amperity.requests().len()), (5, 5));

@@ -88,8 +88,16 @@ impl Carry for Amperity {
             match &written.call {
                 Call::Stop(id) => {
                     fence_was_passed(&mut world.lock(), replica, id);
-                    if world.is_off(Assumption::NoStopBeforeWrite) {
-                        world.pause(Duration::from_millis(world.one_of(0.5, [0, 300_000]))).await;
+                    if world.is_off(Assumption::NoStopBeforeWrite) && world.trouble(0.5) {
+                        // Nothing that happens meanwhile takes the request back, not even its timeout.
+                        let pause = Duration::from_secs(300).mul_f64(world.share());
+                        let (world, id) = (world.clone(), id.clone());
+                        tokio::spawn(async move {
+                            sleep(pause).await;
+                            written.number = stop_is_written(&mut world.lock(), replica, &id);
+                            serve(&world, written).await
+                        });
+                        return std::future::pending().await;
                     }
                     written.number = stop_is_written(&mut world.lock(), replica, id);
                 }

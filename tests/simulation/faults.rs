@@ -114,7 +114,16 @@ impl Inner {
         let bounded = spec["stopDeadlineSeconds"].is_number() || spec["notAfter"].is_string();
         if claimed || accepted || bounded {
             // An open claim, a follow timeout or a deadline ends it in time.
-            return if claimed && !bounded { self.excuses_of_run(spec) } else { vec![] };
+            let secret = format!("{namespace}/{}", spec["credentialsSecretRef"]["name"].as_str().unwrap_or_default());
+            let limited = self.faults.limited_for_ever == spec["tenant"].as_str();
+            let refused = self.faults.revoked_for_ever.as_ref() == Some(&secret);
+            let forbidden = self.faults.secrets_forbidden == Some(namespace);
+            return match (claimed && !bounded, limited || refused, forbidden) {
+                // Somebody has to let the Secret be read before an open claim can be cleared up.
+                (_, _, true) if claimed => vec![Some("CredentialsMissing")],
+                (true, false, false) => self.excuses_of_run(spec),
+                _ => vec![],
+            };
         }
         if self.faults.secrets_forbidden == Some(namespace) {
             return vec![Some("CredentialsMissing")];
@@ -124,7 +133,8 @@ impl Inner {
         }
         let secret = format!("{namespace}/{}", spec["credentialsSecretRef"]["name"].as_str().unwrap_or_default());
         if self.faults.revoked_for_ever.as_ref() == Some(&secret) {
-            return vec![Some("Unauthorized"), Some("StopRequested")];
+            // Somebody may have deleted it as well.
+            return vec![Some("Unauthorized"), Some("StopRequested"), Some("CredentialsMissing")];
         }
         self.excuses_of_run(spec)
     }
@@ -133,7 +143,12 @@ impl Inner {
         let Some(run) = self.run(spec["runId"].as_str().unwrap_or_default()) else { return vec![] };
         let Some(Fate { answer, effect: Effect::None }) = run.stop_fault else { return vec![] };
         if answer == Answer::Own(403) {
-            return vec![Some("Forbidden"), Some("StopRequested"), Some("WaitingForBudget")];
+            // A claim of a crashed replica, whose run cannot be read for a while.
+            let confirming = [Some("Unavailable"), Some("OutcomeUnknown")];
+            return [Some("Forbidden"), Some("StopRequested"), Some("WaitingForBudget")]
+                .into_iter()
+                .chain(confirming)
+                .collect();
         }
         if run.state != "running" || !run.is_readable() {
             return vec![];

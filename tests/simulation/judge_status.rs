@@ -94,7 +94,8 @@ fn result_is_stored(
             let created = time(&after["metadata"]["creationTimestamp"]);
             sent == 0 && created.zip(time(&after["spec"]["notAfter"])).is_some_and(|(created, end)| end <= created)
         }
-        "Unknown" => before["status"]["stopRequest"]["claim"].is_object(),
+        // Also before a further request, when the run cannot be read any more.
+        "Unknown" => before["status"]["stopRequest"]["claim"].is_object() || (0 < sent && run.was_unreadable),
         "Failed" => !run.is_readable() || run.was_unreadable || run.effects() == 0,
         _ => false,
     };
