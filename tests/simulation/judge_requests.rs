@@ -45,13 +45,14 @@ pub fn time(value: &Value) -> Option<Timestamp> {
     value.as_str()?.parse().ok()
 }
 
-/// The time after which no stop request may be sent: the earlier one of both deadlines.
-pub fn deadline(object: &Value) -> Option<Timestamp> {
+/// The time after which no stop request may be sent, the earlier one of both deadlines, and the field that says so.
+fn deadline(object: &Value) -> Option<(Timestamp, &'static str)> {
     let created = time(&object["metadata"]["creationTimestamp"]);
     let seconds = object["spec"]["stopDeadlineSeconds"].as_u64().map(Duration::from_secs);
     let relative = created.zip(seconds).map(|(created, seconds)| created + seconds);
     let absolute = time(&object["spec"]["notAfter"]);
-    relative.into_iter().chain(absolute).min()
+    let relative = relative.map(|end| (end, "stopDeadlineSeconds"));
+    relative.into_iter().chain(absolute.map(|end| (end, "notAfter"))).min()
 }
 
 /// The last look at the claim allowed a stop request to be written now.
@@ -59,7 +60,7 @@ pub fn fence_was_passed(inner: &mut Inner, replica: usize, id: &str) {
     let uid = inner.runs[id].uid.clone();
     let Some(object) = object_of(inner, &uid).cloned() else { return };
     let wall = inner.wall(replica);
-    if let Some(deadline) = deadline(&object)
+    if let Some((deadline, field)) = deadline(&object)
         && deadline < wall
     {
         let late = wall.duration_since(deadline).as_secs();

@@ -25,12 +25,7 @@ fn no_schedule_breaks(size: Size, seed: &str, seeds: &str, usual: u64) {
             .map(|thread| {
                 scope.spawn(move || {
                     let seeds = (first + thread..last).step_by(threads as usize);
-                    let outcomes = seeds.map(|seed| {
-                        let t = std::time::Instant::now();
-                        let o = simulate(seed, size, None);
-                        eprintln!("TT {} {} {}", t.elapsed().as_micros(), o.wrong.is_empty(), seed);
-                        (seed, o)
-                    });
+                    let outcomes = seeds.map(|seed| (seed, simulate(seed, size, None)));
                     outcomes.filter(|(_, outcome)| !outcome.wrong.is_empty()).take(enough).collect::<Vec<_>>()
                 })
             })
