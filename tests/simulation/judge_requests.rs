@@ -64,8 +64,8 @@ pub fn fence_was_passed(inner: &mut Inner, replica: usize, id: &str) {
         && deadline < wall
     {
         let late = wall.duration_since(deadline).as_secs();
-        inner
-            .fail(Promise::AsSpecified, &format!("a POST for {id} after its deadline, {late} s by the sender's clock"));
+        let what = format!("a POST for {id} after its {field}, {late} s by the sender's clock");
+        inner.fail(Promise::AsSpecified, &what);
     }
     let claim = &object["status"]["stopRequest"]["claim"];
     if claim["holder"] != format!("replica-{replica}") {
