@@ -132,17 +132,17 @@ impl Inner {
     fn excuses_of_run(&mut self, spec: &Value) -> Vec<Option<&'static str>> {
         let Some(run) = self.run(spec["runId"].as_str().unwrap_or_default()) else { return vec![] };
         let Some(Fate { answer, effect: Effect::None }) = run.stop_fault else { return vec![] };
+        // Between two attempts that were refused one may have been lost.
+        let lost = [Some("Unavailable"), Some("OutcomeUnknown"), Some("StopRequested"), Some("WaitingForBudget")];
         if answer == Answer::Own(403) {
-            return vec![Some("Forbidden"), Some("StopRequested"), Some("WaitingForBudget")];
+            return [&[Some("Forbidden")], &lost[..]].concat();
         }
         if run.state != "running" || !run.is_readable() {
             return vec![];
         }
         match answer {
-            Answer::Own(409) => vec![Some("Conflict"), Some("StopRequested"), Some("Forbidden")],
-            Answer::Own(500..) | Answer::Foreign(500.., _) => {
-                vec![Some("Unavailable"), Some("OutcomeUnknown"), Some("StopRequested"), Some("Forbidden")]
-            }
+            Answer::Own(409) => [&[Some("Conflict"), Some("Forbidden")], &lost[..]].concat(),
+            Answer::Own(500..) | Answer::Foreign(500.., _) => [&[Some("Forbidden")], &lost[..]].concat(),
             _ => vec![],
         }
     }

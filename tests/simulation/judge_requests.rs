@@ -116,7 +116,9 @@ pub fn read_is_written(inner: &mut Inner, replica: usize, id: &str) {
     let Some(object) = object_of(inner, &inner.runs[id].uid) else { return };
     let follow = object["spec"]["followTimeoutSeconds"].as_u64().unwrap_or(3600);
     let Some(accepted) = time(&object["status"]["stopRequest"]["acceptedTime"]) else { return };
-    if wall <= accepted + Duration::from_secs(follow) {
+    // A replica may not know yet that another one finished it.
+    let is_finished = object["status"]["completionTime"].is_string();
+    if is_finished || wall <= accepted + Duration::from_secs(follow) {
         return;
     }
     let reads = inner.runs.get_mut(id).unwrap().late_reads.entry(replica).or_default();
