@@ -113,15 +113,17 @@ impl Inner {
         let (claimed, accepted) = (status["claim"].is_object(), status["acceptedTime"].is_string());
         let bounded = spec["stopDeadlineSeconds"].is_number() || spec["notAfter"].is_string();
         if claimed || accepted || bounded {
-            // An open claim, a follow timeout or a deadline ends it in time.
+            // An open claim, a follow timeout or a deadline ends it in time, unless somebody has to do something before an
+            // open claim can be cleared up.
             let secret = format!("{namespace}/{}", spec["credentialsSecretRef"]["name"].as_str().unwrap_or_default());
+            let missing = self.faults.secrets_forbidden == Some(namespace) || self.secrets.get(&secret).is_none();
             let limited = self.faults.limited_for_ever == spec["tenant"].as_str();
             let refused = self.faults.revoked_for_ever.as_ref() == Some(&secret);
-            let forbidden = self.faults.secrets_forbidden == Some(namespace);
-            return match (claimed && !bounded, limited || refused, forbidden) {
-                // Somebody has to let the Secret be read before an open claim can be cleared up.
-                (_, _, true) if claimed => vec![Some("CredentialsMissing")],
-                (true, false, false) => self.excuses_of_run(spec),
+            return match claimed {
+                true if missing => vec![Some("CredentialsMissing")],
+                // Reads of a tenant that is refused for ever stand behind its token requests.
+                true if limited => vec![Some("RateLimited"), Some("StopRequested"), Some("OutcomeUnknown")],
+                true if !bounded && !refused => self.excuses_of_run(spec),
                 _ => vec![],
             };
         }
@@ -142,22 +144,17 @@ impl Inner {
     fn excuses_of_run(&mut self, spec: &Value) -> Vec<Option<&'static str>> {
         let Some(run) = self.run(spec["runId"].as_str().unwrap_or_default()) else { return vec![] };
         let Some(Fate { answer, effect: Effect::None }) = run.stop_fault else { return vec![] };
+        // Between two attempts that were refused one may have been lost.
+        let lost = [Some("Unavailable"), Some("OutcomeUnknown"), Some("StopRequested"), Some("WaitingForBudget")];
         if answer == Answer::Own(403) {
-            // A claim of a crashed replica, whose run cannot be read for a while.
-            let confirming = [Some("Unavailable"), Some("OutcomeUnknown")];
-            return [Some("Forbidden"), Some("StopRequested"), Some("WaitingForBudget")]
-                .into_iter()
-                .chain(confirming)
-                .collect();
+            return [&[Some("Forbidden")], &lost[..]].concat();
         }
         if run.state != "running" || !run.is_readable() {
             return vec![];
         }
         match answer {
-            Answer::Own(409) => vec![Some("Conflict"), Some("StopRequested"), Some("Forbidden")],
-            Answer::Own(500..) | Answer::Foreign(500.., _) => {
-                vec![Some("Unavailable"), Some("OutcomeUnknown"), Some("StopRequested"), Some("Forbidden")]
-            }
+            Answer::Own(409) => [&[Some("Conflict"), Some("Forbidden")], &lost[..]].concat(),
+            Answer::Own(500..) | Answer::Foreign(500.., _) => [&[Some("Forbidden")], &lost[..]].concat(),
             _ => vec![],
         }
     }

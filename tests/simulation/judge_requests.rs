@@ -45,13 +45,14 @@ pub fn time(value: &Value) -> Option<Timestamp> {
     value.as_str()?.parse().ok()
 }
 
-/// The time after which no stop request may be sent: the earlier one of both deadlines.
-pub fn deadline(object: &Value) -> Option<Timestamp> {
+/// The time after which no stop request may be sent, the earlier one of both deadlines, and the field that says so.
+fn deadline(object: &Value) -> Option<(Timestamp, &'static str)> {
     let created = time(&object["metadata"]["creationTimestamp"]);
     let seconds = object["spec"]["stopDeadlineSeconds"].as_u64().map(Duration::from_secs);
     let relative = created.zip(seconds).map(|(created, seconds)| created + seconds);
     let absolute = time(&object["spec"]["notAfter"]);
-    relative.into_iter().chain(absolute).min()
+    let relative = relative.map(|end| (end, "stopDeadlineSeconds"));
+    relative.into_iter().chain(absolute.map(|end| (end, "notAfter"))).min()
 }
 
 /// The last look at the claim allowed a stop request to be written now.
@@ -59,12 +60,12 @@ pub fn fence_was_passed(inner: &mut Inner, replica: usize, id: &str) {
     let uid = inner.runs[id].uid.clone();
     let Some(object) = object_of(inner, &uid).cloned() else { return };
     let wall = inner.wall(replica);
-    if let Some(deadline) = deadline(&object)
+    if let Some((deadline, field)) = deadline(&object)
         && deadline < wall
     {
         let late = wall.duration_since(deadline).as_secs();
-        inner
-            .fail(Promise::AsSpecified, &format!("a POST for {id} after its deadline, {late} s by the sender's clock"));
+        let what = format!("a POST for {id} after its {field}, {late} s by the sender's clock");
+        inner.fail(Promise::AsSpecified, &what);
     }
     let claim = &object["status"]["stopRequest"]["claim"];
     if claim["holder"] != format!("replica-{replica}") {
@@ -115,7 +116,9 @@ pub fn read_is_written(inner: &mut Inner, replica: usize, id: &str) {
     let Some(object) = object_of(inner, &inner.runs[id].uid) else { return };
     let follow = object["spec"]["followTimeoutSeconds"].as_u64().unwrap_or(3600);
     let Some(accepted) = time(&object["status"]["stopRequest"]["acceptedTime"]) else { return };
-    if wall <= accepted + Duration::from_secs(follow) {
+    // A replica may not know yet that another one finished it.
+    let is_finished = object["status"]["completionTime"].is_string();
+    if is_finished || wall <= accepted + Duration::from_secs(follow) {
         return;
     }
     let reads = inner.runs.get_mut(id).unwrap().late_reads.entry(replica).or_default();
