@@ -22,9 +22,9 @@ const ROUNDING: Duration = Duration::from_secs(1);
 /// With backoff there are never so many stop requests for one run within a minute.
 const TOO_OFTEN: usize = 40;
 
-/// How many reads one process may write for a run after its follow timeout: the last one, and one that had been
-/// decided before.
-const LATE_READS: u32 = 2;
+/// How many reads one process may write for a run after its follow timeout: the last one, one that had been decided
+/// before, and two by a replica whose watch lags: it does not know yet that the stop was accepted.
+const LATE_READS: u32 = 4;
 
 /// Any request is written for a tenant.
 pub fn request_is_written(inner: &mut Inner, replica: usize, tenant: &str) {
