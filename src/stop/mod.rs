@@ -18,7 +18,7 @@ use std::{
 
 use futures::future::{Either, select};
 use jiff::Timestamp;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::amperity::{
     answer::{ReadAnswer, ReadFailure, StopAnswer},
@@ -32,7 +32,7 @@ use crate::dice;
 use crate::resource::{WorkflowRunStop, WorkflowRunStopStatus, conditions::Reason};
 use crate::run::Phase;
 use crate::stop::{
-    backoff::{MAX_CREDENTIALS_DELAY, delay, next_look},
+    backoff::{MAX_CREDENTIALS_DELAY, MAX_DELAY, delay, next_look},
     decide::{Decision, Ending, Established, Seen, at_the_latest, decide},
     house::House,
     ledger::{LedgerError, Written},
@@ -182,14 +182,10 @@ impl House {
 
     /// Reads the run to learn what became of a request.
     async fn confirm(&self, subject: &mut Subject, established: Established, interrupt: Interrupt<'_>) -> Done {
-        let answer = tokio::select! {
-            biased;
-            () = interrupt => return Ok((Did::Looked, Next::Now)),
-            answer = self.read(subject) => answer,
-        };
-        match answer {
-            Ok(answer) => self.learned(subject, &answer, established).await,
-            Err(unprepared) => {
+        match self.read_within(subject, self.longest_wait_for_a_read(), interrupt).await {
+            None => Ok((Did::Looked, Next::Now)),
+            Some(Ok(answer)) => self.learned(subject, &answer, established).await,
+            Some(Err(unprepared)) => {
                 // The API refused the credentials or the token request. A missing Secret or a host that is not allowed is
                 // no try: a person can mend that, and then reading tells the outcome.
                 let of_api =
@@ -214,13 +210,12 @@ impl House {
 
     /// Reads a run whose stop was accepted.
     async fn follow(&self, subject: &mut Subject, established: Established, interrupt: Interrupt<'_>) -> Done {
-        let answer = tokio::select! {
-            biased;
-            () = interrupt => return Ok((Did::Looked, Next::Now)),
-            answer = self.read(subject) => answer,
-        };
-        match answer {
-            Ok(answer) => {
+        // The last read of a run that was not read yet has time beyond the end of the following.
+        let left = at_the_latest(&subject.resource, self.now()).unwrap_or_default();
+        let limit = if subject.seen().was_read { left } else { left.max(self.longest_wait_for_a_read()) };
+        match self.read_within(subject, limit, interrupt).await {
+            None => Ok((Did::Looked, Next::Now)),
+            Some(Ok(answer)) => {
                 let asked = match &answer {
                     ReadAnswer::Failed(failure) => failure.retry_after().unwrap_or_default(),
                     ReadAnswer::Run(_) | ReadAnswer::Unreadable(_) => Duration::ZERO,
@@ -230,13 +225,38 @@ impl House {
                 subject.memory.unrecorded = Some((answer, established));
                 self.record(subject).await
             }
-            Err(unprepared) => {
+            Some(Err(unprepared)) => {
                 // It counts as a try, so that the following ends in time also without usable credentials.
                 if matches!(unprepared, Unprepared::Denied(_)) {
                     subject.tried_to_read();
                     subject.looked(Duration::ZERO);
                 }
                 self.unprepared(subject, unprepared).await
+            }
+        }
+    }
+
+    /// A read that waits for the rate limit and for its answer for longer than this counts as tried.
+    fn longest_wait_for_a_read(&self) -> Duration {
+        MAX_DELAY + self.rules.request_timeout
+    }
+
+    /// Reads the run. `None` where that was given up: the resource changed, or the rate limit let others go first for
+    /// longer than `limit`, which counts as a try.
+    async fn read_within(
+        &self,
+        subject: &mut Subject,
+        limit: Duration,
+        interrupt: Interrupt<'_>,
+    ) -> Option<Result<ReadAnswer, Unprepared>> {
+        tokio::select! {
+            biased;
+            () = interrupt => None,
+            answer = timeout(limit, self.read(subject)) => {
+                if answer.is_err() {
+                    subject.tried_to_read();
+                }
+                answer.ok()
             }
         }
     }

@@ -121,9 +121,7 @@ impl Inner {
             let refused = self.faults.revoked_for_ever.as_ref() == Some(&secret);
             return match claimed {
                 true if missing => vec![Some("CredentialsMissing")],
-                // Reads of a tenant that is refused for ever stand behind its token requests.
-                true if limited => vec![Some("RateLimited"), Some("StopRequested"), Some("OutcomeUnknown")],
-                true if !bounded && !refused => self.excuses_of_run(spec),
+                true if !bounded && !refused && !limited => self.excuses_of_run(spec),
                 _ => vec![],
             };
         }

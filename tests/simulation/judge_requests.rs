@@ -23,7 +23,8 @@ const ROUNDING: Duration = Duration::from_secs(1);
 const TOO_OFTEN: usize = 40;
 
 /// How many reads one process may write for a run after its follow timeout: the last one, one that had been decided
-/// before, and one more for each time that it cannot learn what became of its write.
+/// before, two by a replica whose watch lags and which does not know yet that the stop was accepted, and one more each
+/// time that it cannot learn what became of its write.
 const LATE_READS: u32 = 6;
 
 /// Any request is written for a tenant.
