@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    load::{CLIENT, Load, SEALED, TOKEN},
+    load::{CLIENT, Load, TOKEN},
     replica::Replica,
 };
 
@@ -105,7 +105,7 @@ pub async fn at_amperity(mut lane: Lane, load: &Load) -> Counts {
             answers => {
                 let mut dice = StdRng::from_rng(&mut lane.dice);
                 let often = lane.dice.random_range(0.3..1.0);
-                let rule = move |kind, run: &str| dice.random_bool(often).then(|| fault(answers, kind, run, &mut dice));
+                let rule = move |kind, _: &str| dice.random_bool(often).then(|| fault(answers, kind, &mut dice));
                 load.amperity.read().await.rule(rule);
                 lane.pass(time).await;
                 load.amperity.read().await.clear_faults();
@@ -114,8 +114,10 @@ pub async fn at_amperity(mut lane: Lane, load: &Load) -> Counts {
     }
 }
 
-fn fault(answers: &str, kind: Kind, run: &str, dice: &mut StdRng) -> Fault {
-    let took = if dice.random() { Took::Effect } else { Took::NoEffect };
+fn fault(answers: &str, kind: Kind, dice: &mut StdRng) -> Fault {
+    // Late, and still within the settle time of the operator.
+    let late = Took::Late(Duration::from_millis(dice.random_range(0..3000)));
+    let took = [Took::Effect, Took::NoEffect, late][dice.random_range(0..3)];
     match answers {
         "answers 429" => {
             let ahead = dice.random_range(1..4);
@@ -123,10 +125,8 @@ fn fault(answers: &str, kind: Kind, run: &str, dice: &mut StdRng) -> Fault {
             Fault::TooManyRequests { retry_after: retry_after[dice.random_range(0..3)].clone() }
         }
         "answers 5xx" => {
-            // That a 5xx of a run which cannot be read means no effect is assumed, see docs/once.md.
-            let effect = if run.starts_with(SEALED) { Took::NoEffect } else { took };
             let body = [ErrorBody::ErrorJson, ErrorBody::Html, ErrorBody::Empty][dice.random_range(0..3)];
-            Fault::Status { code: [500, 502, 503, 504][dice.random_range(0..4)], effect, body }
+            Fault::Status { code: [408, 499, 500, 502, 503, 504][dice.random_range(0..6)], effect: took, body }
         }
         "connections reset" => Fault::Reset(took),
         "no answers" => Fault::NoAnswer(took),
@@ -139,7 +139,7 @@ fn fault(answers: &str, kind: Kind, run: &str, dice: &mut StdRng) -> Fault {
             2 => Fault::Accepted202,
             _ => Fault::ManyTasks(dice.random_range(0..300)),
         },
-        _ => fault(AMPERITY[dice.random_range(0..6)], kind, run, dice),
+        _ => fault(AMPERITY[dice.random_range(0..6)], kind, dice),
     }
 }
 

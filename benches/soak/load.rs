@@ -47,7 +47,7 @@ const SUSPENDED_FOR: Duration = Duration::from_secs(60);
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// The runs of this name cannot be read.
-pub const SEALED: &str = "wf-sealed-";
+const SEALED: &str = "wf-sealed-";
 
 /// The Secrets with a token, and with a client's id and secret.
 pub const TOKEN: &str = "token";

@@ -548,9 +548,12 @@ mod tests {
 
     #[test]
     fn a_message_says_whether_the_answer_has_the_documented_form() {
-        let detail = |status, with| match stop_answer(reply(status, with), "wf-1") {
-            StopAnswer::Foreign(said) | StopAnswer::Forbidden(said) | StopAnswer::NotOurRun(said) => said.detail(),
-            other => panic!("{other:?}"),
+        let detail = |status, with| {
+            let answer = stop_answer(reply(status, with), "wf-1");
+            let (StopAnswer::Foreign(said) | StopAnswer::Forbidden(said) | StopAnswer::NotOurRun(said)) = answer else {
+                panic!("{answer:?}")
+            };
+            said.detail()
         };
         assert_eq!(detail(403, With::Error(403)), "HTTP 403, so it is");
         assert_eq!(detail(403, With::Object), "HTTP 403 (not in Amperity's format), no route");

@@ -83,7 +83,7 @@ type Done = Result<(Did, Next), LedgerError>;
 /// What comes before a stop request.
 enum Readiness {
     /// It may be claimed and sent.
-    Ready(Prepared),
+    Ready(Box<Prepared>),
     /// An earlier request made it needless, or nobody can tell: what reading the run showed.
     Answered(ReadAnswer),
 }
@@ -111,7 +111,7 @@ impl House {
             ready = self.ready_to_stop(subject, repeats.is_some()) => ready,
         };
         let Prepared { endpoint, pass, slot } = match ready {
-            Ok(Readiness::Ready(prepared)) => prepared,
+            Ok(Readiness::Ready(prepared)) => *prepared,
             Ok(Readiness::Answered(answer)) => {
                 return self.learned(subject, &answer, repeats.unwrap_or_default()).await;
             }
@@ -152,7 +152,7 @@ impl House {
     async fn ready_to_stop(&self, subject: &mut Subject, repeats: bool) -> Result<Readiness, Unprepared> {
         let prepared = self.prepare(subject, Purpose::Stop).await?;
         if !repeats {
-            return Ok(Readiness::Ready(prepared));
+            return Ok(Readiness::Ready(Box::new(prepared)));
         }
         let Prepared { endpoint, pass, slot } = prepared;
         let key = endpoint.budget_key();
@@ -162,14 +162,19 @@ impl House {
         };
         // The second slot is the next one that the tenant has.
         let second = self.budget.acquire(&key, Purpose::Stop, Timestamp::MIN);
-        let ((answer, read_at), slot) = match select(pin!(read), pin!(second)).await {
-            Either::Left(((answer, read_at), second)) => match answer? {
-                answer if answer.is_active() => ((answer, read_at), second.await),
-                answer => return Ok(Readiness::Answered(answer)),
-            },
-            Either::Right((slot, read)) => match read.await {
-                (answer, read_at) => ((answer?, read_at), slot),
-            },
+        let (answer, read_at, slot) = match select(pin!(read), pin!(second)).await {
+            Either::Left(((answer, read_at), second)) => {
+                let answer = answer?;
+                // A needless slot is not waited for.
+                if !answer.is_active() {
+                    return Ok(Readiness::Answered(answer));
+                }
+                (answer, read_at, second.await)
+            }
+            Either::Right((slot, read)) => {
+                let (answer, read_at) = read.await;
+                (answer?, read_at, slot)
+            }
         };
         if !answer.is_active() {
             return Ok(Readiness::Answered(answer));
@@ -177,7 +182,7 @@ impl House {
         if MAX_READ_AGE < read_at.elapsed() {
             return Err(Unprepared::Changed);
         }
-        Ok(Readiness::Ready(Prepared { endpoint, pass, slot }))
+        Ok(Readiness::Ready(Box::new(Prepared { endpoint, pass, slot })))
     }
 
     /// Reads the run to learn what became of a request.

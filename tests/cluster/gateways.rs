@@ -12,6 +12,7 @@ use workflow_run_stop_operator::resource::{
 };
 
 use crate::answers::{Bench, CONFIRMED, STOPPED, a_run, status, tokens_asked_for, with_client};
+use crate::clock::now;
 use crate::support::{TENANT, a_stop, ends_at_once, message, ready, request, told};
 
 const OUTCOME_UNKNOWN: [&str; 4] = [
@@ -315,7 +316,7 @@ async fn an_accepted_stop_is_not_lost_whatever_else_its_answer_holds() {
 
 /// A stop that was accepted two hours ago and was to be followed for a minute.
 fn accepted_long_ago() -> WorkflowRunStopStatus {
-    let accepted = Timestamp::now() - Duration::from_secs(7200);
+    let accepted = now() - Duration::from_secs(7200);
     let mut status = dropped(Reason::StopAccepted, 1);
     status.conditions[0].status = Truth::True.as_str().to_owned();
     status.stop_request.as_mut().unwrap().accepted_time = Some(Time(accepted.round(jiff::Unit::Second).unwrap()));

@@ -15,6 +15,7 @@ use workflow_run_stop_operator::resource::{
     conditions::{ConditionType, Reason, StopResult, Truth},
 };
 
+use crate::clock::now;
 use crate::support::{Operator, Place, TENANT, a_stop, condition, ends_at_once, is, message, ready};
 
 const CRD: &str = include_str!("../../crds/workflowrunstops.yaml");
@@ -218,7 +219,7 @@ async fn a_stop_whose_not_after_passes_before_it_is_sent_fails_also_while_it_is_
     let place = Place::new().await;
     place.amperity.add_run(TENANT, ends_at_once("wf-1"));
     let _operator = place.operator().await;
-    let soon = jiff::Timestamp::from_second(jiff::Timestamp::now().as_second() + 3).unwrap();
+    let soon = jiff::Timestamp::from_second(now().as_second() + 3).unwrap();
     for (name, suspend, secret) in [("wf-1", true, "amperity"), ("wf-2", false, "missing")] {
         let mut stop = a_stop(name);
         stop.spec.suspend = suspend;
@@ -231,7 +232,7 @@ async fn a_stop_whose_not_after_passes_before_it_is_sent_fails_also_while_it_is_
         assert_eq!(ready(&stop), is(Truth::False, Reason::DeadlineExceeded), "{name}");
         assert_eq!(stop.status.unwrap().result, Some(StopResult::Failed));
     }
-    assert!(soon <= jiff::Timestamp::now());
+    assert!(soon <= now());
     assert_eq!(place.amperity.requests().len(), 0);
 }
 
