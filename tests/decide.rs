@@ -129,8 +129,12 @@ impl Situation {
         self
     }
 
-    fn was_read(mut self) -> Self {
-        self.seen.was_read = true;
+    fn was_read(self) -> Self {
+        self.tried_for(65)
+    }
+
+    fn tried_for(mut self, wait: u64) -> Self {
+        self.seen.tried_for = Some(seconds(wait));
         self
     }
 
@@ -220,6 +224,26 @@ fn every_situation_has_its_next_step() {
             "not before it was read by this process",
             a_stop().claimed_at(NOW - 3600).seen_unchanged_for(65).next_attempt_at(1010),
             wait(10),
+        ),
+        (
+            "not before it was tried for a while",
+            a_stop().claimed_at(NOW - 3600).seen_unchanged_for(65).tried_for(64),
+            first,
+        ),
+        (
+            "not while the second of two reads is expected",
+            a_stop().claimed_at(NOW - 3600).seen_unchanged_for(65).was_read().active_for(629),
+            Confirm(ACTIVE),
+        ),
+        (
+            "but not for ever",
+            a_stop().claimed_at(NOW - 3600).seen_unchanged_for(65).was_read().active_for(630),
+            Finish(Ending::OutcomeUnknown),
+        ),
+        (
+            "what was read is stored before it is confirmed once more",
+            a_stop().claimed_at(NOW - 3600).seen_unchanged_for(65).was_read().unrecorded(),
+            Record,
         ),
         (
             "not while its request may be in flight, whatever the clock says",

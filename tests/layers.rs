@@ -33,6 +33,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("stop::decide", 3),
     ("stop::draft", 4),
     ("stop::outcome", 5),
+    ("stop::ledger_error", 4),
     ("stop::ledger", 5),
     ("stop::house", 6),
     ("stop::report", 6),

@@ -73,6 +73,8 @@ struct Tenant {
     /// How long it lately took from a slot to a request that can be written.
     lead: Duration,
     next_id: u64,
+    /// The slots that were granted and are still there: their requests may be answered with a 429.
+    slots: usize,
     /// The requests that count: from when on, or `None` while it has a slot and was not sent.
     counting: BTreeMap<u64, Option<Instant>>,
     queue: BTreeMap<Place, Arc<Notify>>,
@@ -218,6 +220,7 @@ impl Tenant {
             strikes: 0,
             lead: MIN_LEAD,
             next_id: 0,
+            slots: 0,
             counting: BTreeMap::new(),
             queue: BTreeMap::new(),
         }
@@ -244,6 +247,7 @@ impl Tenant {
         }
         self.next_id += 1;
         self.counting.insert(self.next_id, None);
+        self.slots += 1;
         self.last_turn = Some(turn);
         Ok((self.next_id, turn))
     }
@@ -278,12 +282,16 @@ impl Tenant {
         }
     }
 
-    /// True where a new budget would be no other: nobody waits, no request counts any more, and the rate
-    /// has grown back.
+    /// True where a new budget would be no other: nobody waits, no slot is out, no request counts any more, and the
+    /// rate has grown back.
     fn is_idle(&self, now: Instant) -> bool {
         let counts = |from: &Option<Instant>| from.is_none_or(|from| now < from + WINDOW);
         let open = self.closed(now).is_none();
-        self.queue.is_empty() && open && self.pace.interval(now).is_none() && !self.counting.values().any(counts)
+        self.slots == 0
+            && self.queue.is_empty()
+            && open
+            && self.pace.interval(now).is_none()
+            && !self.counting.values().any(counts)
     }
 }
 
@@ -344,11 +352,6 @@ impl Slot {
         }
     }
 
-    /// True from when the request was written.
-    pub fn is_sent(&self) -> bool {
-        self.sent.initialized()
-    }
-
     /// When the request was written.
     pub fn sent(&self) -> Option<Instant> {
         self.sent.get().copied()
@@ -383,11 +386,13 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        if !self.is_sent() {
-            self.budget.change(&self.key, |tenant| {
+        let unused = self.sent().is_none();
+        self.budget.change(&self.key, |tenant| {
+            tenant.slots -= 1;
+            if unused {
                 tenant.counting.remove(&self.id);
-            });
-        }
+            }
+        });
     }
 }
 

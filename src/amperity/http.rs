@@ -167,7 +167,7 @@ pub async fn send(
         };
         match answered {
             Err(error) if caused_by::<NotYet>(&*error) => {}
-            answered => break answered.map_err(|error| failure(&*error, slot.is_sent()))?,
+            answered => break answered.map_err(|error| failure(&*error, slot.sent().is_some()))?,
         }
     };
     let head = head(&response);

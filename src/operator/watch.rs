@@ -178,7 +178,8 @@ impl Watch {
     ) {
         // Nobody here reads it, and it is often the largest part.
         resource.metadata.managed_fields = None;
-        if let Some((_, inbox)) = inboxes.get(resource.uid()) {
+        // The task of a closed inbox has ended before its time, by a panic outside of a step.
+        if let Some((_, inbox)) = inboxes.get(resource.uid()).filter(|(_, inbox)| !inbox.is_closed()) {
             inbox.send_replace(resource);
             return;
         }
@@ -218,7 +219,7 @@ async fn tend(house: Arc<House>, teller: Teller, stop: CancellationToken, mut su
         let changed = interrupted(&mut inbox, &known, &stop, tale.waits_long());
         match next {
             Next::Now => {}
-            Next::OnChange | Next::Never => changed.await,
+            Next::OnChange => changed.await,
             Next::At(then) => tokio::select! {
                 biased;
                 () = tokio::time::sleep_until(then) => {}
@@ -237,7 +238,7 @@ async fn caught<T>(step: impl Future<Output = T>) -> Option<T> {
 /// at `at_the_latest`, to tell that it waits.
 async fn interrupted(inbox: &mut Inbox, known: &Known, stop: &CancellationToken, at_the_latest: Option<Instant>) {
     loop {
-        if known.is_outdated_by(&inbox.borrow()) {
+        if known.is_outdated_by(&inbox.borrow(), false) {
             return;
         }
         tokio::select! {

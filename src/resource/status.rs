@@ -63,16 +63,6 @@ pub struct WorkflowRunStopStatus {
 }
 
 impl WorkflowRunStopStatus {
-    /// The same status, speaking of another generation of the spec.
-    #[must_use]
-    pub fn of_generation(mut self, generation: Option<i64>) -> Self {
-        self.observed_generation = generation;
-        for condition in &mut self.conditions {
-            condition.observed_generation = generation;
-        }
-        self
-    }
-
     /// A status that surely fits and is surely valid: what was learned, without what the run carries along.
     #[must_use]
     pub fn bare(self) -> Self {

@@ -41,9 +41,10 @@ pub struct Seen {
     pub active_for: Option<Duration>,
     /// How long ago the first of the latest reads in a row came back unreadable; `None` where the last one did not.
     pub unreadable_for: Option<Duration>,
-    /// This process has tried to read the run since the last stop request, or since its acceptance.
-    pub was_read: bool,
-    /// The run was read while it is followed, and what was read is not stored yet.
+    /// How long ago this process first tried to read the run for this request, or since its acceptance; `None` where it
+    /// did not.
+    pub tried_for: Option<Duration>,
+    /// The run was read, and what was read is not stored yet.
     pub unrecorded: bool,
     /// Time until the next read of the run; `None` where this process has not read it yet.
     pub next_look: Option<Duration>,
@@ -114,9 +115,13 @@ pub fn decide(resource: &WorkflowRunStop, now: Timestamp, seen: &Seen, rules: &R
     });
     let next_attempt = next_attempt.filter(|wait| !wait.is_zero());
 
+    // Before all else, also before an end: that would say less than is known.
+    if seen.unrecorded {
+        return Decision::Record;
+    }
     if let Some(claim) = resource.claim() {
         let quiet = quiet_time(claim, seen, rules);
-        if quiet.is_zero() && seen.was_read && until(now, open_claim_end(resource, claim)).is_zero() {
+        if quiet.is_zero() && is_hopeless(resource, claim, now, (seen, rules)) {
             return Decision::Finish(Ending::OutcomeUnknown);
         }
         return match quiet.max(next_attempt.unwrap_or_default()) {
@@ -156,17 +161,13 @@ fn is_left_alone(resource: &WorkflowRunStop) -> bool {
 
 /// The step after acceptance.
 fn follow(resource: &WorkflowRunStop, (now, accepted): (Timestamp, &Time), seen: &Seen, rules: &Rules) -> Decision {
-    // Before all else, also before the end: that would say less than is known.
-    if seen.unrecorded {
-        return Decision::Record;
-    }
     let state = resource.status.as_ref().and_then(|status| status.state.as_deref());
     let tasks_known = resource.status.as_ref().is_some_and(|status| status.task_instances.is_some());
     let ended = state.is_some_and(|state| Phase::of(state).has_ended());
     let followed = resource.spec.follow_timeout_seconds != 0;
     // Also where no replica worked until now, the run is read once before its following ends.
     let over = until(now, follow_end(resource, accepted)).is_zero();
-    let over_and_read = over && seen.was_read;
+    let over_and_read = over && seen.tried_for.is_some();
     // A run that ended without a word of its tasks is read once more for them.
     if ended && (tasks_known || !followed || over_and_read) {
         return Decision::Finish(Ending::Ended);
@@ -201,7 +202,7 @@ fn may_have_had_an_effect(status: &WorkflowRunStopStatus) -> bool {
 /// The claim's written time is not believed: a wall clock that jumped would make a fresh claim look old.
 fn quiet_time(claim: &Claim, seen: &Seen, rules: &Rules) -> Duration {
     let quiet = match &claim.ended {
-        None => CLAIM_VALIDITY + rules.request_timeout + rules.settle_time,
+        None => in_flight(rules),
         Some(ended) => match ended.answer {
             UnclearAnswer::NoAnswer | UnclearAnswer::ServerError | UnclearAnswer::NotOurRun => rules.settle_time,
             // The request was answered: only reading tells what the answer means.
@@ -211,10 +212,21 @@ fn quiet_time(claim: &Claim, seen: &Seen, rules: &Rules) -> Duration {
     quiet.saturating_sub(seen.claim_unchanged)
 }
 
-/// When the outcome of a claim that is still open counts as unknown.
-fn open_claim_end(resource: &WorkflowRunStop, claim: &Claim) -> Timestamp {
+/// True where the outcome of an open claim counts as unknown: it is open for long, this process has tried to read the run
+/// for a while, and no read lets expect that the next one decides.
+fn is_hopeless(resource: &WorkflowRunStop, claim: &Claim, now: Timestamp, (seen, rules): (&Seen, &Rules)) -> bool {
     let Time(since) = claim.time;
-    since.saturating_add(follow_timeout(resource).max(MIN_OPEN_CLAIM)).unwrap_or(Timestamp::MAX)
+    let end = since.saturating_add(follow_timeout(resource).max(MIN_OPEN_CLAIM)).unwrap_or(Timestamp::MAX);
+    let tried_enough = seen.tried_for.is_some_and(|tried| in_flight(rules) <= tried);
+    // The second of two reads comes after the settle time, or after a failure or two with their backoff.
+    let expected = rules.settle_time + MAX_DELAY * 2;
+    let undecided = [seen.active_for, seen.unreadable_for].into_iter().flatten().all(|since| expected <= since);
+    end <= now && tried_enough && undecided
+}
+
+/// The longest time from before a claim is written until its request can no longer take effect.
+fn in_flight(rules: &Rules) -> Duration {
+    CLAIM_VALIDITY + rules.request_timeout + rules.settle_time
 }
 
 /// Time until the resource has to be looked at whatever else it waits for: its deadline or the

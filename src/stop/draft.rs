@@ -97,8 +97,10 @@ impl Draft {
         self.status
     }
 
+    /// Until the first request, `StopAccepted` says what the stop waits for.
     fn not_sent_by_default(&mut self, why: (Reason, &str)) {
-        if conditions::find(&self.status.conditions, ConditionType::StopAccepted).is_none() {
+        let unclaimed = self.status.stop_request.as_ref().is_none_or(|request| request.attempts == 0);
+        if unclaimed || conditions::find(&self.status.conditions, ConditionType::StopAccepted).is_none() {
             self.set(ConditionType::StopAccepted, Truth::False, why);
         }
     }

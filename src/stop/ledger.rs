@@ -16,10 +16,9 @@ use kube::{
 };
 use prometheus_client::metrics::{counter::Counter, family::Family};
 use serde_json::json;
-use thiserror::Error;
 use tokio::{
     sync::{Semaphore, SemaphorePermit},
-    time::{Instant, timeout},
+    time::Instant,
 };
 
 use crate::amperity::http::Fence;
@@ -28,10 +27,11 @@ use crate::dice;
 use crate::labels::Outcome;
 use crate::resource::{Claim, WorkflowRunStop, WorkflowRunStopStatus};
 use crate::sabotage::{Break, is_broken};
-use crate::stop::decide::CLAIM_VALIDITY;
-
-/// The limit for one request to the API server.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+pub use crate::stop::ledger_error::LedgerError;
+use crate::stop::{
+    decide::CLAIM_VALIDITY,
+    ledger_error::{is_invalid, is_refused, within},
+};
 
 /// A Secret that was read so recently is not read again: a thousand stops with one Secret read it once.
 const SECRET_FRESH: Duration = Duration::from_secs(1);
@@ -42,20 +42,6 @@ const AT_ONCE: usize = 32;
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const MAX_RETRY: Duration = Duration::from_secs(5);
-
-/// Why the API server gave no answer that can be used.
-#[derive(Debug, Error)]
-pub enum LedgerError {
-    /// The API server refused or could not be reached.
-    #[error("{0}")]
-    Kube(#[from] kube::Error),
-    /// It did not answer in time.
-    #[error("the API server did not answer within {} s", REQUEST_TIMEOUT.as_secs())]
-    Timeout,
-    /// It does not take what was written although nothing changed in between.
-    #[error("the API server does not take the status; is the CRD of another version installed? {0}")]
-    Invalid(String),
-}
 
 /// What became of a guarded write.
 #[derive(Debug)]
@@ -227,13 +213,19 @@ impl Ledger {
     }
 
     /// Writes the outcome of a claimed request, until it is stored, the resource is gone or finished, or
-    /// the claim is no longer ours. Where the spec changed in between, the status speaks of the new one.
-    pub async fn record(&self, claimed: Claimed, status: WorkflowRunStopStatus) -> Written {
+    /// the claim is no longer ours. `status` makes it of the resource as it is: its spec may have changed in between.
+    pub async fn record(
+        &self,
+        claimed: Claimed,
+        status: impl Fn(&WorkflowRunStop) -> WorkflowRunStopStatus,
+    ) -> Written {
         let Claimed { mut resource, id, until: _, from_wall: _, clock: _ } = claimed;
-        let (mut status, mut wait) = (status, FIRST_RETRY);
+        let (mut bare, mut wait) = (false, FIRST_RETRY);
         loop {
+            let outcome = status(&resource);
+            let outcome = if bare { outcome.bare() } else { outcome };
             let unguarded = is_broken(Break::RecordWithoutClaim) || is_broken(Break::NoClaim);
-            let error = match self.patch(&resource, &status, unguarded).await {
+            let error = match self.patch(&resource, &outcome, unguarded).await {
                 Ok(stored) => {
                     self.count("stored");
                     return Written::Stored(Box::new(stored));
@@ -246,6 +238,11 @@ impl Ledger {
                     self.count("gone");
                     return Written::Gone;
                 }
+                // Only the answer was lost.
+                Ok(Some(stored)) if stored.status.as_ref() == Some(&outcome) => {
+                    self.count("stored");
+                    return Written::Stored(Box::new(stored));
+                }
                 // An outcome that stayed unknown is final as well, and keeps the claim.
                 Ok(Some(stored)) if stored.is_finished() || stored.claim().is_none_or(|claim| claim.id != id) => {
                     self.count("conflict");
@@ -253,11 +250,10 @@ impl Ledger {
                 }
                 Ok(Some(stored)) if stored.resource_version() != resource.resource_version() => {
                     self.count("conflict");
-                    status = status.of_generation(stored.metadata.generation);
                     resource = stored;
                     continue;
                 }
-                Ok(Some(_)) if is_invalid(&error) => status = status.bare(),
+                Ok(Some(_)) if is_invalid(&error) => bare = true,
                 Ok(Some(_)) | Err(_) => {}
             }
             self.count("failed");
@@ -364,35 +360,6 @@ impl Ledger {
 
 async fn permit(semaphore: &Semaphore) -> SemaphorePermit<'_> {
     semaphore.acquire().await.expect("these semaphores are never closed")
-}
-
-/// True where the API server answered that it does not write this: a test of the patch failed, the
-/// object is gone or changed, or the content is not valid.
-fn is_refused(error: &LedgerError) -> bool {
-    is_invalid(error) || matches!(code(error), Some(404 | 409))
-}
-
-/// True for the answers of the API server to content that it does not take, and to a failed test.
-fn is_invalid(error: &LedgerError) -> bool {
-    matches!(code(error), Some(400 | 413 | 422))
-}
-
-impl LedgerError {
-    /// True where the operator lacks the right.
-    pub fn is_forbidden(&self) -> bool {
-        matches!(code(self), Some(403))
-    }
-}
-
-fn code(error: &LedgerError) -> Option<u16> {
-    match error {
-        LedgerError::Kube(kube::Error::Api(status)) => Some(status.code),
-        LedgerError::Kube(_) | LedgerError::Timeout | LedgerError::Invalid(_) => None,
-    }
-}
-
-async fn within<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, LedgerError> {
-    timeout(REQUEST_TIMEOUT, request).await.map_err(|_| LedgerError::Timeout)?.map_err(LedgerError::Kube)
 }
 
 #[cfg(test)]

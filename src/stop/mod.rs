@@ -6,17 +6,14 @@ pub mod decide;
 pub mod draft;
 pub mod house;
 pub mod ledger;
+pub mod ledger_error;
 pub mod outcome;
 pub mod prepare;
 pub mod report;
 pub mod subject;
 
-use std::{
-    pin::{Pin, pin},
-    time::Duration,
-};
+use std::{pin::Pin, time::Duration};
 
-use futures::future::{Either, select};
 use jiff::Timestamp;
 use tokio::time::{Instant, timeout};
 
@@ -113,7 +110,7 @@ impl House {
         let Prepared { endpoint, pass, slot } = match ready {
             Ok(Readiness::Ready(prepared)) => *prepared,
             Ok(Readiness::Answered(answer)) => {
-                return self.learned(subject, &answer, repeats.unwrap_or_default()).await;
+                return self.learned(subject, answer, repeats.unwrap_or_default()).await;
             }
             Err(unprepared) => return self.unprepared(subject, unprepared).await,
         };
@@ -132,9 +129,12 @@ impl House {
         let fence = claimed.fence(deadline);
         let (answer, sent) = self.amperity.stop(&endpoint, run_id, &pass.token, slot, fence).await;
         let retry = self.judge(&pass, &answer);
-        let status = outcome::stop_answered(claimed.resource(), &answer, retry, self.moment());
-        let status = self.with_end(claimed.resource(), status, false);
-        let written = self.ledger.record(claimed, status.clone()).await;
+        let moment = self.moment();
+        let status = |resource: &WorkflowRunStop| {
+            self.with_end(resource, outcome::stop_answered(resource, &answer, retry, moment), None)
+        };
+        let unstored = status(claimed.resource());
+        let written = self.ledger.record(claimed, status).await;
         // A run that goes on after its stop is given a moment; one that ended, or that the answer
         // does not describe, is read at once.
         let goes_on = matches!(&answer, StopAnswer::Accepted(Some(run), _) if !Phase::of(&run.state).has_ended());
@@ -143,42 +143,25 @@ impl House {
         let stored = matches!(written, Written::Stored(_));
         let next = subject.take(written);
         let finished = stored && subject.resource.is_finished();
-        let unstored = (!stored).then(|| Box::new(status));
+        // Of a request that was not sent there is no answer that could be lost.
+        let unstored = (!stored && sent.is_some()).then(|| Box::new(unstored));
         Ok((Did::Stopped { class: answer.class(), sent, finished, unstored }, next))
     }
 
-    /// Gets all that a stop request needs. Where it repeats an earlier one, the run is read right before it, with a slot
-    /// for each of the two: the time between the read and the request is then a round trip.
+    /// Gets all that a stop request needs. Where it repeats an earlier one, the run is read right before it; the next slot
+    /// that the tenant has is then the request's.
     async fn ready_to_stop(&self, subject: &mut Subject, repeats: bool) -> Result<Readiness, Unprepared> {
         let prepared = self.prepare(subject, Purpose::Stop).await?;
         if !repeats {
             return Ok(Readiness::Ready(Box::new(prepared)));
         }
         let Prepared { endpoint, pass, slot } = prepared;
-        let key = endpoint.budget_key();
-        let read = async {
-            let answer = self.read_with((&endpoint, &pass), &subject.resource.spec.run_id, slot).await;
-            (answer, Instant::now())
-        };
-        // The second slot is the next one that the tenant has.
-        let second = self.budget.acquire(&key, Purpose::Stop, Timestamp::MIN);
-        let (answer, read_at, slot) = match select(pin!(read), pin!(second)).await {
-            Either::Left(((answer, read_at), second)) => {
-                let answer = answer?;
-                // A needless slot is not waited for.
-                if !answer.is_active() {
-                    return Ok(Readiness::Answered(answer));
-                }
-                (answer, read_at, second.await)
-            }
-            Either::Right((slot, read)) => {
-                let (answer, read_at) = read.await;
-                (answer?, read_at, slot)
-            }
-        };
+        let answer = self.read_with((&endpoint, &pass), &subject.resource.spec.run_id, slot).await?;
         if !answer.is_active() {
             return Ok(Readiness::Answered(answer));
         }
+        let read_at = Instant::now();
+        let slot = self.budget.acquire(&endpoint.budget_key(), Purpose::Stop, Timestamp::MIN).await;
         if MAX_READ_AGE < read_at.elapsed() {
             return Err(Unprepared::Changed);
         }
@@ -189,7 +172,7 @@ impl House {
     async fn confirm(&self, subject: &mut Subject, established: Established, interrupt: Interrupt<'_>) -> Done {
         match self.read_within(subject, self.longest_wait_for_a_read(), interrupt).await {
             None => Ok((Did::Looked, Next::Now)),
-            Some(Ok(answer)) => self.learned(subject, &answer, established).await,
+            Some(Ok(answer)) => self.learned(subject, answer, established).await,
             Some(Err(unprepared)) => {
                 // The API refused the credentials or the token request. A missing Secret or a host that is not allowed is
                 // no try: a person can mend that, and then reading tells the outcome.
@@ -203,21 +186,19 @@ impl House {
         }
     }
 
-    /// Writes what a read showed of an earlier stop request.
-    async fn learned(&self, subject: &mut Subject, answer: &ReadAnswer, established: Established) -> Done {
-        subject.read(answer);
+    /// Records what a read showed of an earlier stop request.
+    async fn learned(&self, subject: &mut Subject, answer: ReadAnswer, established: Established) -> Done {
+        subject.read(&answer);
         subject.memory.next_look = Some(Instant::now() + next_look(0, dice::unit()));
-        let failures = subject.memory.failures;
-        let moment = self.moment();
-        let status = |resource: &_| outcome::confirmed(resource, answer, established, failures, moment);
-        self.write(subject, status, Did::Read).await
+        subject.reads().unrecorded = Some((answer, established));
+        self.record(subject).await
     }
 
     /// Reads a run whose stop was accepted.
     async fn follow(&self, subject: &mut Subject, established: Established, interrupt: Interrupt<'_>) -> Done {
         // The last read of a run that was not read yet has time beyond the end of the following.
         let left = at_the_latest(&subject.resource, self.now()).unwrap_or_default();
-        let limit = if subject.seen().was_read { left } else { left.max(self.longest_wait_for_a_read()) };
+        let limit = if subject.seen().tried_for.is_some() { left } else { left.max(self.longest_wait_for_a_read()) };
         match self.read_within(subject, limit, interrupt).await {
             None => Ok((Did::Looked, Next::Now)),
             Some(Ok(answer)) => {
@@ -227,7 +208,7 @@ impl House {
                 };
                 subject.read(&answer);
                 subject.looked(asked);
-                subject.memory.unrecorded = Some((answer, established));
+                subject.reads().unrecorded = Some((answer, established));
                 self.record(subject).await
             }
             Some(Err(unprepared)) => {
@@ -266,16 +247,22 @@ impl House {
         }
     }
 
-    /// Stores what was read of a run whose stop was accepted. Where that fails, it is still known.
+    /// Stores what was read. Where that fails, it is still known.
     async fn record(&self, subject: &mut Subject) -> Done {
-        let Some((answer, established)) = subject.memory.unrecorded.take() else {
+        let Some((answer, established)) = subject.reads().unrecorded.take() else {
             return Ok((Did::Looked, Next::Now));
         };
-        let moment = self.moment();
-        let status = |resource: &_| outcome::followed(resource, &answer, established, moment);
+        let (moment, failures) = (self.moment(), subject.memory.failures);
+        let status = |resource: &WorkflowRunStop| {
+            let request = resource.status.as_ref().and_then(|status| status.stop_request.as_ref());
+            match request.and_then(|request| request.accepted_time.as_ref()) {
+                Some(_) => outcome::followed(resource, &answer, established, moment),
+                None => outcome::confirmed(resource, &answer, established, failures, moment),
+            }
+        };
         let done = self.write(subject, status, Did::Read).await;
         if done.is_err() {
-            subject.memory.unrecorded = Some((answer, established));
+            subject.reads().unrecorded = Some((answer, established));
         }
         done
     }
@@ -348,12 +335,14 @@ impl House {
         status: impl Fn(&WorkflowRunStop) -> WorkflowRunStopStatus,
         did: Did,
     ) -> Done {
+        let is_read = matches!(did, Did::Read);
+        let tried_for = is_read.then_some(Duration::ZERO);
         let written = loop {
             let known = subject.known();
-            let was_read = matches!(did, Did::Read);
-            let status = self.with_end(&subject.resource, status(&subject.resource), was_read);
+            let status = self.with_end(&subject.resource, status(&subject.resource), tried_for);
             match self.ledger.update(&subject.resource, status).await? {
-                Written::Changed(now) if !known.is_outdated_by(&now) => subject.resource = *now,
+                // What was read is true of any spec.
+                Written::Changed(now) if !known.is_outdated_by(&now, is_read) => subject.resource = *now,
                 written @ (Written::Stored(_) | Written::Same | Written::Changed(_) | Written::Gone) => break written,
             }
         };
@@ -372,11 +361,11 @@ impl House {
         &self,
         resource: &WorkflowRunStop,
         status: WorkflowRunStopStatus,
-        was_read: bool,
+        tried_for: Option<Duration>,
     ) -> WorkflowRunStopStatus {
         let moment = self.moment();
         let after = WorkflowRunStop { status: Some(status), ..resource.clone() };
-        match decide(&after, moment.now, &Seen { was_read, ..Seen::default() }, &self.rules) {
+        match decide(&after, moment.now, &Seen { tried_for, ..Seen::default() }, &self.rules) {
             Decision::Finish(ending) => outcome::finished(&after, ending, moment),
             Decision::Nothing
             | Decision::Suspended

@@ -96,8 +96,7 @@ pub fn stop_answered(
             draft.refused(wait, (Reason::Unreachable, &detail))
         }
         StopAnswer::TooLate => {
-            let why =
-                (Reason::StopRequested, "the request was not sent, since its claim expired first, and is retried");
+            let why = (Reason::StopRequested, "the claim or the deadline expired before the request could be sent");
             draft.request().claim = None;
             let wait = draft.backoff(MAX_DELAY);
             draft.next_attempt_in(wait);
@@ -326,6 +325,6 @@ pub fn finished(resource: &WorkflowRunStop, ending: Ending, moment: Moment) -> W
         Ending::StillActive => draft.finished(false, (Reason::RunStillActive, &detail)),
         Ending::Expired => draft.finished(true, (Reason::Expired, "")),
         Ending::DeadlineExceeded => draft.finished(false, (Reason::DeadlineExceeded, &last)),
-        Ending::OutcomeUnknown => draft.unknown(&format!("the run could not be read in time, {last}")),
+        Ending::OutcomeUnknown => draft.unknown(&format!("reads of the run did not show it in time, {last}")),
     }
 }

@@ -176,6 +176,9 @@ impl House {
             Err(error) if error.is_forbidden() => {
                 return Err(missing(format!("the operator is not allowed to read the Secret {name}")));
             }
+            Err(error) if error.is_internal() => {
+                return Err(missing(format!("the API server cannot read the Secret {name}: {error}")));
+            }
             Err(error) => return Err(error.into()),
         };
         let credentials =

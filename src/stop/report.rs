@@ -15,8 +15,6 @@ pub enum Next {
     At(Instant),
     /// When it changes.
     OnChange,
-    /// It is gone, and the watch will say so.
-    Never,
 }
 
 impl Next {
@@ -24,7 +22,7 @@ impl Next {
     #[must_use]
     pub fn bounded(self, latest: Option<Instant>) -> Self {
         match (self, latest) {
-            (Self::Now | Self::Never, _) | (_, None) => self,
+            (Self::Now, _) | (_, None) => self,
             (Self::OnChange, Some(latest)) => Self::At(latest),
             (Self::At(then), Some(latest)) => Self::At(then.min(latest)),
         }

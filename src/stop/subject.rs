@@ -17,6 +17,9 @@ use crate::stop::{
     report::Next,
 };
 
+/// When to look again at a resource that seems to be gone.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+
 /// One resource as this replica knows it.
 pub struct Subject {
     /// The newest version known.
@@ -35,8 +38,6 @@ pub struct Memory {
     pub next_attempt: Option<(Time, Instant)>,
     /// What reads have shown since the last stop request, or since its acceptance.
     pub reads: Reads,
-    /// What was read while the run is followed and could not be stored yet.
-    pub unrecorded: Option<(ReadAnswer, Established)>,
     /// When the run is to be read again.
     pub next_look: Option<Instant>,
     /// How often the run was read.
@@ -48,14 +49,23 @@ pub struct Memory {
 /// What reads have shown of one stop request.
 #[derive(Default)]
 pub struct Reads {
-    /// Which request they are about: the number of requests claimed, and whether the last one was accepted.
-    about: (i32, bool),
-    /// The run was tried to be read.
-    tried: bool,
+    about: About,
+    /// When it was first tried to read the run.
+    tried: Option<Instant>,
     /// When the run was first read as active.
     active: Option<Instant>,
     /// When the first of the latest reads in a row came back unreadable.
     unreadable: Option<Instant>,
+    /// What was read and could not be stored yet.
+    pub unrecorded: Option<(ReadAnswer, Established)>,
+}
+
+/// The request that reads are about: what was read of another one tells nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct About {
+    attempts: i32,
+    claim: Option<String>,
+    accepted: bool,
 }
 
 /// What a change of the resource is measured by: what others may change that a decision builds on. Its
@@ -83,11 +93,11 @@ impl Known {
     }
 
     /// True where a version of the resource asks for another look: it is newer, and differs in more
-    /// than what this replica itself writes while it waits.
-    pub fn is_outdated_by(&self, resource: &WorkflowRunStop) -> bool {
+    /// than what this replica itself writes while it waits; with `any_spec`, in more than its spec.
+    pub fn is_outdated_by(&self, resource: &WorkflowRunStop, any_spec: bool) -> bool {
         let Self { resource_version, generation, deleting, claim, accepted, finished } = Self::of(resource);
         let newer = resource_version.zip(self.resource_version).is_none_or(|(other, known)| known < other);
-        let same = generation == self.generation
+        let same = (any_spec || generation == self.generation)
             && deleting == self.deleting
             && claim == self.claim
             && accepted == self.accepted
@@ -125,7 +135,8 @@ impl Subject {
     pub fn seen(&mut self) -> Seen {
         let now = Instant::now();
         let ago = |since: Instant| now - since;
-        let Reads { about: _, tried, active, unreadable } = *self.reads();
+        let Reads { about: _, tried, active, unreadable, unrecorded } = self.reads();
+        let (tried, active, unreadable, unrecorded) = (*tried, *active, *unreadable, unrecorded.is_some());
         let claim = self.resource.claim();
         if claim != self.memory.claim.as_ref().map(|(claim, _)| claim) {
             self.memory.claim = claim.map(|claim| (claim.clone(), now));
@@ -140,22 +151,22 @@ impl Subject {
             next_attempt_unchanged: self.memory.next_attempt.as_ref().map_or(Duration::ZERO, |(_, since)| ago(*since)),
             active_for: if is_broken(Break::ConfirmAfterOneRead) { Some(Duration::MAX) } else { active.map(ago) },
             unreadable_for: if is_broken(Break::UnreadableOnce) { Some(Duration::MAX) } else { unreadable.map(ago) },
-            was_read: tried,
-            unrecorded: self.memory.unrecorded.is_some(),
+            tried_for: tried.map(ago),
+            unrecorded,
             next_look: self.memory.next_look.map(|at| at.saturating_duration_since(now)),
         }
     }
 
     /// Remembers that it was tried to read the run.
     pub fn tried_to_read(&mut self) {
-        self.reads().tried = true;
+        self.reads().tried.get_or_insert(Instant::now());
     }
 
     /// Remembers what a read showed.
     pub fn read(&mut self, answer: &ReadAnswer) {
         let now = Instant::now();
         let reads = self.reads();
-        reads.tried = true;
+        reads.tried.get_or_insert(now);
         match answer {
             ReadAnswer::Run(_) => {
                 if answer.is_active() {
@@ -182,9 +193,13 @@ impl Subject {
     }
 
     /// What reads have shown of the request that the status speaks of.
-    fn reads(&mut self) -> &mut Reads {
+    pub fn reads(&mut self) -> &mut Reads {
         let request = self.resource.status.as_ref().and_then(|status| status.stop_request.as_ref());
-        let about = request.map_or((0, false), |request| (request.attempts, request.accepted_time.is_some()));
+        let about = About {
+            attempts: request.map_or(0, |request| request.attempts),
+            claim: self.resource.claim().map(|claim| claim.id.clone()),
+            accepted: request.is_some_and(|request| request.accepted_time.is_some()),
+        };
         if self.memory.reads.about != about {
             self.memory.reads = Reads { about, ..Reads::default() };
         }
@@ -199,7 +214,8 @@ impl Subject {
                 Next::Now
             }
             Written::Same => Next::Now,
-            Written::Gone => Next::Never,
+            // A resource that is gone leaves the watch. Something on the way to the API server may have answered as well.
+            Written::Gone => Next::At(Instant::now() + LOOK_AGAIN),
         }
     }
 }
