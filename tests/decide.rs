@@ -226,6 +226,11 @@ fn every_situation_has_its_next_step() {
             wait(10),
         ),
         (
+            "also where its time was written by a clock that was far ahead",
+            a_stop().claimed_at(NOW + 9000).seen_unchanged_for(3600).was_read(),
+            Finish(Ending::OutcomeUnknown),
+        ),
+        (
             "not before it was tried for a while",
             a_stop().claimed_at(NOW - 3600).seen_unchanged_for(65).tried_for(64),
             first,

@@ -215,13 +215,15 @@ fn quiet_time(claim: &Claim, seen: &Seen, rules: &Rules) -> Duration {
 /// True where the outcome of an open claim counts as unknown: it is open for long, this process has tried to read the run
 /// for a while, and no read lets expect that the next one decides.
 fn is_hopeless(resource: &WorkflowRunStop, claim: &Claim, now: Timestamp, (seen, rules): (&Seen, &Rules)) -> bool {
+    let open = follow_timeout(resource).max(MIN_OPEN_CLAIM);
+    // Also by what was observed: the clock that wrote the time may have been far ahead.
     let Time(since) = claim.time;
-    let end = since.saturating_add(follow_timeout(resource).max(MIN_OPEN_CLAIM)).unwrap_or(Timestamp::MAX);
+    let over = since.saturating_add(open).is_ok_and(|end| end <= now) || open <= seen.claim_unchanged;
     let tried_enough = seen.tried_for.is_some_and(|tried| in_flight(rules) <= tried);
     // The second of two reads comes after the settle time, or after a failure or two with their backoff.
     let expected = rules.settle_time + MAX_DELAY * 2;
     let undecided = [seen.active_for, seen.unreadable_for].into_iter().flatten().all(|since| expected <= since);
-    end <= now && tried_enough && undecided
+    over && tried_enough && undecided
 }
 
 /// The longest time from before a claim is written until its request can no longer take effect.
