@@ -75,7 +75,10 @@ impl Draft {
     pub fn going_on(mut self, ready: Truth, why: (Reason, &str)) -> WorkflowRunStopStatus {
         self.set(ConditionType::Ready, ready, why);
         self.set(ConditionType::Reconciling, Truth::True, why);
-        self.not_sent_by_default(why);
+        // Until the first request, `StopAccepted` says what the stop waits for.
+        if self.status.stop_request.as_ref().is_none_or(|request| request.attempts == 0) {
+            self.set(ConditionType::StopAccepted, Truth::False, why);
+        }
         self.run_ended(why.0);
         self.status
     }
@@ -97,10 +100,9 @@ impl Draft {
         self.status
     }
 
-    /// Until the first request, `StopAccepted` says what the stop waits for.
+    /// What the stop waited for to the end is kept.
     fn not_sent_by_default(&mut self, why: (Reason, &str)) {
-        let unclaimed = self.status.stop_request.as_ref().is_none_or(|request| request.attempts == 0);
-        if unclaimed || conditions::find(&self.status.conditions, ConditionType::StopAccepted).is_none() {
+        if conditions::find(&self.status.conditions, ConditionType::StopAccepted).is_none() {
             self.set(ConditionType::StopAccepted, Truth::False, why);
         }
     }

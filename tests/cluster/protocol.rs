@@ -17,6 +17,7 @@ use workflow_run_stop_operator::resource::{
 };
 
 use crate::answers::{Bench, CONFIRMED, STOPPED, a_run, assert_sound, was_told};
+use crate::clock::now;
 use crate::support::{Place, TENANT, a_stop, condition, ready, request, told};
 
 /// How long a claim of somebody else has to be observed: its validity, the request timeout, the settle time.
@@ -73,6 +74,38 @@ async fn a_claim_that_stays_open_for_an_hour_ends_as_unknown_although_the_api_is
     assert_eq!(ready(&stop), ("False".into(), "OutcomeUnknown".into()));
     assert_eq!(stop.status.as_ref().unwrap().result, Some(StopResult::Unknown));
     assert_eq!(request(&stop).claim.unwrap().id, "of-another");
+}
+
+#[tokio::test]
+async fn a_claim_of_long_ago_whose_run_is_active_is_not_given_up_before_the_second_read() {
+    let place = Place::new().await;
+    place.amperity.add_run(TENANT, a_run("wf-1"));
+    claimed_by_another(&place, Duration::from_secs(7200)).await;
+    let bench = Bench::at(place).await;
+    let stop = bench.history.until("wf-1", "finished", WorkflowRunStop::is_finished).await.pop().unwrap();
+    assert_eq!(told(&stop), STOPPED);
+    assert_eq!(kinds(&bench.place.amperity.requests()), [Kind::Read, Kind::Read, Kind::Read, Kind::Stop]);
+}
+
+#[tokio::test]
+async fn an_end_is_decided_by_the_spec_as_it_is_when_the_answer_is_stored() {
+    let place = Place::new().await;
+    place.amperity.add_run(TENANT, a_run("wf-1"));
+    place.amperity.on_stop("wf-1", [Fault::TooManyRequests { retry_after: RetryAfter::None }]);
+    let hold = place.amperity.hold_stops(HoldPoint::BeforeEffect);
+    let mut stop = a_stop("wf-1");
+    stop.spec.stop_deadline_seconds = Some(3);
+    let created = place.apply(stop).await.metadata.creation_timestamp.unwrap().0;
+    let _operator = place.operator_with(&["--request-timeout", "20s"]).await;
+    place.amperity.wait_until(|requests| requests.len() == 1).await;
+    // The deadline passes while the request is in flight, and is raised.
+    let left = (created + Duration::from_secs(4)).duration_since(now());
+    tokio::time::sleep(Duration::try_from(left).unwrap_or_default()).await;
+    place.change("wf-1", json!({"stopDeadlineSeconds": 600})).await.unwrap();
+    hold.release();
+    let stop = place.finished("wf-1").await;
+    assert_eq!(told(&stop), STOPPED);
+    assert_eq!(place.sent("wf-1"), (2, 1, 0));
 }
 
 #[tokio::test]

@@ -109,9 +109,16 @@ async fn a_claim_that_is_stored_after_it_was_given_up_entitles_nobody() {
 }
 
 #[tokio::test]
-async fn a_record_whose_answer_is_lost_is_not_made_twice() {
-    let batch = sent_once_though_the_first(Purpose::Record, Fate::LoseAnswer).await;
+async fn a_record_whose_answer_is_lost_is_not_made_twice_and_not_reported_as_late() {
+    let batch = Batch::new(SOME).await;
+    let proxy = batch.proxy().await;
+    proxy.rule_for_first(Purpose::Record, Fate::LoseAnswer);
+    batch.apply().await;
+    let operator = batch.operator_behind(&proxy, &[]).await;
+    batch.kept_with_one_request_each().await;
     assert_answers_recorded(&batch).await;
+    let late: Vec<_> = operator.log().into_iter().filter(|line| line.contains("late")).collect();
+    assert_eq!(late, Vec::<String>::new());
 }
 
 #[tokio::test]
