@@ -84,7 +84,8 @@ fn ended(inner: &mut Inner, name: &str, object: &serde_json::Value) {
         let what = format!("{name}: a stop took effect, and it ended as {reason} with StopAccepted {accepted}");
         inner.fail(Promise::TruthfulStatus, &what);
     }
-    if ready == "True" && readable && run.state == "running" && reason != "Expired" {
+    let pending = run.posts.iter().any(|post| post.pending);
+    if ready == "True" && readable && run.state == "running" && !pending && reason != "Expired" {
         inner.fail(Promise::TruthfulStatus, &format!("{name} is ready as {reason}, and its run goes on"));
     }
     if !ENDS.contains(&reason) {

@@ -95,7 +95,9 @@ fn result_is_stored(
             sent == 0 && created.zip(time(&after["spec"]["notAfter"])).is_some_and(|(created, end)| end <= created)
         }
         // Also before a further request, when the run cannot be read any more.
-        "Unknown" => before["status"]["stopRequest"]["claim"].is_object() || (0 < sent && run.was_unreadable),
+        "Unknown" => {
+            before["status"]["stopRequest"]["claim"].is_object() || (request["attempts"] != 0 && run.was_unreadable)
+        }
         "Failed" => !run.is_readable() || run.was_unreadable || run.effects() == 0,
         _ => false,
     };
