@@ -175,13 +175,6 @@ impl Extend<TaskInstance> for TaskSelection {
     }
 }
 
-/// Returns the tasks that fit into the status, and how many do not.
-pub fn fit_tasks(tasks: Vec<TaskInstance>) -> (Vec<TaskInstance>, usize) {
-    let mut selection = TaskSelection::default();
-    selection.extend(tasks);
-    selection.finish()
-}
-
 /// An error of a run or of a task, as returned.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
@@ -288,6 +281,13 @@ pub struct RunDetails {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Returns the tasks that fit into the status, and how many do not.
+    fn fit_tasks(tasks: Vec<TaskInstance>) -> (Vec<TaskInstance>, usize) {
+        let mut selection = TaskSelection::default();
+        selection.extend(tasks);
+        selection.finish()
+    }
 
     #[test]
     fn a_state_is_classified_whatever_its_case_and_separators() {

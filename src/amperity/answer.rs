@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::amperity::reply::{Failure, Reply, Shape};
 use crate::run::{Phase, Run};
 
-/// What an answer says beside its class.
+/// Status, message and request id of an answer, and whether it is Amperity's own.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Said {
     /// The HTTP status code.
@@ -161,7 +161,7 @@ impl Code {
     }
 }
 
-/// What the HTTP status of an earlier answer tells of it, where only the status is still known.
+/// The kind of an earlier answer of which only the HTTP status is still known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StatusKind {
     /// 3xx.

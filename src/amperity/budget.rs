@@ -90,11 +90,11 @@ pub struct Slot {
     sent: SetOnce<Instant>,
 }
 
-/// When a slot may be used.
+/// The turn of a slot in the rate limit.
 #[derive(Clone, Copy)]
 struct Turn {
     at: Instant,
-    /// When the preparations began: the claim and the connection.
+    /// The start of the claim and the connection, which come before the request.
     begun: Instant,
 }
 

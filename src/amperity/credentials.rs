@@ -127,10 +127,18 @@ pub struct Wallet(Arc<Mutex<Pockets>>);
 struct Pockets {
     tokens: HashMap<CredentialsKey, (Token, Instant)>,
     turns: HashMap<CredentialsKey, Arc<AsyncMutex<()>>>,
-    refused: HashMap<(CredentialsKey, Scope), Refused>,
+    refused: HashMap<CredentialsKey, HashMap<Scope, Refused>>,
 }
 
-/// What a refusal closes credentials for.
+impl Pockets {
+    /// The refusals of these credentials that block requests for this purpose.
+    fn refusals(&self, key: &CredentialsKey, purpose: Purpose) -> impl Iterator<Item = &Refused> {
+        let known = self.refused.get(key);
+        Scope::of(purpose).iter().filter_map(move |scope| known?.get(scope))
+    }
+}
+
+/// The requests that a refusal blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Scope {
     /// Every request.
@@ -243,17 +251,16 @@ impl Wallet {
     pub fn admit(&self, key: &CredentialsKey, purpose: Purpose) -> Result<Admitted, Resting> {
         let now = Instant::now();
         let mut pockets = self.lock();
-        let resting =
-            |scope: &Scope| {
-                pockets.refused.get(&(key.clone(), *scope)).filter(|refused| now < refused.until).map(|refused| {
-                    Resting { refusal: refused.refusal, detail: refused.detail.clone(), until: refused.until }
-                })
-            };
-        if let Some(resting) = Scope::of(purpose).iter().find_map(resting) {
+        let resting = pockets.refusals(key, purpose).find(|refused| now < refused.until).map(|refused| Resting {
+            refusal: refused.refusal,
+            detail: refused.detail.clone(),
+            until: refused.until,
+        });
+        if let Some(resting) = resting {
             return Err(resting);
         }
         for scope in Scope::of(purpose) {
-            if let Some(refused) = pockets.refused.get_mut(&(key.clone(), *scope)) {
+            if let Some(refused) = pockets.refused.get_mut(key).and_then(|refused| refused.get_mut(scope)) {
                 refused.until = now + TRIAL;
             }
         }
@@ -263,17 +270,19 @@ impl Wallet {
     /// True where the API refused these credentials after they were admitted, for what they were admitted for.
     pub fn was_refused_since(&self, key: &CredentialsKey, Admitted { at, purpose }: Admitted) -> bool {
         let pockets = self.lock();
-        let refused = |scope: &Scope| pockets.refused.get(&(key.clone(), *scope));
-        Scope::of(purpose).iter().filter_map(refused).any(|refused| at < refused.since)
+        pockets.refusals(key, purpose).any(|refused| at < refused.since)
     }
 
     /// Says that the API refused these credentials; they rest for everybody who uses them, after a 403 for stops only.
     pub fn refused(&self, key: &CredentialsKey, Admitted { at, .. }: Admitted, refusal: Refusal, detail: &str) {
         let now = Instant::now();
-        let key = (key.clone(), refusal.scope());
         let mut pockets = self.lock();
-        pockets.refused.retain(|_, refused| now < refused.until + MAX_REST * 10);
-        let times = match pockets.refused.get(&key) {
+        pockets.refused.retain(|_, refused| {
+            refused.retain(|_, refused| now < refused.until + MAX_REST * 10);
+            !refused.is_empty()
+        });
+        let known = pockets.refused.entry(key.clone()).or_default();
+        let times = match known.get(&refusal.scope()) {
             // It was on its way already when another one was refused: nothing new.
             Some(known) if at < known.since => return,
             Some(known) => known.times,
@@ -282,14 +291,14 @@ impl Wallet {
         let rest = FIRST_REST.saturating_mul(1 << times.min(10)).min(MAX_REST);
         let until = now + rest.mul_f64(dice::upper_half());
         let refused = Refused { times: times + 1, refusal, detail: detail.to_owned(), since: now, until };
-        pockets.refused.insert(key, refused);
+        known.insert(refusal.scope(), refused);
     }
 
     /// Says that the API took these credentials for this use, so nothing that would close them for it is true any more.
     pub fn accepted(&self, key: &CredentialsKey, purpose: Purpose) {
         let mut pockets = self.lock();
-        for scope in Scope::of(purpose) {
-            pockets.refused.remove(&(key.clone(), *scope));
+        if let Some(refused) = pockets.refused.get_mut(key) {
+            refused.retain(|scope, _| !Scope::of(purpose).contains(scope));
         }
     }
 

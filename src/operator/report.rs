@@ -135,8 +135,7 @@ impl Teller {
     }
 
     fn sent(&self, resource: &WorkflowRunStop, sent: Option<Instant>, now: Timestamp) {
-        let request = resource.status.as_ref().and_then(|status| status.stop_request.as_ref());
-        let first = request.is_some_and(|request| request.attempts == 1);
+        let first = resource.stop_request().is_some_and(|request| request.attempts == 1);
         if let Some(sent) = sent.filter(|_| first) {
             let age = Duration::try_from(now.duration_since(resource.created())).unwrap_or_default();
             self.metrics.sent(resource, age.saturating_sub(sent.elapsed()));
@@ -148,7 +147,7 @@ impl Teller {
         let Some(reason) = conditions::find(&status.conditions, ConditionType::Ready).and_then(Reason::of) else {
             return;
         };
-        let accepted = status.stop_request.as_ref().and_then(|request| request.accepted_time.as_ref());
+        let accepted = resource.accepted_time();
         let ended = status.state.as_deref().is_some_and(|state| Phase::of(state).has_ended());
         let times = accepted.zip(status.completion_time.as_ref()).filter(|_| ended);
         let after = times.map(|(Time(accepted), Time(ended))| ended.duration_since(*accepted));

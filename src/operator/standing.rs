@@ -68,14 +68,13 @@ impl WaitsFor {
 
     /// What a resource waits for, as its status tells.
     pub fn of(resource: &WorkflowRunStop) -> Self {
-        let status = resource.status.as_ref();
-        if status.and_then(|status| status.stop_request.as_ref()).is_some_and(|request| request.accepted_time.is_some())
-        {
+        if resource.accepted_time().is_some() {
             return Self::RunEnd;
         }
         if let Some(claim) = resource.claim() {
             return if claim.ended.is_none() { Self::Answer } else { Self::Outcome };
         }
+        let status = resource.status.as_ref();
         let ready = status.and_then(|status| conditions::find(&status.conditions, ConditionType::Ready));
         match ready.and_then(Reason::of) {
             Some(Reason::Suspended) => Self::Suspended,

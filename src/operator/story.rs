@@ -42,7 +42,7 @@ impl Story {
         let Some(status) = &resource.status else { return news };
         let find = |kind| conditions::find(&status.conditions, kind);
         let Some(ready) = find(ConditionType::Ready) else { return news };
-        let accepted = status.stop_request.as_ref().is_some_and(|request| request.accepted_time.is_some());
+        let accepted = resource.accepted_time().is_some();
         if accepted && !self.accepted {
             (self.accepted, self.last) = (true, None);
             // Where the run is not followed, the end says the same.

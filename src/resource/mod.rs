@@ -206,9 +206,19 @@ impl WorkflowRunStop {
         self.metadata.name.as_deref().unwrap_or_default()
     }
 
+    /// The stop request, once something is known of one.
+    pub fn stop_request(&self) -> Option<&StopRequest> {
+        self.status.as_ref()?.stop_request.as_ref()
+    }
+
+    /// When it was learned that the API accepted the stop.
+    pub fn accepted_time(&self) -> Option<&Time> {
+        self.stop_request()?.accepted_time.as_ref()
+    }
+
     /// The claim of a stop request that may be in flight or whose outcome is not known.
     pub fn claim(&self) -> Option<&Claim> {
-        self.status.as_ref()?.stop_request.as_ref()?.claim.as_ref()
+        self.stop_request()?.claim.as_ref()
     }
 
     /// True once the outcome stands in the status for good.

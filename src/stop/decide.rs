@@ -234,9 +234,7 @@ fn in_flight(rules: &Rules) -> Duration {
 /// Time until the resource has to be looked at whatever else it waits for: its deadline or the
 /// end of its following. A claim has to be cleared up first, however long that takes.
 pub fn at_the_latest(resource: &WorkflowRunStop, now: Timestamp) -> Option<Duration> {
-    let request = resource.status.as_ref().and_then(|status| status.stop_request.as_ref());
-    let accepted = request.and_then(|request| request.accepted_time.as_ref());
-    let end = match accepted {
+    let end = match resource.accepted_time() {
         _ if is_left_alone(resource) || resource.claim().is_some() => None,
         Some(accepted) => Some(follow_end(resource, accepted)),
         None if resource.spec.suspend => not_after(resource),

@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use crate::amperity::answer::Said;
 use crate::resource::conditions::{self, ConditionType, Reason, Truth};
 use crate::resource::{ClaimEnded, StopRequest, UnclearAnswer, WorkflowRunStop, WorkflowRunStopStatus};
-use crate::run::{Phase, Run, fit_tasks};
+use crate::run::{Phase, Run};
 use crate::stop::backoff::delay;
 
 /// When an outcome came, and the dice for what follows.
@@ -125,10 +125,8 @@ impl Draft {
         self.status.error = error;
         self.status.run = Some(details);
         if let Some(tasks) = tasks {
-            let (kept, omitted) = fit_tasks(tasks);
-            let omitted = omitted.saturating_add(tasks_omitted);
-            self.status.task_instances = Some(kept);
-            self.status.task_instances_omitted = i32::try_from(omitted).ok().filter(|omitted| *omitted != 0);
+            self.status.task_instances = Some(tasks);
+            self.status.task_instances_omitted = i32::try_from(tasks_omitted).ok().filter(|omitted| *omitted != 0);
         }
     }
 

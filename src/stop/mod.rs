@@ -99,12 +99,11 @@ impl House {
         repeats: Option<Established>,
         interrupt: Interrupt<'_>,
     ) -> Done {
-        let left = |deadline: Timestamp| Duration::try_from(deadline.duration_since(self.now())).unwrap_or_default();
-        let at_the_latest = deadline.map(|deadline| Instant::now() + left(deadline));
+        let latest = at_the_latest(&subject.resource, self.now()).map(|wait| Instant::now() + wait);
         let ready = tokio::select! {
             biased;
             () = interrupt => return Ok((Did::Looked, Next::Now)),
-            () = until(at_the_latest) => return Ok((Did::Looked, Next::Now)),
+            () = until(latest) => return Ok((Did::Looked, Next::Now)),
             ready = self.ready_to_stop(subject, repeats.is_some()) => ready,
         };
         let Prepared { endpoint, pass, slot } = match ready {
@@ -253,12 +252,9 @@ impl House {
             return Ok((Did::Looked, Next::Now));
         };
         let (moment, failures) = (self.moment(), subject.memory.failures);
-        let status = |resource: &WorkflowRunStop| {
-            let request = resource.status.as_ref().and_then(|status| status.stop_request.as_ref());
-            match request.and_then(|request| request.accepted_time.as_ref()) {
-                Some(_) => outcome::followed(resource, &answer, established, moment),
-                None => outcome::confirmed(resource, &answer, established, failures, moment),
-            }
+        let status = |resource: &WorkflowRunStop| match resource.accepted_time() {
+            Some(_) => outcome::followed(resource, &answer, established, moment),
+            None => outcome::confirmed(resource, &answer, established, failures, moment),
         };
         let done = self.write(subject, status, Did::Read).await;
         if done.is_err() {

@@ -236,7 +236,7 @@ enum Answered {
 impl Answered {
     fn of(resource: &WorkflowRunStop) -> Self {
         let status = resource.status.as_ref();
-        let request = status.and_then(|status| status.stop_request.as_ref());
+        let request = resource.stop_request();
         let Some(http) = request.and_then(|request| request.http_status).and_then(|http| u16::try_from(http).ok())
         else {
             return Self::Otherwise;

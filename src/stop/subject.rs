@@ -81,13 +81,12 @@ pub struct Known {
 
 impl Known {
     fn of(resource: &WorkflowRunStop) -> Self {
-        let request = resource.status.as_ref().and_then(|status| status.stop_request.as_ref());
         Self {
             resource_version: version(resource),
             generation: resource.metadata.generation,
             deleting: resource.metadata.deletion_timestamp.is_some(),
             claim: resource.claim().cloned(),
-            accepted: request.is_some_and(|request| request.accepted_time.is_some()),
+            accepted: resource.accepted_time().is_some(),
             finished: resource.is_finished(),
         }
     }
@@ -141,8 +140,7 @@ impl Subject {
         if claim != self.memory.claim.as_ref().map(|(claim, _)| claim) {
             self.memory.claim = claim.map(|claim| (claim.clone(), now));
         }
-        let request = self.resource.status.as_ref().and_then(|status| status.stop_request.as_ref());
-        let next_attempt = request.and_then(|request| request.next_attempt_time.as_ref());
+        let next_attempt = self.resource.stop_request().and_then(|request| request.next_attempt_time.as_ref());
         if next_attempt != self.memory.next_attempt.as_ref().map(|(time, _)| time) {
             self.memory.next_attempt = next_attempt.map(|time| (time.clone(), now));
         }
@@ -194,11 +192,10 @@ impl Subject {
 
     /// What reads have shown of the request that the status speaks of.
     pub fn reads(&mut self) -> &mut Reads {
-        let request = self.resource.status.as_ref().and_then(|status| status.stop_request.as_ref());
         let about = About {
-            attempts: request.map_or(0, |request| request.attempts),
+            attempts: self.resource.stop_request().map_or(0, |request| request.attempts),
             claim: self.resource.claim().map(|claim| claim.id.clone()),
-            accepted: request.is_some_and(|request| request.accepted_time.is_some()),
+            accepted: self.resource.accepted_time().is_some(),
         };
         if self.memory.reads.about != about {
             self.memory.reads = Reads { about, ..Reads::default() };
