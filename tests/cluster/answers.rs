@@ -19,6 +19,14 @@ pub const STOPPED: [&str; 3] =
 pub const CONFIRMED: [&str; 3] =
     ["Ready: True RunStopped", "StopAccepted: True ConfirmedByRead", "RunEnded: True RunStopped"];
 
+/// What is told at the end of a stop that something else than Amperity answers, while its run goes on.
+pub const NOT_AMPERITYS_ANSWER: [&str; 4] = [
+    "Ready: False UnexpectedAnswer",
+    "Stalled: True UnexpectedAnswer",
+    "StopAccepted: False UnexpectedAnswer",
+    "RunEnded: False UnexpectedAnswer",
+];
+
 /// A place with an operator at work, where every version of every stop is kept.
 pub struct Bench {
     pub place: Place,
@@ -708,15 +716,7 @@ async fn a_redirect_is_never_followed_and_the_status_names_its_host() {
         bench.add(a_run(run), run, [Fault::Redirect { code, location }]);
         bench.place.apply(a_stop(run)).await;
         let stop = bench.finished(run).await.pop().unwrap();
-        assert_eq!(
-            told(&stop),
-            [
-                "Ready: False UnexpectedAnswer",
-                "Stalled: True UnexpectedAnswer",
-                "StopAccepted: False UnexpectedAnswer",
-                "RunEnded: False UnexpectedAnswer"
-            ]
-        );
+        assert_eq!(told(&stop), NOT_AMPERITYS_ANSWER);
         assert_eq!(bench.place.sent(run), (1, 0, 2));
         assert_eq!(request(&stop).claim, None);
         let status = stop.status.unwrap();

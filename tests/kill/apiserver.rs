@@ -21,15 +21,16 @@ fn is_write(call: &Call) -> bool {
     matches!(call.purpose, Purpose::Claim | Purpose::Record | Purpose::Patch)
 }
 
-/// The first requests of each stop for this purpose meet this fate; one request is sent for each all the same.
-async fn sent_once_though_the_first(purpose: Purpose, fate: Fate) -> Batch {
+/// The first requests of each stop for this purpose meet this fate; one request is sent for each all the same. Also
+/// returns what the operator logged until then.
+async fn sent_once_though_the_first(purpose: Purpose, fate: Fate) -> (Batch, Vec<String>) {
     let batch = Batch::new(SOME).await;
     let proxy = batch.proxy().await;
     proxy.rule_for_first(purpose, fate);
     batch.apply().await;
-    let _operator = batch.operator_behind(&proxy, &[]).await;
+    let operator = batch.operator_behind(&proxy, &[]).await;
     batch.kept_with_one_request_each().await;
-    batch
+    (batch, operator.log())
 }
 
 /// All were accepted by the answer itself, not by reading later on.
@@ -50,7 +51,7 @@ async fn assert_attempts(batch: &Batch, attempts: i32) {
 
 #[tokio::test]
 async fn a_claim_whose_answer_is_lost_is_found_and_used() {
-    let batch = sent_once_though_the_first(Purpose::Claim, Fate::LoseAnswer).await;
+    let (batch, _) = sent_once_though_the_first(Purpose::Claim, Fate::LoseAnswer).await;
     assert_answers_recorded(&batch).await;
     assert_attempts(&batch, 1).await;
 }
@@ -78,20 +79,20 @@ async fn a_claim_whose_answer_and_reading_are_lost_is_waited_out() {
 
 #[tokio::test]
 async fn a_claim_that_is_refused_is_made_again() {
-    let batch = sent_once_though_the_first(Purpose::Claim, Fate::Refuse).await;
+    let (batch, _) = sent_once_though_the_first(Purpose::Claim, Fate::Refuse).await;
     assert_answers_recorded(&batch).await;
     assert_attempts(&batch, 1).await;
 }
 
 #[tokio::test]
 async fn a_claim_that_is_stored_somewhat_late_is_used() {
-    let batch = sent_once_though_the_first(Purpose::Claim, Fate::Late(Duration::from_secs(3))).await;
+    let (batch, _) = sent_once_though_the_first(Purpose::Claim, Fate::Late(Duration::from_secs(3))).await;
     assert_attempts(&batch, 1).await;
 }
 
 #[tokio::test]
 async fn nothing_is_sent_on_a_claim_whose_answer_comes_too_late() {
-    let batch = sent_once_though_the_first(Purpose::Claim, Fate::LateAnswer(Duration::from_secs(6))).await;
+    let (batch, _) = sent_once_though_the_first(Purpose::Claim, Fate::LateAnswer(Duration::from_secs(6))).await;
     assert_attempts(&batch, 2).await;
 }
 
@@ -110,20 +111,15 @@ async fn a_claim_that_is_stored_after_it_was_given_up_entitles_nobody() {
 
 #[tokio::test]
 async fn a_record_whose_answer_is_lost_is_not_made_twice_and_not_reported_as_late() {
-    let batch = Batch::new(SOME).await;
-    let proxy = batch.proxy().await;
-    proxy.rule_for_first(Purpose::Record, Fate::LoseAnswer);
-    batch.apply().await;
-    let operator = batch.operator_behind(&proxy, &[]).await;
-    batch.kept_with_one_request_each().await;
+    let (batch, log) = sent_once_though_the_first(Purpose::Record, Fate::LoseAnswer).await;
     assert_answers_recorded(&batch).await;
-    let late: Vec<_> = operator.log().into_iter().filter(|line| line.contains("late")).collect();
+    let late: Vec<_> = log.into_iter().filter(|line| line.contains("late")).collect();
     assert_eq!(late, Vec::<String>::new());
 }
 
 #[tokio::test]
 async fn a_record_that_is_stored_after_it_was_given_up_is_not_made_twice() {
-    let batch = sent_once_though_the_first(Purpose::Record, Fate::Late(Duration::from_secs(12))).await;
+    let (batch, _) = sent_once_though_the_first(Purpose::Record, Fate::Late(Duration::from_secs(12))).await;
     assert_answers_recorded(&batch).await;
 }
 

@@ -106,6 +106,7 @@ impl Inner {
     pub fn excuses(&mut self, object: &Value) -> Vec<Option<&'static str>> {
         let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default();
         let spec = &object["spec"];
+        let secret = format!("{namespace}/{}", spec["credentialsSecretRef"]["name"].as_str().unwrap_or_default());
         if self.faults.broken == Some(namespace) {
             return vec![None];
         }
@@ -115,7 +116,6 @@ impl Inner {
         if claimed || accepted || bounded {
             // An open claim, a follow timeout or a deadline ends it in time, unless somebody has to do something before an
             // open claim can be cleared up.
-            let secret = format!("{namespace}/{}", spec["credentialsSecretRef"]["name"].as_str().unwrap_or_default());
             let missing = self.faults.secrets_forbidden == Some(namespace) || self.secrets.get(&secret).is_none();
             let limited = self.faults.limited_for_ever == spec["tenant"].as_str();
             let refused = self.faults.revoked_for_ever.as_ref() == Some(&secret);
@@ -131,7 +131,6 @@ impl Inner {
         if !spec["tenant"].is_null() && self.faults.limited_for_ever == spec["tenant"].as_str() {
             return vec![Some("RateLimited"), Some("WaitingForBudget"), Some("StopRequested")];
         }
-        let secret = format!("{namespace}/{}", spec["credentialsSecretRef"]["name"].as_str().unwrap_or_default());
         if self.faults.revoked_for_ever.as_ref() == Some(&secret) {
             // Somebody may have deleted it as well.
             return vec![Some("Unauthorized"), Some("StopRequested"), Some("CredentialsMissing")];
