@@ -37,14 +37,14 @@ test: tools control-plane ## Runs all tests, also against a real API server, wit
 
 simulate: tools ## Runs the deterministic simulation: SEEDS=20000, LARGE_SEEDS=1000, FIRST_SEED=0, DEPARTURES=2; SEED=17, LARGE_SEED=17 or PLAN=74:1,79:1 replays one
 	SEEDS=$${SEEDS:-20000} LARGE_SEEDS=$${LARGE_SEEDS:-1000} DEPARTURES=$${DEPARTURES:-2} \
-	  cargo test --locked --profile simulate --features sabotage --test simulation \
+	  cargo test --locked --profile simulate --features fault-injection --test simulation \
 	  $(if $(SEED),no_schedule_breaks,$(if $(LARGE_SEED),no_large_schedule,$(if $(PLAN),no_schedule_with))) -- --nocapture
 
 # The core. Not in .cargo/mutants.toml: cargo-mutants adds files of the command line to those there.
-MUTATED := src/stop/** src/amperity/** src/run.rs src/resource/conditions.rs
+MUTATED := src/reconcile/** src/amperity/** src/workflow_run.rs src/resource/conditions.rs
 
 # The dependencies stay built in a folder of their own, from one call to the next.
-mutants: tools ## Lists what can be changed in the core without a test that fails: all of it, for hours, or ONLY=src/stop/decide.rs
+mutants: tools ## Lists what can be changed in the core without a test that fails: all of it, for hours, or ONLY=src/reconcile/decide.rs
 	@command -v cargo-mutants >/dev/null || { echo 'cargo-mutants is missing: cargo install cargo-mutants --locked' >&2; exit 1; }
 	CARGO_TARGET_DIR=$(CURDIR)/target/mutants/build RUST_BACKTRACE=0 SEEDS=$${SEEDS:-300} PROPTEST_CASES=$${PROPTEST_CASES:-64} \
 	  nice cargo mutants $(foreach files,$(or $(ONLY),$(MUTATED)),--file '$(files)')

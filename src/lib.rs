@@ -1,26 +1,28 @@
-//! Owns the floor plan of workflow-run-stop-operator, which asks Amperity once for each
-//! `WorkflowRunStop` to stop a workflow run. The modules stand in reading order, from the outside in.
+//! Owns the modules of workflow-run-stop-operator, which sends one stop request to Amperity for each
+//! `WorkflowRunStop`. They stand in reading order, from the outside in.
 //! Never holds code.
 //!
-//! Data flows one way: the API server → [`operator`] watches → [`stop`] looks, decides, acts and
-//! records → the API server. Imports go down only: operator → stop → amperity, resource → run.
-//! Beside it stands [`plugin`], which creates stops and looks at them.
+//! Data flows one way: the API server → [`operator`] watches → [`reconcile`] decides, acts and records →
+//! the API server. Imports go down only: operator → observe → reconcile → amperity, resource → workflow_run.
+//! [`plugin`] is a program of its own, which creates stops and waits for them.
 //!
-//! What holds everywhere:
+//! Invariants:
 //! - No stop request without a stored claim, and no second claim while the first one's request may
-//!   have been accepted ([`stop::decide`]).
-//! - No write to Kubernetes without a guard ([`stop::ledger`]).
+//!   have been accepted ([`reconcile::decide`]).
+//! - No write to Kubernetes without a guard ([`reconcile::store`]).
 //! - No request to Amperity without a slot of the tenant's budget ([`amperity::budget`]).
 
 pub mod resource;
 
-pub mod run;
+pub mod workflow_run;
 
 pub mod config;
 
 pub mod operator;
 
-pub mod stop;
+pub mod observe;
+
+pub mod reconcile;
 
 pub mod amperity;
 
@@ -28,8 +30,8 @@ pub mod plugin;
 
 pub mod clock;
 
-pub mod dice;
+pub mod rng;
 
-pub mod labels;
+pub mod metric_labels;
 
-pub mod sabotage;
+pub mod fault_injection;

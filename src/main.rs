@@ -10,11 +10,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 use workflow_run_stop_operator::{
-    amperity::Settings,
+    amperity::client::Settings,
     config::{Cli, Command, Flags, LogFormat},
-    dice,
     operator::{self, LeaseName, Setup},
     resource::WorkflowRunStop,
+    rng,
 };
 
 /// Bad flags; what clap and most programs use.
@@ -93,7 +93,7 @@ fn now() -> Timestamp {
 fn identity() -> String {
     let host = std::env::var("HOSTNAME").ok().or_else(|| std::fs::read_to_string("/proc/sys/kernel/hostname").ok());
     let host = host.as_deref().map(str::trim).filter(|host| !host.is_empty()).unwrap_or("unknown").to_owned();
-    format!("{host}_{}", &dice::id()[..8])
+    format!("{host}_{}", &rng::id()[..8])
 }
 
 async fn cancel_on_signal(shutdown: CancellationToken) {

@@ -17,13 +17,13 @@ use tokio::{
     time::Instant,
 };
 use workflow_run_stop_operator::amperity::{
-    Amperity, Settings,
+    client::{Amperity, Settings},
     answer::{ReadAnswer, ReadFailure, StopAnswer, TokenAnswer},
     budget::Budget,
     credentials::{Client as OauthClient, Token},
     endpoint::{AllowedHosts, Endpoint, Endpoints},
-    http::{Carried, Carrier, Carry, Fence},
     purpose::Purpose,
+    transport::{CustomTransport, Fence, Transport, TransportFuture},
 };
 
 struct Client {
@@ -159,8 +159,12 @@ struct Way {
     body: &'static str,
 }
 
-impl Carry for Way {
-    fn carry(&self, _: reqwest::Request, connected: BoxFuture<'static, Result<(), tower::BoxError>>) -> Carried {
+impl CustomTransport for Way {
+    fn carry(
+        &self,
+        _: reqwest::Request,
+        connected: BoxFuture<'static, Result<(), tower::BoxError>>,
+    ) -> TransportFuture {
         let (answers_after, body) = (self.answers_after, self.body);
         Box::pin(async move {
             tokio::time::sleep(Duration::from_millis(200)).await;
@@ -176,7 +180,7 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 /// A budget, and a client that waits two seconds for an answer.
 fn over(way: Way) -> (Amperity, Budget, Endpoint) {
     let clock = Arc::new(|| Timestamp::UNIX_EPOCH);
-    let amperity = Amperity::over(Carrier::Other(Arc::new(way)), clock, TIMEOUT);
+    let amperity = Amperity::over(Transport::Other(Arc::new(way)), clock, TIMEOUT);
     let endpoints = Endpoints::new("https://app.amperity.com/api", AllowedHosts::parse("").unwrap()).unwrap();
     (amperity, Budget::new(10), endpoints.of("acme", None).unwrap())
 }

@@ -8,21 +8,21 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::core::ObjectList;
 use proptest::{collection::vec, prelude::*, sample::select};
 use serde_json::json;
-use workflow_run_stop_operator::amperity::answer::{ReadAnswer, Said, StopAnswer};
-use workflow_run_stop_operator::amperity::wire::{access_token, said};
-use workflow_run_stop_operator::resource::{Claim, WorkflowRunStop, WorkflowRunStopSpec, WorkflowRunStopStatus};
-use workflow_run_stop_operator::run::{Run, stored_bytes};
-use workflow_run_stop_operator::stop::{
+use workflow_run_stop_operator::amperity::answer::{ReadAnswer, ResponseInfo, StopAnswer};
+use workflow_run_stop_operator::amperity::decode::{access_token, said};
+use workflow_run_stop_operator::reconcile::{
     decide::{Ending, Established},
-    draft::Moment,
     outcome::{Retry, claimed, confirmed, finished, followed, stop_answered},
+    status_builder::StepTime,
 };
+use workflow_run_stop_operator::resource::{Claim, WorkflowRunStop, WorkflowRunStopSpec, WorkflowRunStopStatus};
+use workflow_run_stop_operator::workflow_run::{Run, stored_bytes};
 
 /// What a status may have at the most.
 const MAX_STATUS_BYTES: usize = 512 * 1024;
 
-const MOMENT: fn() -> Moment =
-    || Moment { now: Timestamp::from_second(1_000).unwrap(), jitter: 0.5, settle_time: Duration::from_secs(30) };
+const MOMENT: fn() -> StepTime =
+    || StepTime { now: Timestamp::from_second(1_000).unwrap(), jitter: 0.5, settle_time: Duration::from_secs(30) };
 
 /// A stop with the longest spec, whose request was claimed.
 fn a_claimed_stop() -> WorkflowRunStop {
@@ -38,7 +38,7 @@ fn a_claimed_stop() -> WorkflowRunStop {
 }
 
 /// Every status that an answer with this run can lead to: the one place that knows how outcomes are made.
-fn statuses(run: &Run, said: &Said) -> Vec<WorkflowRunStopStatus> {
+fn statuses(run: &Run, said: &ResponseInfo) -> Vec<WorkflowRunStopStatus> {
     let with = |status| WorkflowRunStop { status: Some(status), ..a_claimed_stop() };
     let run = || Box::new(run.clone());
     let answered = |answer| stop_answered(&a_claimed_stop(), &answer, Retry::Backoff, MOMENT());
@@ -89,7 +89,7 @@ fn check(body: &[u8]) -> Option<Run> {
     let _ = access_token(body);
     let answer = said(body);
     let of_api =
-        Said { status: 200, message: answer.message.clone(), request_id: answer.request_id.clone(), own: true };
+        ResponseInfo { status: 200, message: answer.message.clone(), request_id: answer.request_id.clone(), own: true };
     for status in statuses(answer.run.as_ref()?, &of_api) {
         let stop = WorkflowRunStop { status: Some(status), ..a_claimed_stop() };
         assert_eq!(listed_again(&stop), stop);

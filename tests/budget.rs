@@ -16,7 +16,7 @@ use workflow_run_stop_operator::{
         endpoint::{AllowedHosts, BudgetKey, Endpoints},
         purpose::Purpose,
     },
-    dice,
+    rng,
 };
 
 const LIMIT: usize = 10;
@@ -96,7 +96,7 @@ async fn other_client(api: Api, other: Other) {
 /// A queue that is never empty, beside another client. `latency` is the longest way there, and back; each
 /// request takes another part of it.
 async fn share(other: Other, latency: Duration, retry_after: Option<Duration>) -> Met {
-    dice::load(7);
+    rng::seed(7);
     let (api, budget, met) = (Api::default(), Budget::new(LIMIT as u32), Arc::<Mutex<Met>>::default());
     tokio::spawn(other_client(api.clone(), other));
     let start = Instant::now();
@@ -107,10 +107,10 @@ async fn share(other: Other, latency: Duration, retry_after: Option<Duration>) -
         tokio::spawn(async move {
             slot.turn().await;
             slot.send();
-            sleep(latency.mul_f64(dice::unit())).await;
+            sleep(latency.mul_f64(rng::unit())).await;
             let admitted = api.admits();
             let at = start.elapsed();
-            sleep(latency.mul_f64(dice::unit())).await;
+            sleep(latency.mul_f64(rng::unit())).await;
             if admitted {
                 slot.answered()
             } else {

@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use workflow_run_stop_operator::reconcile::decide::{
+    Decision, Ending, Established, Observed, Rules, at_the_latest, decide,
+};
 use workflow_run_stop_operator::resource::{
     Claim, ClaimEnded, UnclearAnswer, WorkflowRunStop, WorkflowRunStopSpec, WorkflowRunStopStatus,
-    conditions::{ConditionType, Reason, Truth, condition, set},
+    conditions::{ConditionStatus, ConditionType, Reason, condition, set},
 };
-use workflow_run_stop_operator::stop::decide::{Decision, Ending, Established, Rules, Seen, at_the_latest, decide};
 
 /// Created at 0 s; it is 1000 s now. A request takes 30 s at the most and settles in 30 s.
 const NOW: i64 = 1000;
@@ -28,13 +30,13 @@ fn seconds(seconds: u64) -> Duration {
 
 struct Situation {
     stop: WorkflowRunStop,
-    seen: Seen,
+    observed: Observed,
 }
 
 fn a_stop() -> Situation {
     let mut stop = WorkflowRunStop::new("a", WorkflowRunStopSpec::new("wf-1", "acme", "amperity"));
     stop.metadata.creation_timestamp = Some(at(0));
-    Situation { stop, seen: Seen::default() }
+    Situation { stop, observed: Observed::default() }
 }
 
 impl Situation {
@@ -72,7 +74,10 @@ impl Situation {
         self.status(|status| {
             status.stop_request.get_or_insert_default().attempts = 1;
             let why = (reason, String::new());
-            set(&mut status.conditions, condition(ConditionType::StopAccepted, Truth::False, why, None, &at(900)));
+            set(
+                &mut status.conditions,
+                condition(ConditionType::StopAccepted, ConditionStatus::False, why, None, &at(900)),
+            );
         })
     }
 
@@ -94,7 +99,7 @@ impl Situation {
     }
 
     fn seen_unchanged_for(mut self, wait: u64) -> Self {
-        self.seen.claim_unchanged = seconds(wait);
+        self.observed.claim_unchanged = seconds(wait);
         self
     }
 
@@ -103,7 +108,7 @@ impl Situation {
     }
 
     fn next_attempt_seen_for(mut self, wait: u64) -> Self {
-        self.seen.next_attempt_unchanged = seconds(wait);
+        self.observed.next_attempt_unchanged = seconds(wait);
         self
     }
 
@@ -120,12 +125,12 @@ impl Situation {
     }
 
     fn active_for(mut self, wait: u64) -> Self {
-        self.seen.active_for = Some(seconds(wait));
+        self.observed.active_for = Some(seconds(wait));
         self
     }
 
     fn unreadable_for(mut self, wait: u64) -> Self {
-        self.seen.unreadable_for = Some(seconds(wait));
+        self.observed.unreadable_for = Some(seconds(wait));
         self
     }
 
@@ -134,22 +139,22 @@ impl Situation {
     }
 
     fn tried_for(mut self, wait: u64) -> Self {
-        self.seen.tried_for = Some(seconds(wait));
+        self.observed.tried_for = Some(seconds(wait));
         self
     }
 
     fn next_look_in(mut self, wait: u64) -> Self {
-        self.seen.next_look = Some(seconds(wait));
+        self.observed.next_look = Some(seconds(wait));
         self
     }
 
     fn unrecorded(mut self) -> Self {
-        self.seen.unrecorded = true;
+        self.observed.unrecorded = true;
         self
     }
 
     fn decide(&self) -> Decision {
-        decide(&self.stop, Timestamp::from_second(NOW).unwrap(), &self.seen, &RULES)
+        decide(&self.stop, Timestamp::from_second(NOW).unwrap(), &self.observed, &RULES)
     }
 }
 
@@ -172,10 +177,18 @@ fn every_situation_has_its_next_step() {
         ("one being deleted is left alone, claim or not", a_stop().claimed_at(0).being_deleted(), Nothing),
         // Claims.
         ("a fresh claim is waited for", a_stop().claimed_at(999), wait(QUIET)),
-        ("a claim is waited for as long as it was not seen", a_stop().claimed_at(999).seen_unchanged_for(64), wait(1)),
-        ("a claim seen for long enough is confirmed", a_stop().claimed_at(999).seen_unchanged_for(65), first),
+        (
+            "a claim is waited for as long as it was not observed",
+            a_stop().claimed_at(999).seen_unchanged_for(64),
+            wait(1),
+        ),
+        ("a claim observed for long enough is confirmed", a_stop().claimed_at(999).seen_unchanged_for(65), first),
         ("a claim's written time is not believed", a_stop().claimed_at(0).seen_unchanged_for(5), wait(60)),
-        ("a claim of the future is judged by what was seen", a_stop().claimed_at(9000).seen_unchanged_for(65), first),
+        (
+            "a claim of the future is judged by what was observed",
+            a_stop().claimed_at(9000).seen_unchanged_for(65),
+            first,
+        ),
         ("suspension does not hide a claim", a_stop().claimed_at(0).seen_unchanged_for(65).suspended(), first),
         ("a deadline does not hide a claim", a_stop().claimed_at(0).seen_unchanged_for(65).deadline(1), first),
         ("notAfter does not hide a claim", a_stop().claimed_at(0).seen_unchanged_for(65).not_after(1), first),
@@ -190,22 +203,22 @@ fn every_situation_has_its_next_step() {
         ),
         ("a conflict is looked into at once", a_stop().claimed_at(999).ended(999, Conflict), first),
         (
-            "an active run seen once tells nothing yet",
+            "an active run observed once tells nothing yet",
             a_stop().claimed_at(0).seen_unchanged_for(65).active_for(29),
             first,
         ),
         (
-            "an active run seen twice, with the settle time between, tells that there was no effect",
+            "an active run observed twice, with the settle time between, tells that there was no effect",
             a_stop().claimed_at(0).seen_unchanged_for(65).active_for(30),
             Confirm(ACTIVE),
         ),
         (
-            "an unreadable run seen once tells nothing yet",
+            "an unreadable run observed once tells nothing yet",
             a_stop().claimed_at(0).seen_unchanged_for(65).unreadable_for(29),
             first,
         ),
         (
-            "an unreadable run seen twice, with the settle time between, stays unreadable",
+            "an unreadable run observed twice, with the settle time between, stays unreadable",
             a_stop().claimed_at(0).seen_unchanged_for(65).unreadable_for(30),
             Confirm(UNREADABLE),
         ),
@@ -392,7 +405,7 @@ fn no_wait_outlasts_a_deadline() {
 fn one_created_after_its_not_after_expires_also_where_the_clock_is_behind() {
     let stop = a_stop().not_after(-5).stop;
     let behind = Timestamp::from_second(-3600).unwrap();
-    assert_eq!(decide(&stop, behind, &Seen::default(), &RULES), Decision::Finish(Ending::Expired));
+    assert_eq!(decide(&stop, behind, &Observed::default(), &RULES), Decision::Finish(Ending::Expired));
 }
 
 #[test]
@@ -400,6 +413,6 @@ fn a_long_settle_time_is_waited_for() {
     let rules = Rules { settle_time: seconds(600), ..RULES };
     let situation = a_stop().claimed_at(900).ended(990, UnclearAnswer::NoAnswer).next_attempt_at(NOW + 590);
     let now = Timestamp::from_second(NOW).unwrap();
-    let seen = Seen { claim_unchanged: seconds(600), ..Seen::default() };
-    assert_eq!(decide(&situation.stop, now, &seen, &rules), Decision::Wait(seconds(590)));
+    let observed = Observed { claim_unchanged: seconds(600), ..Observed::default() };
+    assert_eq!(decide(&situation.stop, now, &observed, &rules), Decision::Wait(seconds(590)));
 }

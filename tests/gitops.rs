@@ -9,24 +9,24 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::CustomResourceExt;
 use serde_json::{Value, json};
 use workflow_run_stop_operator::{
-    amperity::answer::{ReadAnswer, ReadFailure, Said, StopAnswer},
-    resource::{Claim, WorkflowRunStop, WorkflowRunStopSpec, conditions::Reason},
-    run::{Run, TaskInstance},
-    stop::{
+    amperity::answer::{ReadAnswer, ReadFailure, ResponseInfo, StopAnswer},
+    reconcile::{
         decide::{Ending, Established},
-        draft::Moment,
         outcome::{Retry, claimed, confirmed, finished, followed, stop_answered, waiting},
+        status_builder::StepTime,
     },
+    resource::{Claim, WorkflowRunStop, WorkflowRunStopSpec, conditions::Reason},
+    workflow_run::{Run, TaskInstance},
 };
 
 const STATES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/gitops/states.json");
 
-fn moment() -> Moment {
-    Moment { now: Timestamp::from_second(1_800_000_000).unwrap(), jitter: 0.5, settle_time: Duration::from_secs(30) }
+fn step_time() -> StepTime {
+    StepTime { now: Timestamp::from_second(1_800_000_000).unwrap(), jitter: 0.5, settle_time: Duration::from_secs(30) }
 }
 
-fn said(status: u16) -> Said {
-    Said { status, message: None, request_id: None, own: true }
+fn said(status: u16) -> ResponseInfo {
+    ResponseInfo { status, message: None, request_id: None, own: true }
 }
 
 fn run(state: &str) -> Box<Run> {
@@ -47,20 +47,21 @@ fn new() -> WorkflowRunStop {
 fn waits(reason: Reason) -> WorkflowRunStop {
     let mut stop = new();
     stop.spec.suspend = reason == Reason::Suspended;
-    stop.status = Some(waiting(&stop, reason, "", moment()));
+    stop.status = Some(waiting(&stop, reason, "", step_time()));
     stop
 }
 
 fn called() -> WorkflowRunStop {
-    let claim = Claim { id: "c".into(), holder: "pod-1".into(), time: Time(moment().now), ended: None };
+    let claim = Claim { id: "c".into(), holder: "pod-1".into(), time: Time(step_time().now), ended: None };
     let mut stop = new();
-    stop.status = Some(claimed(&stop, claim, "https://app.amperity.com/api/workflow/runs/wf-1/stop".into(), moment()));
+    stop.status =
+        Some(claimed(&stop, claim, "https://app.amperity.com/api/workflow/runs/wf-1/stop".into(), step_time()));
     stop
 }
 
 fn answered(answer: &StopAnswer) -> WorkflowRunStop {
     let mut stop = called();
-    stop.status = Some(stop_answered(&stop, answer, Retry::Backoff, moment()));
+    stop.status = Some(stop_answered(&stop, answer, Retry::Backoff, step_time()));
     stop
 }
 
@@ -69,7 +70,7 @@ fn accepted(state: &str) -> WorkflowRunStop {
 }
 
 fn read(mut stop: WorkflowRunStop, answer: &ReadAnswer) -> WorkflowRunStop {
-    stop.status = Some(followed(&stop, answer, Established::default(), moment()));
+    stop.status = Some(followed(&stop, answer, Established::default(), step_time()));
     stop
 }
 
@@ -77,25 +78,25 @@ fn read(mut stop: WorkflowRunStop, answer: &ReadAnswer) -> WorkflowRunStop {
 fn again(mut stop: WorkflowRunStop, answer: &ReadAnswer) -> WorkflowRunStop {
     let established = Established { active: true, unreadable: true };
     stop.status = Some(if stop.claim().is_some() {
-        confirmed(&stop, answer, established, 0, moment())
+        confirmed(&stop, answer, established, 0, step_time())
     } else {
-        followed(&stop, answer, established, moment())
+        followed(&stop, answer, established, step_time())
     });
     stop
 }
 
 fn confirms(mut stop: WorkflowRunStop, answer: &ReadAnswer) -> WorkflowRunStop {
-    stop.status = Some(confirmed(&stop, answer, Established::default(), 0, moment()));
+    stop.status = Some(confirmed(&stop, answer, Established::default(), 0, step_time()));
     stop
 }
 
 fn deleted(mut stop: WorkflowRunStop) -> WorkflowRunStop {
-    stop.metadata.deletion_timestamp = Some(Time(moment().now));
+    stop.metadata.deletion_timestamp = Some(Time(step_time().now));
     stop
 }
 
 fn ends(mut stop: WorkflowRunStop, ending: Ending) -> WorkflowRunStop {
-    stop.status = Some(finished(&stop, ending, moment()));
+    stop.status = Some(finished(&stop, ending, step_time()));
     stop
 }
 
@@ -108,7 +109,7 @@ fn states() -> Vec<(&'static str, WorkflowRunStop)> {
     let no_answer = || answered(&StopAnswer::NoAnswer("connection reset".into()));
     let conflict = || answered(&StopAnswer::Conflict(said(409)));
     let redirected = || answered(&StopAnswer::Redirected(said(302), "https://login.example.com".into()));
-    let gateway = || answered(&StopAnswer::Foreign(Said { own: false, ..said(404) }));
+    let gateway = || answered(&StopAnswer::Foreign(ResponseInfo { own: false, ..said(404) }));
     let is = |state| ReadAnswer::Run(run(state));
     vec![
         ("created, not seen by the operator yet", new()),

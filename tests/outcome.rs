@@ -5,19 +5,19 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use workflow_run_stop_operator::amperity::answer::{ReadAnswer, ReadFailure, Said, StopAnswer};
+use workflow_run_stop_operator::amperity::answer::{ReadAnswer, ReadFailure, ResponseInfo, StopAnswer};
+use workflow_run_stop_operator::reconcile::{
+    decide::{Ending, Established},
+    outcome::{Retry, claimed, confirmed, finished, followed, stop_answered, waiting},
+    status_builder::StepTime,
+};
 use workflow_run_stop_operator::resource::{
     Claim, ClaimEnded, UnclearAnswer, WorkflowRunStop, WorkflowRunStopSpec, WorkflowRunStopStatus,
     conditions::{ConditionType, find},
 };
-use workflow_run_stop_operator::run::{Run, TaskInstance};
-use workflow_run_stop_operator::stop::{
-    decide::{Ending, Established},
-    draft::Moment,
-    outcome::{Retry, claimed, confirmed, finished, followed, stop_answered, waiting},
-};
+use workflow_run_stop_operator::workflow_run::{Run, TaskInstance};
 
-const MOMENT: fn() -> Moment = || Moment {
+const MOMENT: fn() -> StepTime = || StepTime {
     now: Timestamp::from_millisecond(1_000_500).unwrap(),
     jitter: 0.5,
     settle_time: Duration::from_secs(30),
@@ -52,13 +52,13 @@ fn accepted() -> WorkflowRunStop {
     stop
 }
 
-fn said(status: u16) -> Said {
-    Said { status, message: Some("so they say".into()), request_id: Some("r-1".into()), own: true }
+fn said(status: u16) -> ResponseInfo {
+    ResponseInfo { status, message: Some("so they say".into()), request_id: Some("r-1".into()), own: true }
 }
 
 /// The same from somebody else.
-fn foreign(status: u16) -> Said {
-    Said { own: false, ..said(status) }
+fn foreign(status: u16) -> ResponseInfo {
+    ResponseInfo { own: false, ..said(status) }
 }
 
 fn run(state: &str) -> Box<Run> {
@@ -448,7 +448,7 @@ fn the_same_cause_makes_the_same_status() {
     let mut stop = a_stop();
     let first = waiting(&stop, Reason::CredentialsMissing, "there is no Secret amperity", MOMENT());
     stop.status = Some(first.clone());
-    let later = Moment { now: Timestamp::from_second(5000).unwrap(), jitter: 0.9, ..MOMENT() };
+    let later = StepTime { now: Timestamp::from_second(5000).unwrap(), jitter: 0.9, ..MOMENT() };
     assert_eq!(waiting(&stop, Reason::CredentialsMissing, "there is no Secret amperity", later), first);
 }
 

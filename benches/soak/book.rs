@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard};
 use lab::simulator::Simulator;
 use workflow_run_stop_operator::resource::{
     WorkflowRunStop,
-    conditions::{ConditionType, Reason, Truth, find},
+    conditions::{ConditionStatus, ConditionType, Reason, find},
 };
 
 /// What a stop is to go through.
@@ -165,7 +165,7 @@ fn finished(errand: &Errand, stop: &WorkflowRunStop, amperity: &Simulator) -> (S
     if stop.claim().is_some() && reason != Reason::OutcomeUnknown.as_str() {
         faults.push(format!("it finished as {reason} and keeps a claim"));
     }
-    if ready.status == Truth::True.as_str() {
+    if ready.status == ConditionStatus::True.as_str() {
         faults.extend(not_stopped(errand, amperity));
     } else if !errand.kind.may_fail_for().iter().any(|allowed| allowed.as_str() == reason) {
         faults.push(format!("it finished as {reason}: {}", ready.message));

@@ -51,7 +51,7 @@ const FIRST: [&str; 3] = ["API server paused", "leader asleep past its lease", "
 
 /// A lane: when to end, and its own dice.
 pub struct Lane {
-    pub dice: StdRng,
+    pub rng: StdRng,
     pub end: CancellationToken,
 }
 
@@ -65,11 +65,11 @@ impl Lane {
     }
 
     fn seconds(&mut self, from: u64, to: u64) -> Duration {
-        Duration::from_millis(self.dice.random_range(from * 1000..=to * 1000))
+        Duration::from_millis(self.rng.random_range(from * 1000..=to * 1000))
     }
 
     fn one<'a>(&mut self, of: &[&'a str]) -> &'a str {
-        of[self.dice.random_range(0..of.len())]
+        of[self.rng.random_range(0..of.len())]
     }
 }
 
@@ -103,9 +103,9 @@ pub async fn at_amperity(mut lane: Lane, load: &Load) -> Counts {
                 load.put_secret(CLIENT, &[("clientId", "good-client"), ("clientSecret", &secret)]).await;
             }
             answers => {
-                let mut dice = StdRng::from_rng(&mut lane.dice);
-                let often = lane.dice.random_range(0.3..1.0);
-                let rule = move |kind, _: &str| dice.random_bool(often).then(|| fault(answers, kind, &mut dice));
+                let mut rng = StdRng::from_rng(&mut lane.rng);
+                let often = lane.rng.random_range(0.3..1.0);
+                let rule = move |kind, _: &str| rng.random_bool(often).then(|| fault(answers, kind, &mut rng));
                 load.amperity.read().await.rule(rule);
                 lane.pass(time).await;
                 load.amperity.read().await.clear_faults();
@@ -114,32 +114,32 @@ pub async fn at_amperity(mut lane: Lane, load: &Load) -> Counts {
     }
 }
 
-fn fault(answers: &str, kind: Kind, dice: &mut StdRng) -> Fault {
+fn fault(answers: &str, kind: Kind, rng: &mut StdRng) -> Fault {
     // Late, and still within the settle time of the operator.
-    let late = Took::Late(Duration::from_millis(dice.random_range(0..3000)));
-    let took = [Took::Effect, Took::NoEffect, late][dice.random_range(0..3)];
+    let late = Took::Late(Duration::from_millis(rng.random_range(0..3000)));
+    let took = [Took::Effect, Took::NoEffect, late][rng.random_range(0..3)];
     match answers {
         "answers 429" => {
-            let ahead = dice.random_range(1..4);
+            let ahead = rng.random_range(1..4);
             let retry_after = [RetryAfter::None, RetryAfter::Seconds(ahead), RetryAfter::Date(2)];
-            Fault::TooManyRequests { retry_after: retry_after[dice.random_range(0..3)].clone() }
+            Fault::TooManyRequests { retry_after: retry_after[rng.random_range(0..3)].clone() }
         }
         "answers 5xx" => {
-            let body = [ErrorBody::ErrorJson, ErrorBody::Html, ErrorBody::Empty][dice.random_range(0..3)];
-            Fault::Status { code: [408, 499, 500, 502, 503, 504][dice.random_range(0..6)], effect: took, body }
+            let body = [ErrorBody::ErrorJson, ErrorBody::Html, ErrorBody::Empty][rng.random_range(0..3)];
+            Fault::Status { code: [408, 499, 500, 502, 503, 504][rng.random_range(0..6)], effect: took, body }
         }
         "connections reset" => Fault::Reset(took),
         "no answers" => Fault::NoAnswer(took),
         // At the most the time for a request and half the time to settle.
-        "slow answers" => Fault::Slow(Duration::from_millis(dice.random_range(200..4000))),
-        "strange answers" if kind != Kind::Stop => Fault::ManyTasks(dice.random_range(0..300)),
-        "strange answers" => match dice.random_range(0..4) {
+        "slow answers" => Fault::Slow(Duration::from_millis(rng.random_range(200..4000))),
+        "strange answers" if kind != Kind::Stop => Fault::ManyTasks(rng.random_range(0..300)),
+        "strange answers" => match rng.random_range(0..4) {
             0 => Fault::HtmlWith200(took),
             1 => Fault::WrongId(took),
             2 => Fault::Accepted202,
-            _ => Fault::ManyTasks(dice.random_range(0..300)),
+            _ => Fault::ManyTasks(rng.random_range(0..300)),
         },
-        _ => fault(AMPERITY[dice.random_range(0..6)], kind, dice),
+        _ => fault(AMPERITY[rng.random_range(0..6)], kind, rng),
     }
 }
 
@@ -164,11 +164,11 @@ pub async fn at_cluster(mut lane: Lane, house: House<'_>, kills: bool) -> Counts
         if lane.end.is_cancelled() {
             return counts;
         }
-        let drawn = if kills && lane.dice.random_bool(0.5) { lane.one(&KILLS) } else { lane.one(&CLUSTER) };
+        let drawn = if kills && lane.rng.random_bool(0.5) { lane.one(&KILLS) } else { lane.one(&CLUSTER) };
         let what = first.next().unwrap_or(drawn);
         *counts.entry(what).or_default() += 1;
         let time = lane.seconds(2, 8);
-        let index = lane.dice.random_range(0..replicas.lock().unwrap().len());
+        let index = lane.rng.random_range(0..replicas.lock().unwrap().len());
         let index = if what.contains("leader") { leader(replicas).await.unwrap_or(index) } else { index };
         match what {
             "API server killed" => {
@@ -183,9 +183,9 @@ pub async fn at_cluster(mut lane: Lane, house: House<'_>, kills: bool) -> Counts
                 cluster.ready().await;
             }
             "single requests to the API server" => {
-                let mut dice = StdRng::from_rng(&mut lane.dice);
-                let often = lane.dice.random_range(0.1..0.7);
-                proxy.rule(move |_| if dice.random_bool(often) { fate(&mut dice) } else { Fate::Pass });
+                let mut rng = StdRng::from_rng(&mut lane.rng);
+                let often = lane.rng.random_range(0.1..0.7);
+                proxy.rule(move |_| if rng.random_bool(often) { fate(&mut rng) } else { Fate::Pass });
                 lane.pass(time * 2).await;
                 proxy.rule(|_| Fate::Pass);
             }
@@ -212,9 +212,9 @@ pub async fn at_cluster(mut lane: Lane, house: House<'_>, kills: bool) -> Counts
     }
 }
 
-fn fate(dice: &mut StdRng) -> Fate {
-    let time = Duration::from_millis(dice.random_range(100..12_000));
-    match dice.random_range(0..6) {
+fn fate(rng: &mut StdRng) -> Fate {
+    let time = Duration::from_millis(rng.random_range(100..12_000));
+    match rng.random_range(0..6) {
         0 => Fate::Late(time),
         1 => Fate::LateAnswer(time),
         2 | 3 => Fate::LoseAnswer,

@@ -74,9 +74,9 @@ struct Draw {
 }
 
 impl Draw {
-    fn new(number: usize, dice: &mut StdRng) -> Self {
+    fn new(number: usize, rng: &mut StdRng) -> Self {
         let all = Kind::SHARES.iter().map(|(_, share)| share).sum();
-        let mut at = dice.random_range(0..all);
+        let mut at = rng.random_range(0..all);
         let drawn = Kind::SHARES.iter().find(|(_, share)| {
             let found = at < *share;
             at = at.saturating_sub(*share);
@@ -85,10 +85,10 @@ impl Draw {
         Self {
             number,
             kind: drawn.unwrap().0,
-            namespace: dice.random_range(0..2),
-            tenant: TENANTS[dice.random_range(0..TENANTS.len())],
-            secret: if dice.random_bool(0.3) { CLIENT } else { TOKEN },
-            after: Duration::from_millis(dice.random_range(0..6000)),
+            namespace: rng.random_range(0..2),
+            tenant: TENANTS[rng.random_range(0..TENANTS.len())],
+            secret: if rng.random_bool(0.3) { CLIENT } else { TOKEN },
+            after: Duration::from_millis(rng.random_range(0..6000)),
         }
     }
 
@@ -137,7 +137,7 @@ impl Load {
     }
 
     /// Makes stops until it is told to end, and then waits until nothing more is to happen to them.
-    pub async fn run(self: Arc<Self>, mut dice: StdRng, end: CancellationToken) {
+    pub async fn run(self: Arc<Self>, mut rng: StdRng, end: CancellationToken) {
         let mut ticks = interval(PACE);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut lives = JoinSet::new();
@@ -148,7 +148,7 @@ impl Load {
             }
             while lives.try_join_next().is_some_and(|life| life.is_ok()) {}
             if self.book.pages().open.len() < MOST_UNFINISHED {
-                let draw = Draw::new(self.made.fetch_add(1, Relaxed), &mut dice);
+                let draw = Draw::new(self.made.fetch_add(1, Relaxed), &mut rng);
                 lives.spawn(Arc::clone(&self).live(draw, end.clone()));
             }
         }

@@ -52,7 +52,7 @@ struct Soak {
     load: Arc<Load>,
     replicas: Mutex<Vec<Replica>>,
     logs: Vec<PathBuf>,
-    dice: StdRng,
+    rng: StdRng,
 }
 
 #[tokio::main]
@@ -117,8 +117,8 @@ impl Soak {
             replica.asked().ready().await;
             replicas.push(replica);
         }
-        let dice = StdRng::seed_from_u64(seed);
-        Self { cluster, proxy, load, replicas: Mutex::new(replicas), logs, dice }
+        let rng = StdRng::seed_from_u64(seed);
+        Self { cluster, proxy, load, replicas: Mutex::new(replicas), logs, rng }
     }
 
     fn samples(&self) -> Vec<Sample> {
@@ -132,9 +132,9 @@ impl Soak {
     /// Load and faults for so long, or until a promise is broken. What each process used, second by second.
     async fn stretch(&mut self, time: Duration, kills: bool) -> (Counts, Vec<Vec<Sample>>) {
         let end = CancellationToken::new();
-        let mut lane = || Lane { dice: StdRng::from_rng(&mut self.dice), end: end.clone() };
+        let mut lane = || Lane { rng: StdRng::from_rng(&mut self.rng), end: end.clone() };
         let (first, second) = (lane(), lane());
-        let stops = tokio::spawn(Arc::clone(&self.load).run(StdRng::from_rng(&mut self.dice), end.clone()));
+        let stops = tokio::spawn(Arc::clone(&self.load).run(StdRng::from_rng(&mut self.rng), end.clone()));
         let Self { cluster, proxy, load, replicas, .. } = &*self;
         let amperity_side = at_amperity(first, load);
         let cluster_side = at_cluster(second, House { cluster, proxy, load, replicas }, kills);

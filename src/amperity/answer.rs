@@ -8,11 +8,11 @@
 use std::time::Duration;
 
 use crate::amperity::reply::{Failure, Reply, Shape};
-use crate::run::{Phase, Run};
+use crate::workflow_run::{Phase, Run};
 
 /// Status, message and request id of an answer, and whether it is Amperity's own.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Said {
+pub struct ResponseInfo {
     /// The HTTP status code.
     pub status: u16,
     /// The message.
@@ -23,7 +23,7 @@ pub struct Said {
     pub own: bool,
 }
 
-impl Said {
+impl ResponseInfo {
     /// Status and message in one line, and whether the answer lacks the documented form.
     pub fn detail(&self) -> String {
         let form = if 400 <= self.status && !self.own { " (not in Amperity's format)" } else { "" };
@@ -38,29 +38,29 @@ impl Said {
 #[derive(Clone, Debug, PartialEq)]
 pub enum StopAnswer {
     /// 200 with our run, or another 2xx that is empty or a JSON object and not another run: accepted.
-    Accepted(Option<Box<Run>>, Said),
+    Accepted(Option<Box<Run>>, ResponseInfo),
     /// Any other 2xx: a proxy's page, say, or another run. The outcome is unknown.
-    NotOurRun(Said),
+    NotOurRun(ResponseInfo),
     /// 429, and the `Retry-After`.
-    RateLimited(Said, Option<Duration>),
+    RateLimited(ResponseInfo, Option<Duration>),
     /// 401.
-    Unauthorized(Said),
+    Unauthorized(ResponseInfo),
     /// Amperity's own 403.
-    Forbidden(Said),
+    Forbidden(ResponseInfo),
     /// Amperity's own 404.
-    NotFound(Said),
+    NotFound(ResponseInfo),
     /// Amperity's own 409. Only reading the run tells why.
-    Conflict(Said),
+    Conflict(ResponseInfo),
     /// Amperity's own 400 or 422. The run may have ended; only reading it tells.
-    BadRequest(Said),
+    BadRequest(ResponseInfo),
     /// Amperity's own 405, 410 or another 4xx.
-    Rejected(Said),
+    Rejected(ResponseInfo),
     /// A 4xx that is not Amperity's own. The outcome is unknown.
-    Foreign(Said),
+    Foreign(ResponseInfo),
     /// 3xx, and the host it points to. Never followed. The outcome is unknown.
-    Redirected(Said, String),
+    Redirected(ResponseInfo, String),
     /// 5xx, 408, 499 and every status that HTTP does not define, and the `Retry-After`. The outcome is unknown.
-    ServerError(Said, Option<Duration>),
+    ServerError(ResponseInfo, Option<Duration>),
     /// Not sent, and why.
     NotSent(String),
     /// Not sent: the claim was too old, or a deadline had passed.
@@ -75,7 +75,7 @@ pub enum ReadAnswer {
     /// The run.
     Run(Box<Run>),
     /// 3xx and every 4xx but 401, 408, 429 and 499, whoever answered.
-    Unreadable(Said),
+    Unreadable(ResponseInfo),
     /// Reading again may help.
     Failed(ReadFailure),
 }
@@ -91,9 +91,9 @@ impl ReadAnswer {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReadFailure {
     /// 429.
-    RateLimited(Said),
+    RateLimited(ResponseInfo),
     /// 401.
-    Unauthorized(Said),
+    Unauthorized(ResponseInfo),
     /// No connection could be made.
     NotSent(String),
     /// 5xx, no answer, or a success without the run; and the `Retry-After`.
@@ -116,9 +116,9 @@ pub enum TokenAnswer<T> {
     /// A token, and how long it is valid.
     Token(T, Duration),
     /// 401, or Amperity's own 400, 403 or another 4xx but 404, 409 and 429: the client's id or secret is wrong.
-    Refused(Said),
+    Refused(ResponseInfo),
     /// 429.
-    RateLimited(Said),
+    RateLimited(ResponseInfo),
     /// No connection could be made.
     NotSent(String),
     /// Everything else; asking again may help.
@@ -218,9 +218,9 @@ impl Reply {
         self.body.error_status == Some(self.status) && self.body.message.is_some()
     }
 
-    fn said(&self, own: bool) -> Said {
+    fn info(&self, own: bool) -> ResponseInfo {
         let (message, request_id) = (self.body.message.clone(), self.body.request_id.clone());
-        Said { status: self.status, message, request_id, own }
+        ResponseInfo { status: self.status, message, request_id, own }
     }
 }
 
@@ -243,24 +243,24 @@ pub fn stop_answer(result: Result<Reply, Failure>, run_id: &str) -> StopAnswer {
         Err(Failure::NoAnswer(why)) => return StopAnswer::NoAnswer(why),
     };
     let own = reply.is_own_error();
-    let said = reply.said(own);
+    let info = reply.info(own);
     let another = reply.body.run.as_ref().is_some_and(|run| run.id != run_id);
     let ours = reply.body.run.filter(|run| run.id == run_id).map(Box::new);
-    match (Code::of(said.status), own) {
-        (Code::Ok, _) if ours.is_some() => StopAnswer::Accepted(ours, said),
-        (Code::OtherSuccess, _) if !another && reply.body.shape != Shape::Other => StopAnswer::Accepted(ours, said),
-        (Code::Ok | Code::OtherSuccess, _) => StopAnswer::NotOurRun(said),
-        (Code::Redirect, _) => StopAnswer::Redirected(said, reply.location.unwrap_or_default()),
-        (Code::Unauthorized, _) => StopAnswer::Unauthorized(said),
-        (Code::TooManyRequests, _) => StopAnswer::RateLimited(said, reply.retry_after),
-        (Code::ServerError, _) => StopAnswer::ServerError(said, reply.retry_after),
-        (Code::Forbidden, true) => StopAnswer::Forbidden(said),
-        (Code::NotFound, true) => StopAnswer::NotFound(said),
-        (Code::Conflict, true) => StopAnswer::Conflict(said),
-        (Code::BadRequest, true) => StopAnswer::BadRequest(said),
-        (Code::OtherClientError, true) => StopAnswer::Rejected(said),
+    match (Code::of(info.status), own) {
+        (Code::Ok, _) if ours.is_some() => StopAnswer::Accepted(ours, info),
+        (Code::OtherSuccess, _) if !another && reply.body.shape != Shape::Other => StopAnswer::Accepted(ours, info),
+        (Code::Ok | Code::OtherSuccess, _) => StopAnswer::NotOurRun(info),
+        (Code::Redirect, _) => StopAnswer::Redirected(info, reply.location.unwrap_or_default()),
+        (Code::Unauthorized, _) => StopAnswer::Unauthorized(info),
+        (Code::TooManyRequests, _) => StopAnswer::RateLimited(info, reply.retry_after),
+        (Code::ServerError, _) => StopAnswer::ServerError(info, reply.retry_after),
+        (Code::Forbidden, true) => StopAnswer::Forbidden(info),
+        (Code::NotFound, true) => StopAnswer::NotFound(info),
+        (Code::Conflict, true) => StopAnswer::Conflict(info),
+        (Code::BadRequest, true) => StopAnswer::BadRequest(info),
+        (Code::OtherClientError, true) => StopAnswer::Rejected(info),
         (Code::Forbidden | Code::NotFound | Code::Conflict | Code::BadRequest | Code::OtherClientError, false) => {
-            StopAnswer::Foreign(said)
+            StopAnswer::Foreign(info)
         }
     }
 }
@@ -271,24 +271,24 @@ pub fn read_answer(result: Result<Reply, Failure>, run_id: &str) -> ReadAnswer {
         Ok(reply) => reply,
         Err(failure) => return ReadAnswer::Failed(failure.into()),
     };
-    let said = reply.said(reply.is_own_error());
-    match Code::of(said.status) {
+    let info = reply.info(reply.is_own_error());
+    match Code::of(info.status) {
         Code::Ok | Code::OtherSuccess => match reply.body.run.filter(|run| run.id == run_id) {
             Some(run) => ReadAnswer::Run(Box::new(run)),
             None => {
-                let why = format!("{} without this run", said.detail());
+                let why = format!("{} without this run", info.detail());
                 ReadAnswer::Failed(ReadFailure::Unavailable(why, None))
             }
         },
-        Code::Unauthorized => ReadAnswer::Failed(ReadFailure::Unauthorized(said)),
-        Code::TooManyRequests => ReadAnswer::Failed(ReadFailure::RateLimited(said)),
+        Code::Unauthorized => ReadAnswer::Failed(ReadFailure::Unauthorized(info)),
+        Code::TooManyRequests => ReadAnswer::Failed(ReadFailure::RateLimited(info)),
         Code::Forbidden
         | Code::NotFound
         | Code::Conflict
         | Code::BadRequest
         | Code::OtherClientError
-        | Code::Redirect => ReadAnswer::Unreadable(said),
-        Code::ServerError => ReadAnswer::Failed(ReadFailure::Unavailable(said.detail(), reply.retry_after)),
+        | Code::Redirect => ReadAnswer::Unreadable(info),
+        Code::ServerError => ReadAnswer::Failed(ReadFailure::Unavailable(info.detail(), reply.retry_after)),
     }
 }
 
@@ -301,12 +301,12 @@ pub fn token_answer<T>(result: Result<(Reply, Option<(T, Duration)>), Failure>) 
         Err(Failure::TooLate) => return TokenAnswer::NotSent(String::new()),
     };
     let own = reply.is_own_error() || reply.body.oauth_error;
-    let said = reply.said(own);
-    match (Code::of(said.status), token) {
+    let info = reply.info(own);
+    match (Code::of(info.status), token) {
         (Code::Ok | Code::OtherSuccess, Some((token, valid))) => TokenAnswer::Token(token, valid),
-        (Code::Unauthorized, _) => TokenAnswer::Refused(said),
-        (Code::BadRequest | Code::Forbidden | Code::OtherClientError, _) if own => TokenAnswer::Refused(said),
-        (Code::TooManyRequests, _) => TokenAnswer::RateLimited(said),
+        (Code::Unauthorized, _) => TokenAnswer::Refused(info),
+        (Code::BadRequest | Code::Forbidden | Code::OtherClientError, _) if own => TokenAnswer::Refused(info),
+        (Code::TooManyRequests, _) => TokenAnswer::RateLimited(info),
         (
             Code::Ok
             | Code::OtherSuccess
@@ -318,7 +318,7 @@ pub fn token_answer<T>(result: Result<(Reply, Option<(T, Duration)>), Failure>) 
             | Code::OtherClientError
             | Code::ServerError,
             _,
-        ) => TokenAnswer::Unavailable(said.detail()),
+        ) => TokenAnswer::Unavailable(info.detail()),
     }
 }
 
@@ -550,10 +550,10 @@ mod tests {
     fn a_message_says_whether_the_answer_has_the_documented_form() {
         let detail = |status, with| {
             let answer = stop_answer(reply(status, with), "wf-1");
-            let (StopAnswer::Foreign(said) | StopAnswer::Forbidden(said) | StopAnswer::NotOurRun(said)) = answer else {
+            let (StopAnswer::Foreign(info) | StopAnswer::Forbidden(info) | StopAnswer::NotOurRun(info)) = answer else {
                 panic!("{answer:?}")
             };
-            said.detail()
+            info.detail()
         };
         assert_eq!(detail(403, With::Error(403)), "HTTP 403, so it is");
         assert_eq!(detail(403, With::Object), "HTTP 403 (not in Amperity's format), no route");

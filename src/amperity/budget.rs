@@ -18,10 +18,10 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use crate::amperity::{endpoint::BudgetKey, pace::Pace, purpose::Purpose};
+use crate::amperity::{adaptive_rate::AdaptiveRate, endpoint::BudgetKey, purpose::Purpose};
 use crate::clock::until;
-use crate::dice;
-use crate::sabotage::{Break, is_broken};
+use crate::fault_injection::{Fault, is_injected};
+use crate::rng;
 
 /// In any so long there are at the most so many requests as the rate says.
 const WINDOW: Duration = Duration::from_secs(1);
@@ -62,7 +62,7 @@ pub struct Budget {
 
 struct Tenant {
     per_second: u32,
-    pace: Pace,
+    rate: AdaptiveRate,
     /// The latest turn that was given.
     last_turn: Option<Instant>,
     closed_until: Option<Instant>,
@@ -141,7 +141,7 @@ impl Budget {
                 *waiting.entry(*purpose).or_default() += 1;
             }
             let closed_for = tenant.closed(now).map(|until| until - now);
-            State { tenant: key.tenant().to_owned(), rate: tenant.pace.rate(now), closed_for, waiting }
+            State { tenant: key.tenant().to_owned(), rate: tenant.rate.rate(now), closed_for, waiting }
         };
         tenants.iter().map(state).collect()
     }
@@ -213,7 +213,7 @@ impl Tenant {
     fn new(per_second: u32) -> Self {
         Self {
             per_second,
-            pace: Pace::new(f64::from(per_second)),
+            rate: AdaptiveRate::new(f64::from(per_second)),
             last_turn: None,
             closed_until: None,
             struck: None,
@@ -229,7 +229,7 @@ impl Tenant {
     /// Takes a slot with the time of its turn, or says when to look again; `None`: when another one's
     /// request was sent or given back.
     fn take(&mut self, now: Instant) -> Result<(u64, Instant), Option<Instant>> {
-        let patient = !is_broken(Break::ClaimBeforeSlot);
+        let patient = !is_injected(Fault::ClaimBeforeSlot);
         if let Some(until) = self.closed(now).filter(|_| patient) {
             return Err(Some(until));
         }
@@ -254,7 +254,7 @@ impl Tenant {
 
     /// The earliest turn that the pace allows.
     fn paced(&self, now: Instant) -> Instant {
-        let next = self.last_turn.zip(self.pace.interval(now)).map(|(last, interval)| last + interval);
+        let next = self.last_turn.zip(self.rate.interval(now)).map(|(last, interval)| last + interval);
         next.map_or(now, |next| next.max(now))
     }
 
@@ -274,11 +274,11 @@ impl Tenant {
         let new = self.struck.is_none_or(|struck| struck < sent);
         self.strikes += u32::from(new);
         let doubled = FIRST_CLOSURE.saturating_mul(1 << self.strikes.saturating_sub(1).min(10)).min(MAX_CLOSURE);
-        let until = now + retry_after.unwrap_or_else(|| doubled.mul_f64(dice::upper_half()));
+        let until = now + retry_after.unwrap_or_else(|| doubled.mul_f64(rng::upper_half()));
         self.closed_until = self.closed_until.max(Some(until));
         if new {
             self.struck = Some(now);
-            self.pace.slow_down(now, until);
+            self.rate.slow_down(now, until);
         }
     }
 
@@ -290,7 +290,7 @@ impl Tenant {
         self.slots == 0
             && self.queue.is_empty()
             && open
-            && self.pace.interval(now).is_none()
+            && self.rate.interval(now).is_none()
             && !self.counting.values().any(counts)
     }
 }

@@ -17,8 +17,8 @@ use tokio::{
 };
 
 use crate::amperity::{endpoint::BudgetKey, purpose::Purpose};
-use crate::dice;
-use crate::sabotage::{Break, is_broken};
+use crate::fault_injection::{Fault, is_injected};
+use crate::rng;
 
 /// A token is renewed so long before it expires, or when nine tenths of its time are over.
 const RENEW_BEFORE_EXPIRY: Duration = Duration::from_secs(60);
@@ -121,16 +121,16 @@ pub struct CredentialsKey {
 
 /// The tokens that were fetched and the credentials that were refused.
 #[derive(Clone, Default)]
-pub struct Wallet(Arc<Mutex<Pockets>>);
+pub struct CredentialCache(Arc<Mutex<CacheState>>);
 
 #[derive(Default)]
-struct Pockets {
+struct CacheState {
     tokens: HashMap<CredentialsKey, (Token, Instant)>,
     turns: HashMap<CredentialsKey, Arc<AsyncMutex<()>>>,
     refused: HashMap<CredentialsKey, HashMap<Scope, Refused>>,
 }
 
-impl Pockets {
+impl CacheState {
     /// The refusals of these credentials that block requests for this purpose.
     fn refusals(&self, key: &CredentialsKey, purpose: Purpose) -> impl Iterator<Item = &Refused> {
         let known = self.refused.get(key);
@@ -152,7 +152,7 @@ impl Scope {
     fn of(purpose: Purpose) -> &'static [Self] {
         match purpose {
             Purpose::Stop => &[Self::All, Self::Stops],
-            Purpose::Read | Purpose::Token if is_broken(Break::ForbiddenClosesReads) => &[Self::All, Self::Stops],
+            Purpose::Read | Purpose::Token if is_injected(Fault::ForbiddenClosesReads) => &[Self::All, Self::Stops],
             Purpose::Read | Purpose::Token => &[Self::All],
         }
     }
@@ -208,37 +208,37 @@ pub struct Resting {
     pub until: Instant,
 }
 
-impl Wallet {
+impl CredentialCache {
     /// A fetched token that is still valid for a while.
     pub fn token(&self, key: &CredentialsKey) -> Option<Token> {
-        let pockets = self.lock();
-        let (token, renew) = pockets.tokens.get(key)?;
+        let state = self.lock();
+        let (token, renew) = state.tokens.get(key)?;
         (Instant::now() < *renew).then(|| token.clone())
     }
 
     /// Keeps a fetched token for as long as it is valid.
     pub fn keep(&self, key: CredentialsKey, token: Token, valid: Duration) {
         let now = Instant::now();
-        let mut pockets = self.lock();
-        pockets.tokens.retain(|_, (_, renew)| now < *renew);
+        let mut state = self.lock();
+        state.tokens.retain(|_, (_, renew)| now < *renew);
         let renew = now + (valid - RENEW_BEFORE_EXPIRY.min(valid / 10));
-        pockets.tokens.insert(key, (token, renew));
+        state.tokens.insert(key, (token, renew));
     }
 
     /// Forgets a fetched token that was refused, so that a new one is fetched.
     pub fn forget(&self, key: &CredentialsKey, token: &Token) {
-        let mut pockets = self.lock();
-        if pockets.tokens.get(key).is_some_and(|(kept, _)| kept == token) {
-            pockets.tokens.remove(key);
+        let mut state = self.lock();
+        if state.tokens.get(key).is_some_and(|(kept, _)| kept == token) {
+            state.tokens.remove(key);
         }
     }
 
     /// Waits for the turn to fetch a token: of all that need the same one, one asks for it.
     pub async fn turn(&self, key: &CredentialsKey) -> OwnedMutexGuard<()> {
         let turn = {
-            let mut pockets = self.lock();
-            pockets.turns.retain(|_, turn| 1 < Arc::strong_count(turn));
-            pockets.turns.entry(key.clone()).or_default().clone()
+            let mut state = self.lock();
+            state.turns.retain(|_, turn| 1 < Arc::strong_count(turn));
+            state.turns.entry(key.clone()).or_default().clone()
         };
         turn.lock_owned().await
     }
@@ -250,8 +250,8 @@ impl Wallet {
     /// Where they rest.
     pub fn admit(&self, key: &CredentialsKey, purpose: Purpose) -> Result<Admitted, Resting> {
         let now = Instant::now();
-        let mut pockets = self.lock();
-        let resting = pockets.refusals(key, purpose).find(|refused| now < refused.until).map(|refused| Resting {
+        let mut state = self.lock();
+        let resting = state.refusals(key, purpose).find(|refused| now < refused.until).map(|refused| Resting {
             refusal: refused.refusal,
             detail: refused.detail.clone(),
             until: refused.until,
@@ -260,7 +260,7 @@ impl Wallet {
             return Err(resting);
         }
         for scope in Scope::of(purpose) {
-            if let Some(refused) = pockets.refused.get_mut(key).and_then(|refused| refused.get_mut(scope)) {
+            if let Some(refused) = state.refused.get_mut(key).and_then(|refused| refused.get_mut(scope)) {
                 refused.until = now + TRIAL;
             }
         }
@@ -269,19 +269,19 @@ impl Wallet {
 
     /// True where the API refused these credentials after they were admitted, for what they were admitted for.
     pub fn was_refused_since(&self, key: &CredentialsKey, Admitted { at, purpose }: Admitted) -> bool {
-        let pockets = self.lock();
-        pockets.refusals(key, purpose).any(|refused| at < refused.since)
+        let state = self.lock();
+        state.refusals(key, purpose).any(|refused| at < refused.since)
     }
 
     /// Says that the API refused these credentials; they rest for everybody who uses them, after a 403 for stops only.
     pub fn refused(&self, key: &CredentialsKey, Admitted { at, .. }: Admitted, refusal: Refusal, detail: &str) {
         let now = Instant::now();
-        let mut pockets = self.lock();
-        pockets.refused.retain(|_, refused| {
+        let mut state = self.lock();
+        state.refused.retain(|_, refused| {
             refused.retain(|_, refused| now < refused.until + MAX_REST * 10);
             !refused.is_empty()
         });
-        let known = pockets.refused.entry(key.clone()).or_default();
+        let known = state.refused.entry(key.clone()).or_default();
         let times = match known.get(&refusal.scope()) {
             // It was on its way already when another one was refused: nothing new.
             Some(known) if at < known.since => return,
@@ -289,20 +289,20 @@ impl Wallet {
             None => 0,
         };
         let rest = FIRST_REST.saturating_mul(1 << times.min(10)).min(MAX_REST);
-        let until = now + rest.mul_f64(dice::upper_half());
+        let until = now + rest.mul_f64(rng::upper_half());
         let refused = Refused { times: times + 1, refusal, detail: detail.to_owned(), since: now, until };
         known.insert(refusal.scope(), refused);
     }
 
     /// Says that the API took these credentials for this use, so nothing that would close them for it is true any more.
     pub fn accepted(&self, key: &CredentialsKey, purpose: Purpose) {
-        let mut pockets = self.lock();
-        if let Some(refused) = pockets.refused.get_mut(key) {
+        let mut state = self.lock();
+        if let Some(refused) = state.refused.get_mut(key) {
             refused.retain(|scope, _| !Scope::of(purpose).contains(scope));
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Pockets> {
+    fn lock(&self) -> MutexGuard<'_, CacheState> {
         self.0.lock().expect("nothing panics while it holds this lock")
     }
 }
@@ -348,64 +348,64 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_token_that_lives_shortly_is_used_for_most_of_its_time() {
-        let wallet = Wallet::default();
-        wallet.keep(key("1"), Token::bearer("t").unwrap(), Duration::from_secs(30));
+        let cache = CredentialCache::default();
+        cache.keep(key("1"), Token::bearer("t").unwrap(), Duration::from_secs(30));
         tokio::time::advance(Duration::from_secs(26)).await;
-        assert!(wallet.token(&key("1")).is_some());
+        assert!(cache.token(&key("1")).is_some());
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert!(wallet.token(&key("1")).is_none());
+        assert!(cache.token(&key("1")).is_none());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_token_is_renewed_a_minute_before_it_expires() {
-        let wallet = Wallet::default();
-        wallet.keep(key("1"), Token::bearer("t").unwrap(), Duration::from_secs(3600));
+        let cache = CredentialCache::default();
+        cache.keep(key("1"), Token::bearer("t").unwrap(), Duration::from_secs(3600));
         tokio::time::advance(Duration::from_secs(3539)).await;
-        assert!(wallet.token(&key("1")).is_some());
-        assert!(wallet.token(&key("2")).is_none(), "another version of the Secret has its own token");
+        assert!(cache.token(&key("1")).is_some());
+        assert!(cache.token(&key("2")).is_none(), "another version of the Secret has its own token");
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert!(wallet.token(&key("1")).is_none());
+        assert!(cache.token(&key("1")).is_none());
     }
 
     #[tokio::test(start_paused = true)]
     async fn refused_credentials_rest_for_all_and_one_call_tries_them_again() {
-        let wallet = Wallet::default();
-        let together: Vec<_> = (0..10).map(|_| wallet.admit(&key("1"), Purpose::Stop).unwrap()).collect();
+        let cache = CredentialCache::default();
+        let together: Vec<_> = (0..10).map(|_| cache.admit(&key("1"), Purpose::Stop).unwrap()).collect();
         tokio::time::advance(Duration::from_millis(5)).await;
         for admitted in together {
-            wallet.refused(&key("1"), admitted, Refusal::Unauthorized, "");
+            cache.refused(&key("1"), admitted, Refusal::Unauthorized, "");
         }
-        let resting = wallet.admit(&key("1"), Purpose::Stop).unwrap_err();
+        let resting = cache.admit(&key("1"), Purpose::Stop).unwrap_err();
         assert!(resting.until <= Instant::now() + FIRST_REST, "ten refusals at once count once");
-        assert_eq!(wallet.admit(&key("1"), Purpose::Read).unwrap_err(), resting, "a 401 concerns reads as well");
-        assert!(wallet.admit(&key("2"), Purpose::Stop).is_ok(), "a new version of the Secret is tried at once");
+        assert_eq!(cache.admit(&key("1"), Purpose::Read).unwrap_err(), resting, "a 401 concerns reads as well");
+        assert!(cache.admit(&key("2"), Purpose::Stop).is_ok(), "a new version of the Secret is tried at once");
         tokio::time::sleep_until(resting.until).await;
-        let trial = wallet.admit(&key("1"), Purpose::Stop).unwrap();
-        assert!(wallet.admit(&key("1"), Purpose::Stop).is_err(), "the others wait for the trial");
-        wallet.refused(&key("1"), trial, Refusal::Unauthorized, "");
-        let resting = wallet.admit(&key("1"), Purpose::Stop).unwrap_err();
+        let trial = cache.admit(&key("1"), Purpose::Stop).unwrap();
+        assert!(cache.admit(&key("1"), Purpose::Stop).is_err(), "the others wait for the trial");
+        cache.refused(&key("1"), trial, Refusal::Unauthorized, "");
+        let resting = cache.admit(&key("1"), Purpose::Stop).unwrap_err();
         assert!(Instant::now() + FIRST_REST <= resting.until, "the second rest is longer");
-        wallet.accepted(&key("1"), Purpose::Read);
-        assert!(wallet.admit(&key("1"), Purpose::Stop).is_ok());
+        cache.accepted(&key("1"), Purpose::Read);
+        assert!(cache.admit(&key("1"), Purpose::Stop).is_ok());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_403_of_a_stop_closes_stops_only_and_reading_does_not_open_them() {
-        let wallet = Wallet::default();
-        let stop = wallet.admit(&key("1"), Purpose::Stop).unwrap();
-        let read = wallet.admit(&key("1"), Purpose::Read).unwrap();
+        let cache = CredentialCache::default();
+        let stop = cache.admit(&key("1"), Purpose::Stop).unwrap();
+        let read = cache.admit(&key("1"), Purpose::Read).unwrap();
         tokio::time::advance(Duration::from_millis(5)).await;
-        wallet.refused(&key("1"), stop, Refusal::Forbidden, "");
-        assert!(wallet.was_refused_since(&key("1"), stop));
-        assert!(!wallet.was_refused_since(&key("1"), read), "a read that was admitted goes on");
-        assert!(wallet.admit(&key("1"), Purpose::Read).is_ok());
-        wallet.accepted(&key("1"), Purpose::Read);
-        let resting = wallet.admit(&key("1"), Purpose::Stop).unwrap_err();
+        cache.refused(&key("1"), stop, Refusal::Forbidden, "");
+        assert!(cache.was_refused_since(&key("1"), stop));
+        assert!(!cache.was_refused_since(&key("1"), read), "a read that was admitted goes on");
+        assert!(cache.admit(&key("1"), Purpose::Read).is_ok());
+        cache.accepted(&key("1"), Purpose::Read);
+        let resting = cache.admit(&key("1"), Purpose::Stop).unwrap_err();
         assert_eq!(resting.refusal, Refusal::Forbidden);
         tokio::time::sleep_until(resting.until).await;
-        assert!(wallet.admit(&key("1"), Purpose::Stop).is_ok());
-        assert!(wallet.admit(&key("1"), Purpose::Stop).is_err(), "the others wait for the trial");
-        wallet.accepted(&key("1"), Purpose::Stop);
-        assert!(wallet.admit(&key("1"), Purpose::Stop).is_ok());
+        assert!(cache.admit(&key("1"), Purpose::Stop).is_ok());
+        assert!(cache.admit(&key("1"), Purpose::Stop).is_err(), "the others wait for the trial");
+        cache.accepted(&key("1"), Purpose::Stop);
+        assert!(cache.admit(&key("1"), Purpose::Stop).is_ok());
     }
 }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::run::Run;
+use crate::workflow_run::Run;
 
 /// What the body of an answer says.
 #[derive(Clone, Debug, Default, PartialEq)]

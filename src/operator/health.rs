@@ -12,7 +12,7 @@ use axum::{
 };
 use tokio::{net::TcpListener, sync::watch};
 
-use crate::operator::metrics::Metrics;
+use crate::observe::metrics::Metrics;
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -28,14 +28,14 @@ pub async fn serve(listener: TcpListener, metrics: Metrics, ready: watch::Receiv
     let router = Router::new()
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(readiness))
-        .route("/metrics", get(async move |headers: HeaderMap| told(&metrics, &headers)));
+        .route("/metrics", get(async move |headers: HeaderMap| metrics_response(&metrics, &headers)));
     if let Err(error) = axum::serve(listener, router).await {
         tracing::error!(%error, "the health endpoints are no longer served");
     }
 }
 
 /// The metrics in the format that the client likes best, of the two there are.
-fn told(metrics: &Metrics, headers: &HeaderMap) -> Response {
+fn metrics_response(metrics: &Metrics, headers: &HeaderMap) -> Response {
     if prefers_protobuf(headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default()) {
         ([(CONTENT_TYPE, PROTOBUF)], metrics.protobuf()).into_response()
     } else {
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn protobuf_is_told_to_those_that_name_it_first() {
+    fn protobuf_is_served_to_clients_that_prefer_it() {
         let protobuf =
             "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;q=0.6";
         let text = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1";

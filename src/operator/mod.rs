@@ -1,36 +1,36 @@
 //! Owns turning the house on and off: what is started in which order, the drain, the lease's release.
 //! Never handles a resource.
 
-pub mod events;
-pub mod expiry;
 pub mod health;
-pub mod lease;
-pub mod metrics;
-pub mod report;
-pub mod standing;
-pub mod story;
+pub mod leader_election;
+pub mod ttl;
 pub mod watch;
 
 use std::{net::SocketAddr, panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
 
 use futures::FutureExt;
 
-use kube::{Api, Client, api::ListParams, config::Kubeconfig, runtime::events::Reporter};
+use kube::{Api, Client, api::ListParams, config::Kubeconfig, runtime::events::Reporter as EventReporter};
 use thiserror::Error;
 use tokio::{net::TcpListener, sync::watch::channel, task::JoinSet, time::timeout};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::amperity::{
-    Amperity, Settings,
     budget::Budget,
-    credentials::Wallet,
+    client::{Amperity, Settings},
+    credentials::CredentialCache,
     endpoint::Endpoints,
-    http::{BuildError, reason},
+    transport::{BuildError, reason},
 };
 use crate::clock::Clock;
-use crate::operator::{events::Events, metrics::Metrics, report::Teller, watch::Watch};
+use crate::observe::{
+    events::{self, Events},
+    metrics::Metrics,
+    reporter::Reporter,
+};
+use crate::operator::watch::Watch;
+use crate::reconcile::{context::Context, decide::Rules, store::Store};
 use crate::resource::WorkflowRunStop;
-use crate::stop::{decide::Rules, house::House, ledger::Ledger};
 
 /// Longest wait at the end for the lease to be released.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -119,27 +119,27 @@ pub async fn run(setup: Setup, shutdown: CancellationToken) -> Result<(), StartE
     let http_addr = listener.local_addr().unwrap_or(http_addr);
     let rules = Rules { request_timeout: amperity.request_timeout, settle_time };
     let amperity = Amperity::new(&amperity, clock.clone())?;
-    let ledger = Ledger::new(client.clone(), &identity, clock.clone());
-    let (budget, wallet) = (Budget::new(requests_per_second), Wallet::default());
-    let metrics = Metrics::new(amperity.traffic(), &ledger.writes, &budget, &clock);
-    let house = Arc::new(House { ledger, amperity, budget, wallet, endpoints, rules, clock });
+    let store = Store::new(client.clone(), &identity, clock.clone());
+    let (budget, credential_cache) = (Budget::new(requests_per_second), CredentialCache::default());
+    let metrics = Metrics::new(amperity.metrics(), &store.writes, &budget, &clock);
+    let context = Arc::new(Context { store, amperity, budget, credential_cache, endpoints, rules, clock });
     let (events, told) = Events::channel(metrics.events.clone());
-    let reporter = Reporter { controller: CONTROLLER.to_owned(), instance: Some(identity.clone()) };
+    let reporter = EventReporter { controller: CONTROLLER.to_owned(), instance: Some(identity.clone()) };
     let publishing = events::run(client.clone(), reporter, told, metrics.events.clone());
     let mut publishing = tokio::spawn(publishing);
-    let teller = Teller { metrics: metrics.clone(), events: Some(events) };
+    let reporter = Reporter { metrics: metrics.clone(), events: Some(events) };
 
     let (ready, is_ready) = channel(false);
     let _health = AbortOnDropHandle::new(tokio::spawn(health::serve(listener, metrics.clone(), is_ready)));
     let (leads, mut leading) = channel(lease.is_none());
     let election = lease.map(|LeaseName { namespace, name }| {
         let namespace = namespace.unwrap_or(own_namespace);
-        lease::election(client.clone(), &namespace, &name, &identity)
+        leader_election::election(client.clone(), &namespace, &name, &identity)
     });
     let competing = election.as_ref().map(|election| {
         // Who waits for the lease is as ready as can be.
         ready.send_replace(true);
-        let competing = lease::compete(election.clone(), leads.clone());
+        let competing = leader_election::compete(election.clone(), leads.clone());
         let shutdown = shutdown.clone();
         AbortOnDropHandle::new(tokio::spawn(async move {
             // Without it this replica would wait for ever and look well.
@@ -157,8 +157,8 @@ pub async fn run(setup: Setup, shutdown: CancellationToken) -> Result<(), StartE
         }
         metrics.set_leading(true);
         let stop = CancellationToken::new();
-        let watch = Watch { house: house.clone(), teller: teller.clone(), stop: stop.clone() };
-        let expiry = expiry::run(client.clone(), namespaces.clone(), house.clock.clone());
+        let watch = Watch { context: context.clone(), reporter: reporter.clone(), stop: stop.clone() };
+        let expiry = ttl::run(client.clone(), namespaces.clone(), context.clock.clone());
         let _expiry = AbortOnDropHandle::new(tokio::spawn(expiry));
         let mut watching = pin!(watch.run(&client, &namespaces, &ready));
         let ended = tokio::select! {
@@ -179,7 +179,7 @@ pub async fn run(setup: Setup, shutdown: CancellationToken) -> Result<(), StartE
     }
     ready.send_replace(false);
     // What was told is written, before the lease is given away. A request that is still in flight keeps it open.
-    drop(teller);
+    drop(reporter);
     if timeout(EVENTS_TIMEOUT, &mut publishing).await.is_err() {
         publishing.abort();
     }

@@ -20,18 +20,18 @@ use kube::{
 use tokio::{sync::watch, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use crate::amperity::http::reason;
+use crate::amperity::transport::reason;
 use crate::clock::until;
-use crate::dice;
-use crate::operator::report::Teller;
-use crate::resource::{UNFINISHED, WorkflowRunStop};
-use crate::stop::{
+use crate::observe::reporter::Reporter;
+use crate::reconcile::{
     backoff::delay,
-    house::House,
-    report::Next,
-    step,
-    subject::{Known, Subject},
+    context::Context,
+    reconcile,
+    step_report::Requeue,
+    tracked::{Snapshot, Tracked},
 };
+use crate::resource::{UNFINISHED, WorkflowRunStop};
+use crate::rng;
 
 /// How many resources come in one page of a list; a status may have half a MiB.
 const PAGE_SIZE: u32 = 50;
@@ -60,7 +60,7 @@ where
     select_all(apis.into_iter().enumerate().map(|(number, api)| {
         let path = format!("{}?fieldSelector={fields}", api.resource_url());
         let events = watcher(api, settings.clone()).backoff(Backoff::default()).filter_map(move |event| {
-            let event = event.inspect_err(|error| tell_of(error, &path)).ok();
+            let event = event.inspect_err(|error| log_watch_error(error, &path)).ok();
             std::future::ready(event.map(|event| (number, event)))
         });
         events.boxed()
@@ -81,7 +81,7 @@ impl Iterator for Backoff {
         let now = Instant::now();
         let well_since = self.last.replace(now).is_none_or(|last| WELL_AGAIN < now - last);
         self.failures = if well_since { 1 } else { self.failures + 1 };
-        Some(delay(self.failures, MAX_WATCH_DELAY, dice::upper_half()))
+        Some(delay(self.failures, MAX_WATCH_DELAY, rng::upper_half()))
     }
 }
 
@@ -90,7 +90,7 @@ impl kube::runtime::utils::Backoff for Backoff {
     fn reset(&mut self) {}
 }
 
-fn tell_of(error: &watcher::Error, path: &str) {
+fn log_watch_error(error: &watcher::Error, path: &str) {
     let status = match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
         | watcher::Error::WatchStartFailed(kube::Error::Api(status))
@@ -117,9 +117,9 @@ fn tell_of(error: &watcher::Error, path: &str) {
 /// Works on the unfinished resources.
 pub struct Watch {
     /// What to work with.
-    pub house: Arc<House>,
+    pub context: Arc<Context>,
     /// Whom to tell.
-    pub teller: Teller,
+    pub reporter: Reporter,
     /// When cancelled, no new work is begun.
     pub stop: CancellationToken,
 }
@@ -184,43 +184,49 @@ impl Watch {
             return;
         }
         let uid = resource.uid().to_owned();
-        let subject = Subject::new(resource.clone());
+        let tracked = Tracked::new(resource.clone());
         let (sender, inbox) = watch::channel(resource);
         inboxes.insert(uid, (number, sender));
-        tasks.spawn(tend(self.house.clone(), self.teller.clone(), self.stop.clone(), subject, inbox));
+        tasks.spawn(run_resource(self.context.clone(), self.reporter.clone(), self.stop.clone(), tracked, inbox));
     }
 }
 
 /// Tends one resource until it is no longer among the unfinished, or until no new work is to be begun.
-async fn tend(house: Arc<House>, teller: Teller, stop: CancellationToken, mut subject: Subject, mut inbox: Inbox) {
-    let mut tale = teller.begin(&subject.resource);
+async fn run_resource(
+    context: Arc<Context>,
+    reporter: Reporter,
+    stop: CancellationToken,
+    mut tracked: Tracked,
+    mut inbox: Inbox,
+) {
+    let mut reported = reporter.start(&tracked.resource);
     loop {
-        subject.refresh(&inbox.borrow_and_update());
+        tracked.refresh(&inbox.borrow_and_update());
         if stop.is_cancelled() || inbox.has_changed().is_err() {
             return;
         }
-        teller.look(&mut tale, &subject.resource, house.ledger.holder());
-        let known = subject.known();
+        reporter.observe(&mut reported, &tracked.resource, context.store.holder());
+        let known = tracked.known();
         let stepped = {
-            let interrupt = pin!(interrupted(&mut inbox, &known, &stop, tale.waits_long()));
-            caught(step(&house, &mut subject, interrupt)).await
+            let interrupt = pin!(interrupted(&mut inbox, &known, &stop, reported.waits_long()));
+            caught(reconcile(&context, &mut tracked, interrupt)).await
         };
-        let next = match stepped {
+        let requeue = match stepped {
             Some(report) => {
-                teller.step(&mut tale, &subject.resource, &report, house.now());
-                report.next
+                reporter.step(&mut reported, &tracked.resource, &report, context.now());
+                report.requeue
             }
             None => {
-                teller.panic(&subject.resource, REST_AFTER_PANIC);
-                Next::At(Instant::now() + REST_AFTER_PANIC)
+                reporter.panic(&tracked.resource, REST_AFTER_PANIC);
+                Requeue::At(Instant::now() + REST_AFTER_PANIC)
             }
         };
-        let known = subject.known();
-        let changed = interrupted(&mut inbox, &known, &stop, tale.waits_long());
-        match next {
-            Next::Now => {}
-            Next::OnChange => changed.await,
-            Next::At(then) => tokio::select! {
+        let known = tracked.known();
+        let changed = interrupted(&mut inbox, &known, &stop, reported.waits_long());
+        match requeue {
+            Requeue::Now => {}
+            Requeue::OnChange => changed.await,
+            Requeue::At(then) => tokio::select! {
                 biased;
                 () = tokio::time::sleep_until(then) => {}
                 () = changed => {}
@@ -236,7 +242,7 @@ async fn caught<T>(step: impl Future<Output = T>) -> Option<T> {
 
 /// Resolves when the resource changed in a way that matters, left the watch, or no new work is to be begun; also
 /// at `at_the_latest`, to tell that it waits.
-async fn interrupted(inbox: &mut Inbox, known: &Known, stop: &CancellationToken, at_the_latest: Option<Instant>) {
+async fn interrupted(inbox: &mut Inbox, known: &Snapshot, stop: &CancellationToken, at_the_latest: Option<Instant>) {
     loop {
         if known.is_outdated_by(&inbox.borrow(), false) {
             return;

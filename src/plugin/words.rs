@@ -8,9 +8,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::Resource;
 
 use crate::plugin::exit::Exit;
-use crate::resource::conditions::{self, ConditionType, Reason, StopResult, Truth};
+use crate::resource::conditions::{self, ConditionStatus, ConditionType, Reason, StopResult};
 use crate::resource::{WorkflowRunStop, WorkflowRunStopStatus};
-use crate::run::{Phase, RunError, TaskInstance};
+use crate::workflow_run::{Phase, RunError, TaskInstance};
 
 /// How many failed tasks are shown; `kubectl get -o yaml` has them all.
 const MOST_TASKS: usize = 10;
@@ -80,7 +80,7 @@ pub fn verdict(stop: &WorkflowRunStop) -> Exit {
         Some(StopResult::Expired) => Exit::Expired,
         Some(StopResult::Unknown) => Exit::Unknown,
         Some(StopResult::Failed | StopResult::StillActive) => Exit::Failed,
-        None if ready(stop).is_some_and(|ready| ready.status == Truth::True.as_str()) => Exit::Done,
+        None if ready(stop).is_some_and(|ready| ready.status == ConditionStatus::True.as_str()) => Exit::Done,
         None => Exit::Failed,
     }
 }
@@ -198,7 +198,7 @@ mod tests {
         Time(Timestamp::from_second(second).unwrap())
     }
 
-    fn stop(truth: Truth, reason: Reason, state: &str) -> WorkflowRunStop {
+    fn stop(truth: ConditionStatus, reason: Reason, state: &str) -> WorkflowRunStop {
         let mut stop = WorkflowRunStop::new("stop-wf-1-x", WorkflowRunStopSpec::new("wf-1", "acme", "amperity"));
         stop.metadata.creation_timestamp = Some(at(100));
         let why = (reason, reason.message(""));
@@ -232,14 +232,14 @@ mod tests {
         let new = WorkflowRunStop::new("x", WorkflowRunStopSpec::new("wf-1", "acme", "amperity"));
         assert_eq!(progress(&new), "waits for the operator");
         assert!(is_unseen(&new));
-        let waits = stop(Truth::Unknown, Reason::WaitingForBudget, "");
+        let waits = stop(ConditionStatus::Unknown, Reason::WaitingForBudget, "");
         assert_eq!(
             progress(&waits),
             "WaitingForBudget: The request waits for its turn within the tenant's rate limit."
         );
         assert!(!is_unseen(&waits));
         assert!(
-            progress(&stop(Truth::Unknown, Reason::FollowingRun, "stopping"))
+            progress(&stop(ConditionStatus::Unknown, Reason::FollowingRun, "stopping"))
                 .starts_with("run stopping, FollowingRun: ")
         );
     }
@@ -247,7 +247,7 @@ mod tests {
     #[test]
     fn each_result_has_its_exit_code_whatever_the_conditions_say() {
         let codes = StopResult::ALL.map(|result| {
-            let mut stop = stop(Truth::Unknown, Reason::FollowingRun, "");
+            let mut stop = stop(ConditionStatus::Unknown, Reason::FollowingRun, "");
             stop.status.as_mut().unwrap().result = Some(result);
             (result.as_str(), verdict(&stop).code())
         });
@@ -268,19 +268,19 @@ mod tests {
     #[test]
     fn a_stop_that_an_older_operator_finished_gets_its_exit_code_from_ready() {
         for (truth, reason, code) in [
-            (Truth::True, Reason::RunStopped, 0),
-            (Truth::True, Reason::StopAccepted, 0),
-            (Truth::True, Reason::RunUnreadable, 0),
-            (Truth::True, Reason::RunEndedOtherwise, 4),
-            (Truth::False, Reason::OutcomeUnknown, 6),
-            (Truth::False, Reason::RunStillActive, 1),
-            (Truth::False, Reason::DeadlineExceeded, 1),
-            (Truth::False, Reason::Unauthorized, 1),
-            (Truth::Unknown, Reason::FollowingRun, 1),
+            (ConditionStatus::True, Reason::RunStopped, 0),
+            (ConditionStatus::True, Reason::StopAccepted, 0),
+            (ConditionStatus::True, Reason::RunUnreadable, 0),
+            (ConditionStatus::True, Reason::RunEndedOtherwise, 4),
+            (ConditionStatus::False, Reason::OutcomeUnknown, 6),
+            (ConditionStatus::False, Reason::RunStillActive, 1),
+            (ConditionStatus::False, Reason::DeadlineExceeded, 1),
+            (ConditionStatus::False, Reason::Unauthorized, 1),
+            (ConditionStatus::Unknown, Reason::FollowingRun, 1),
         ] {
             assert_eq!(verdict(&stop(truth, reason, "")).code(), code, "{reason:?}");
         }
-        for (truth, code) in [(Truth::True, 0), (Truth::False, 1)] {
+        for (truth, code) in [(ConditionStatus::True, 0), (ConditionStatus::False, 1)] {
             let mut stop = stop(truth, Reason::RunStopped, "");
             stop.status.as_mut().unwrap().conditions[0].reason = "OfAnotherVersion".to_owned();
             assert_eq!(verdict(&stop).code(), code, "{truth:?}");
@@ -298,7 +298,7 @@ mod tests {
             task("Send to BB", "Failed", None),
             task("Send to C", "canceled", Some("Workflow manually stopped")),
         ];
-        let mut stop = finished(stop(Truth::True, Reason::RunEndedOtherwise, "failed"), tasks);
+        let mut stop = finished(stop(ConditionStatus::True, Reason::RunEndedOtherwise, "failed"), tasks);
         stop.status.as_mut().unwrap().error = Some(RunError {
             attribution: Some("customer".to_owned()),
             message: Some("A task failed".to_owned()),
@@ -320,7 +320,7 @@ stop-wf-1-x: EndedOtherwise (RunEndedOtherwise): The run ended in another way th
 
     #[test]
     fn a_failure_says_so_and_claims_no_state() {
-        let text = outcome(&finished(stop(Truth::False, Reason::RunNotFound, ""), vec![]));
+        let text = outcome(&finished(stop(ConditionStatus::False, Reason::RunNotFound, ""), vec![]));
         assert!(text.starts_with("stop-wf-1-x: Failed (RunNotFound): Amperity does not know this run"), "{text}");
         assert!(text.contains("wf-1, state not known") && !text.contains("tasks"), "{text}");
     }
@@ -328,7 +328,7 @@ stop-wf-1-x: EndedOtherwise (RunEndedOtherwise): The run ended in another way th
     #[test]
     fn of_many_failed_tasks_some_are_shown_and_the_rest_counted() {
         let tasks = (0..13).map(|index| task(&format!("t{index}"), "failed", Some(&"x".repeat(500)))).collect();
-        let text = outcome(&finished(stop(Truth::True, Reason::RunStopped, "canceled"), tasks));
+        let text = outcome(&finished(stop(ConditionStatus::True, Reason::RunStopped, "canceled"), tasks));
         assert!(text.contains("t9 ") && !text.contains("t10 "), "{text}");
         assert!(text.ends_with("and 3 more, see: kubectl get wrs stop-wf-1-x -o yaml"), "{text}");
         assert!(text.lines().all(|line| line.chars().count() < 160), "{text}");
@@ -337,7 +337,7 @@ stop-wf-1-x: EndedOtherwise (RunEndedOtherwise): The run ended in another way th
     #[test]
     fn nothing_from_an_api_steers_the_terminal() {
         let tasks = vec![task("a\u{1b}[2Jb", "failed", Some("two\nlines\r\u{7}"))];
-        let text = outcome(&finished(stop(Truth::True, Reason::RunStopped, "cancel\u{9b}ed"), tasks));
+        let text = outcome(&finished(stop(ConditionStatus::True, Reason::RunStopped, "cancel\u{9b}ed"), tasks));
         assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
         assert!(text.ends_with("a [2Jb   failed   two lines"), "{text:?}");
     }

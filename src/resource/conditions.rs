@@ -80,7 +80,7 @@ impl StopResult {
 
 /// A condition's status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Truth {
+pub enum ConditionStatus {
     /// It is so.
     True,
     /// It is not so.
@@ -89,7 +89,7 @@ pub enum Truth {
     Unknown,
 }
 
-impl Truth {
+impl ConditionStatus {
     /// The status as it stands in the condition.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -290,7 +290,7 @@ pub fn set(conditions: &mut Vec<Condition>, new: Condition) {
 /// A condition that takes its time from the caller.
 pub fn condition(
     kind: ConditionType,
-    truth: Truth,
+    truth: ConditionStatus,
     (reason, message): (Reason, String),
     generation: Option<i64>,
     now: &Time,
@@ -331,17 +331,17 @@ mod tests {
             let why = (Reason::Unauthorized, Reason::Unauthorized.message(detail));
             condition(ConditionType::Ready, truth, why, Some(1), &at(second))
         };
-        set(&mut conditions, ready(Truth::Unknown, "a", 1));
-        set(&mut conditions, ready(Truth::Unknown, "b", 2));
+        set(&mut conditions, ready(ConditionStatus::Unknown, "a", 1));
+        set(&mut conditions, ready(ConditionStatus::Unknown, "b", 2));
         assert_eq!(conditions[0].last_transition_time, at(1));
-        set(&mut conditions, ready(Truth::False, "b", 3));
+        set(&mut conditions, ready(ConditionStatus::False, "b", 3));
         assert_eq!(conditions[0].last_transition_time, at(3));
         assert_eq!(conditions.len(), 1);
     }
 
     #[test]
     fn ready_is_written_first_and_nothing_is_reordered() {
-        let of = |kind| condition(kind, Truth::True, (Reason::RunStopped, String::new()), None, &at(1));
+        let of = |kind| condition(kind, ConditionStatus::True, (Reason::RunStopped, String::new()), None, &at(1));
         let kinds = |conditions: &[Condition]| conditions.iter().map(|one| one.type_.clone()).collect::<Vec<_>>();
         let mut conditions = vec![];
         set(&mut conditions, of(ConditionType::StopAccepted));

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::resource::conditions::StopResult;
-use crate::run::{RunDetails, RunError, TaskInstance};
+use crate::workflow_run::{RunDetails, RunError, TaskInstance};
 
 /// What is known of the stop and of the run.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]

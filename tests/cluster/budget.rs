@@ -5,7 +5,7 @@ use std::time::Duration;
 use lab::simulator::{Fault, Kind, Recorded, RetryAfter, Run};
 use workflow_run_stop_operator::resource::{
     WorkflowRunStop,
-    conditions::{ConditionType, Reason, Truth},
+    conditions::{ConditionStatus, ConditionType, Reason},
 };
 
 use crate::support::{Place, TENANT, a_stop, condition, ends_at_once, is, ready};
@@ -148,9 +148,9 @@ async fn a_resource_that_waits_for_its_turn_says_so_and_claims_nothing() {
     let waiting: Vec<_> = futures::future::join_all(seen).await.into_iter().filter(waits).collect();
     assert!(!waiting.is_empty(), "five requests at one a second take four seconds");
     for stop in waiting {
-        assert_eq!(ready(&stop), is(Truth::Unknown, Reason::WaitingForBudget));
-        assert_eq!(condition(&stop, ConditionType::Reconciling), is(Truth::True, Reason::WaitingForBudget));
-        assert_eq!(condition(&stop, ConditionType::StopAccepted), is(Truth::False, Reason::WaitingForBudget));
+        assert_eq!(ready(&stop), is(ConditionStatus::Unknown, Reason::WaitingForBudget));
+        assert_eq!(condition(&stop, ConditionType::Reconciling), is(ConditionStatus::True, Reason::WaitingForBudget));
+        assert_eq!(condition(&stop, ConditionType::StopAccepted), is(ConditionStatus::False, Reason::WaitingForBudget));
         assert_eq!(stop.status.unwrap().stop_request, None);
     }
     for name in &names {

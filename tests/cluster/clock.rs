@@ -14,18 +14,19 @@ use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use workflow_run_stop_operator::{
     amperity::{
-        Amperity, Settings,
         budget::Budget,
-        credentials::Wallet,
+        client::{Amperity, Settings},
+        credentials::CredentialCache,
         endpoint::{AllowedHosts, Endpoints},
     },
     clock::Clock,
-    operator::{metrics::Metrics, report::Teller, watch::Watch},
+    observe::{metrics::Metrics, reporter::Reporter},
+    operator::watch::Watch,
+    reconcile::{context::Context, decide::Rules, store::Store},
     resource::{
         WorkflowRunStop,
-        conditions::{Reason, StopResult, Truth},
+        conditions::{ConditionStatus, Reason, StopResult},
     },
-    stop::{decide::Rules, house::House, ledger::Ledger},
 };
 
 use crate::support::{Place, TENANT, a_stop, ends_at_once, is, ready, request};
@@ -54,18 +55,18 @@ impl Operator {
         let (request_timeout, settle_time) = (Duration::from_secs(2), Duration::from_secs(1));
         let settings = Settings { api_version: "2024-04-01".into(), request_timeout };
         let client = place.operators_client();
-        let house = House {
-            ledger: Ledger::new(client.clone(), "in-process", clock.clone()),
+        let context = Context {
+            store: Store::new(client.clone(), "in-process", clock.clone()),
             amperity: Amperity::new(&settings, clock.clone()).unwrap(),
             budget: Budget::new(requests_per_second),
-            wallet: Wallet::default(),
+            credential_cache: CredentialCache::default(),
             endpoints: Endpoints::new(&place.amperity.base_url(), AllowedHosts::parse("").unwrap()).unwrap(),
             rules: Rules { request_timeout, settle_time },
             clock,
         };
         let watch = Watch {
-            house: Arc::new(house),
-            teller: Teller { metrics: Metrics::default(), events: None },
+            context: Arc::new(context),
+            reporter: Reporter { metrics: Metrics::default(), events: None },
             stop: CancellationToken::new(),
         };
         let namespaces = [place.namespace.clone()];
@@ -107,7 +108,7 @@ async fn none_is_sent_after_the_jump(deadline: impl Fn(&mut WorkflowRunStop)) {
         match stop.status.as_ref().unwrap().result {
             Some(StopResult::Stopped) => sent += 1,
             _ => {
-                assert_eq!(ready(&stop), is(Truth::False, Reason::DeadlineExceeded));
+                assert_eq!(ready(&stop), is(ConditionStatus::False, Reason::DeadlineExceeded));
                 assert_eq!(request(&stop).attempts, 0, "not even a claim was made");
             }
         }

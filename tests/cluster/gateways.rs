@@ -8,7 +8,7 @@ use lab::simulator::{ErrorBody, Fault, Kind, RetryAfter, Run, Took};
 use serde_json::json;
 use workflow_run_stop_operator::resource::{
     StopRequest, WorkflowRunStop, WorkflowRunStopStatus,
-    conditions::{self, ConditionType, Reason, StopResult, Truth},
+    conditions::{self, ConditionStatus, ConditionType, Reason, StopResult},
 };
 
 use crate::answers::{Bench, CONFIRMED, NOT_AMPERITYS_ANSWER, STOPPED, a_run, status, tokens_asked_for, with_client};
@@ -30,7 +30,7 @@ fn result(stop: &WorkflowRunStop) -> Option<StopResult> {
 fn dropped(reason: Reason, attempts: i32) -> WorkflowRunStopStatus {
     let now = Time(Timestamp::from_second(1_800_000_000).unwrap());
     let why = (reason, reason.message(""));
-    let accepted = conditions::condition(ConditionType::StopAccepted, Truth::False, why, Some(1), &now);
+    let accepted = conditions::condition(ConditionType::StopAccepted, ConditionStatus::False, why, Some(1), &now);
     WorkflowRunStopStatus {
         stop_request: Some(StopRequest { attempts, ..StopRequest::default() }),
         conditions: vec![accepted],
@@ -310,7 +310,7 @@ async fn an_accepted_stop_is_not_lost_whatever_else_its_answer_holds() {
 fn accepted_long_ago() -> WorkflowRunStopStatus {
     let accepted = now() - Duration::from_secs(7200);
     let mut status = dropped(Reason::StopAccepted, 1);
-    status.conditions[0].status = Truth::True.as_str().to_owned();
+    status.conditions[0].status = ConditionStatus::True.as_str().to_owned();
     status.stop_request.as_mut().unwrap().accepted_time = Some(Time(accepted.round(jiff::Unit::Second).unwrap()));
     status
 }

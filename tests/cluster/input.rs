@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 use workflow_run_stop_operator::resource::{
     EXPIRING, UNFINISHED, WorkflowRunStop, WorkflowRunStopStatus,
-    conditions::{ConditionType, Reason, StopResult, Truth},
+    conditions::{ConditionStatus, ConditionType, Reason, StopResult},
 };
 
 use crate::clock::now;
@@ -207,9 +207,9 @@ async fn a_stop_that_is_created_after_its_not_after_expires_and_asks_for_nothing
     let _operator = place.operator().await;
     let stop = place.finished("wf-1").await;
     let expired = Reason::Expired;
-    assert_eq!(ready(&stop), is(Truth::True, expired));
+    assert_eq!(ready(&stop), is(ConditionStatus::True, expired));
     assert_eq!(condition(&stop, ConditionType::Stalled), Default::default());
-    assert_eq!(condition(&stop, ConditionType::StopAccepted), is(Truth::False, expired));
+    assert_eq!(condition(&stop, ConditionType::StopAccepted), is(ConditionStatus::False, expired));
     assert_eq!(stop.status.unwrap().result, Some(StopResult::Expired));
     assert_eq!(place.amperity.requests().len(), 0);
 }
@@ -229,7 +229,7 @@ async fn a_stop_whose_not_after_passes_before_it_is_sent_fails_also_while_it_is_
     }
     for name in ["wf-1", "wf-2"] {
         let stop = place.finished(name).await;
-        assert_eq!(ready(&stop), is(Truth::False, Reason::DeadlineExceeded), "{name}");
+        assert_eq!(ready(&stop), is(ConditionStatus::False, Reason::DeadlineExceeded), "{name}");
         assert_eq!(stop.status.unwrap().result, Some(StopResult::Failed));
     }
     assert!(soon <= now());
@@ -448,9 +448,12 @@ async fn credentials_that_cannot_be_used_are_told_and_looked_up_again() {
     }
     for (secret, why) in cases {
         let stop = place.reason(&run(secret), Reason::CredentialsMissing).await;
-        assert_eq!(ready(&stop), is(Truth::False, Reason::CredentialsMissing));
-        assert_eq!(condition(&stop, ConditionType::Reconciling), is(Truth::True, Reason::CredentialsMissing));
-        assert_eq!(condition(&stop, ConditionType::StopAccepted), is(Truth::False, Reason::CredentialsMissing));
+        assert_eq!(ready(&stop), is(ConditionStatus::False, Reason::CredentialsMissing));
+        assert_eq!(condition(&stop, ConditionType::Reconciling), is(ConditionStatus::True, Reason::CredentialsMissing));
+        assert_eq!(
+            condition(&stop, ConditionType::StopAccepted),
+            is(ConditionStatus::False, Reason::CredentialsMissing)
+        );
         let message = message(&stop, ConditionType::Ready);
         assert!(message.contains(why), "{message}");
         assert!(
@@ -468,7 +471,7 @@ async fn credentials_that_cannot_be_used_are_told_and_looked_up_again() {
     }
     for (secret, _) in cases {
         let stop = place.finished(&run(secret)).await;
-        assert_eq!(ready(&stop), is(Truth::True, Reason::RunStopped));
+        assert_eq!(ready(&stop), is(ConditionStatus::True, Reason::RunStopped));
         assert_eq!(place.amperity.stops(&run(secret)), 1);
     }
 }
@@ -483,7 +486,7 @@ async fn a_host_that_is_not_allowed_is_told_and_gets_nothing() {
     stop.spec.base_url = Some(place.amperity.base_url());
     place.apply(stop).await;
     let stop = place.reason("wf-1", Reason::EndpointNotAllowed).await;
-    assert_eq!(ready(&stop), is(Truth::False, Reason::EndpointNotAllowed));
+    assert_eq!(ready(&stop), is(ConditionStatus::False, Reason::EndpointNotAllowed));
     assert_eq!(condition(&stop, ConditionType::Stalled), Default::default());
     let message = message(&stop, ConditionType::Ready);
     assert!(message.contains("'localhost'") && message.contains("--allowed-hosts"), "{message}");
@@ -509,12 +512,12 @@ async fn a_token_url_that_is_not_allowed_is_told_and_gets_no_secret() {
     let _operator = place.operator().await;
     place.apply(a_stop("wf-1")).await;
     let stop = place.reason("wf-1", Reason::EndpointNotAllowed).await;
-    assert_eq!(ready(&stop), is(Truth::False, Reason::EndpointNotAllowed));
+    assert_eq!(ready(&stop), is(ConditionStatus::False, Reason::EndpointNotAllowed));
     let message = message(&stop, ConditionType::Ready);
     assert!(message.contains("tokenUrl of the Secret"), "{message}");
     assert!(!stop.is_finished());
     put(&format!("{}/api/v0/oauth2/token", place.amperity.origin())).await;
-    assert_eq!(ready(&place.finished("wf-1").await), is(Truth::True, Reason::RunStopped));
+    assert_eq!(ready(&place.finished("wf-1").await), is(ConditionStatus::True, Reason::RunStopped));
     assert_eq!(elsewhere.requests().len(), 0);
     let kinds: Vec<_> = place.amperity.requests().iter().map(|request| request.kind).collect();
     assert_eq!(kinds, [Kind::Token, Kind::Stop]);
@@ -527,7 +530,7 @@ async fn an_api_version_that_does_not_exist_looks_like_a_wrong_token() {
     let _operator = place.operator_with(&["--amperity-api-version", "nonsense"]).await;
     place.apply(a_stop("wf-1")).await;
     let stop = place.reason("wf-1", Reason::Unauthorized).await;
-    assert_eq!(ready(&stop), is(Truth::False, Reason::Unauthorized));
+    assert_eq!(ready(&stop), is(ConditionStatus::False, Reason::Unauthorized));
     let message = message(&stop, ConditionType::Ready);
     assert!(message.contains("Invalid API version identifier"), "{message}");
     assert!(message.contains("check that it belongs to this tenant"), "{message}");
@@ -543,8 +546,8 @@ async fn an_api_version_that_is_no_longer_supported_is_rejected_for_good() {
     let _operator = place.operator_with(&["--amperity-api-version", "2023-01-01"]).await;
     place.apply(a_stop("wf-1")).await;
     let stop = place.finished("wf-1").await;
-    assert_eq!(ready(&stop), is(Truth::False, Reason::Rejected));
-    assert_eq!(condition(&stop, ConditionType::Stalled), is(Truth::True, Reason::Rejected));
+    assert_eq!(ready(&stop), is(ConditionStatus::False, Reason::Rejected));
+    assert_eq!(condition(&stop, ConditionType::Stalled), is(ConditionStatus::True, Reason::Rejected));
     let message = message(&stop, ConditionType::Ready);
     assert!(message.contains("API version no longer supported"), "{message}");
     assert_eq!(place.sent("wf-1"), (1, 0, 2), "a 400 may mean that the run has ended, so that it is read");

@@ -6,7 +6,7 @@ use lab::simulator::{Kind, Recorded, Run, Simulator, proxy::Proxy};
 use tokio::process::Command;
 use workflow_run_stop_operator::resource::{
     WorkflowRunStop,
-    conditions::{ConditionType, Reason, Truth},
+    conditions::{ConditionStatus, ConditionType, Reason},
 };
 
 use crate::support::{Operator, Place, TENANT, a_stop, ends_at_once, is, message, ready};
@@ -50,7 +50,7 @@ async fn the_authorities_of_ssl_cert_file_are_trusted() {
     let _operator = Operator::start(command).await;
     place.apply(a_stop_at(&place.amperity, "wf-1")).await;
     let stop = place.finished("wf-1").await;
-    assert_eq!(ready(&stop), is(Truth::True, Reason::RunStopped));
+    assert_eq!(ready(&stop), is(ConditionStatus::True, Reason::RunStopped));
     let url = format!("{}/workflow/runs/wf-1/stop", place.amperity.base_url());
     assert_eq!(stop.status.unwrap().stop_request.unwrap().url, Some(url));
     assert_eq!(place.amperity.stops("wf-1"), 1);
@@ -64,7 +64,7 @@ async fn an_unknown_authority_is_not_trusted() {
     let _operator = Operator::start(command).await;
     place.apply(a_stop_at(&place.amperity, "wf-1")).await;
     let stop = place.reason("wf-1", Reason::Unreachable).await;
-    assert_eq!(ready(&stop), is(Truth::False, Reason::Unreachable));
+    assert_eq!(ready(&stop), is(ConditionStatus::False, Reason::Unreachable));
     let message = message(&stop, ConditionType::Ready).to_lowercase();
     assert!(message.contains("certificate"), "{message}");
     assert!(!stop.is_finished());
@@ -88,7 +88,7 @@ async fn https_proxy_is_the_way_to_amperity_and_not_to_the_cluster() {
     }
     for tenant in [TENANT, "globex"] {
         let stop = place.finished(&format!("wf-{tenant}")).await;
-        assert_eq!(ready(&stop), is(Truth::True, Reason::RunStopped));
+        assert_eq!(ready(&stop), is(ConditionStatus::True, Reason::RunStopped));
     }
     let mut seen = proxy.seen();
     seen.sort();
@@ -108,7 +108,7 @@ async fn no_proxy_names_the_hosts_that_are_reached_without_one() {
     place.amperity.add_run(TENANT, ends_at_once("wf-1"));
     let _operator = Operator::start(command).await;
     place.apply(a_stop("wf-1")).await;
-    assert_eq!(ready(&place.finished("wf-1").await), is(Truth::True, Reason::RunStopped));
+    assert_eq!(ready(&place.finished("wf-1").await), is(ConditionStatus::True, Reason::RunStopped));
     assert_eq!(proxy.seen(), Vec::<String>::new());
 }
 
@@ -153,7 +153,7 @@ async fn a_token_is_asked_for_as_documented_and_once_for_many_stops() {
     place.apply_all(runs.iter().map(|run| a_stop(run))).await;
     let _operator = place.operator_with(&["--requests-per-second", "100"]).await;
     for run in &runs {
-        assert_eq!(ready(&place.finished(run).await), is(Truth::True, Reason::RunStopped));
+        assert_eq!(ready(&place.finished(run).await), is(ConditionStatus::True, Reason::RunStopped));
     }
     let tokens = of_kind(&place.amperity, Kind::Token);
     let [token] = &tokens[..] else { panic!("{} token requests for 20 stops", tokens.len()) };
@@ -178,7 +178,7 @@ async fn a_token_is_renewed_before_it_expires() {
     place.amperity.add_run(TENANT, Run::new("wf-1").stops_in(Duration::from_secs(1)));
     let _operator = place.operator().await;
     place.apply(a_stop("wf-1")).await;
-    assert_eq!(ready(&place.finished("wf-1").await), is(Truth::True, Reason::RunStopped));
+    assert_eq!(ready(&place.finished("wf-1").await), is(ConditionStatus::True, Reason::RunStopped));
     let requests = place.amperity.requests();
     let kinds: Vec<_> = requests.iter().map(|request| request.kind).collect();
     assert_eq!(kinds, [Kind::Token, Kind::Stop, Kind::Token, Kind::Read]);
@@ -201,7 +201,7 @@ async fn the_token_url_of_the_secret_is_used() {
     command.env("SSL_CERT_FILE", authority(&tokens)).args(["--allowed-hosts", "localhost"]);
     let _operator = Operator::start(command).await;
     place.apply(a_stop("wf-1")).await;
-    assert_eq!(ready(&place.finished("wf-1").await), is(Truth::True, Reason::RunStopped));
+    assert_eq!(ready(&place.finished("wf-1").await), is(ConditionStatus::True, Reason::RunStopped));
     assert_eq!(of_kind(&tokens, Kind::Token).len(), 1);
     assert_eq!(tokens.requests().len(), 1);
     let kinds: Vec<_> = place.amperity.requests().iter().map(|request| request.kind).collect();

@@ -29,7 +29,7 @@ use tokio::{
 };
 use workflow_run_stop_operator::resource::{
     WorkflowRunStop, WorkflowRunStopStatus,
-    conditions::{ConditionType, Reason, Truth},
+    conditions::{ConditionStatus, ConditionType, Reason},
 };
 
 use crate::rights;
@@ -173,7 +173,7 @@ async fn sigterm_records_what_is_in_flight_and_begins_nothing_new() {
         } else {
             sent += 1;
             assert_eq!((place.amperity.stops(run), place.amperity.effects(run)), (1, 1));
-            assert_eq!(ready(&stop), is(Truth::True, Reason::RunStopped), "{run} was sent");
+            assert_eq!(ready(&stop), is(ConditionStatus::True, Reason::RunStopped), "{run} was sent");
         }
     }
     assert!((5..20).contains(&sent), "{sent} were sent");
@@ -295,7 +295,7 @@ async fn two_replicas_without_leader_election_send_each_stop_once() {
     place.apply_all(runs.iter().map(|run| a_stop(run))).await;
     for run in &runs {
         let stop = place.finished(run).await;
-        assert_eq!(ready(&stop), is(Truth::True, Reason::RunStopped));
+        assert_eq!(ready(&stop), is(ConditionStatus::True, Reason::RunStopped));
     }
     let stops = place.amperity.requests().iter().filter(|request| request.kind == Kind::Stop).count();
     assert_eq!(stops, 40);
@@ -450,7 +450,7 @@ async fn the_rights_of_the_chart_are_enough_for_a_leader_and_for_what_expires() 
     let stop = place.apply(stop).await;
     deleted(&place, &stop).await;
     let versions = history.until("wf-1", "finished", WorkflowRunStop::is_finished).await;
-    assert_eq!(ready(versions.last().unwrap()), is(Truth::True, Reason::RunStopped));
+    assert_eq!(ready(versions.last().unwrap()), is(ConditionStatus::True, Reason::RunStopped));
     let log = operator.log().join("\n");
     assert_eq!(operator.terminate().await, Some(0));
     assert!(!log.contains("forbidden") && !log.contains("not permitted"), "{log}");
@@ -512,7 +512,7 @@ async fn an_operator_that_may_not_read_secrets_says_so() {
     let _operator = Operator::start(command).await;
     place.apply(a_stop("wf-1")).await;
     let stop = place.reason("wf-1", Reason::CredentialsMissing).await;
-    assert_eq!(ready(&stop), is(Truth::False, Reason::CredentialsMissing));
+    assert_eq!(ready(&stop), is(ConditionStatus::False, Reason::CredentialsMissing));
     let message = message(&stop, ConditionType::Ready);
     assert!(message.contains("not allowed to read the Secret amperity"), "{message}");
     assert!(!stop.is_finished());

@@ -26,7 +26,7 @@ use tokio::{
 };
 use workflow_run_stop_operator::resource::{
     StopRequest, WorkflowRunStop, WorkflowRunStopSpec, WorkflowRunStopStatus,
-    conditions::{ConditionType, Reason, Truth},
+    conditions::{ConditionStatus, ConditionType, Reason},
 };
 
 use crate::rights;
@@ -347,7 +347,7 @@ pub fn ready(stop: &WorkflowRunStop) -> (String, String) {
 }
 
 /// How a condition has to be.
-pub fn is(truth: Truth, reason: Reason) -> (String, String) {
+pub fn is(truth: ConditionStatus, reason: Reason) -> (String, String) {
     (truth.as_str().to_owned(), reason.as_str().to_owned())
 }
 

@@ -11,15 +11,15 @@ use workflow_run_stop_operator::{
         budget::Budget,
         endpoint::{AllowedHosts, Endpoints},
         purpose::Purpose,
-        traffic::Traffic,
+        request_metrics::RequestMetrics,
     },
     clock::Clock,
     config::Cli,
-    operator::{metrics::Metrics, story::Story},
+    observe::{event_filter::EventFilter, metrics::Metrics},
     plugin,
     resource::{
         StopRequest, WorkflowRunStop, WorkflowRunStopSpec, WorkflowRunStopStatus,
-        conditions::{ConditionType, Reason, Truth, condition, set},
+        conditions::{ConditionStatus, ConditionType, Reason, condition, set},
     },
 };
 
@@ -50,25 +50,25 @@ fn event(reason: Reason) -> &'static str {
     let end = ENDS.iter().find(|(ends, _)| *ends == reason);
     if [Reason::StopAccepted, Reason::ConfirmedByRead].contains(&reason) {
         status.stop_request = Some(StopRequest { accepted_time: Some(THEN), ..StopRequest::default() });
-        set(&mut status.conditions, said(ConditionType::StopAccepted, Truth::True));
+        set(&mut status.conditions, said(ConditionType::StopAccepted, ConditionStatus::True));
         let following = (Reason::FollowingRun, String::new());
-        set(&mut status.conditions, condition(ConditionType::Ready, Truth::Unknown, following, None, &THEN));
+        set(&mut status.conditions, condition(ConditionType::Ready, ConditionStatus::Unknown, following, None, &THEN));
     } else {
         let in_order = [Reason::Suspended, Reason::WaitingForBudget, Reason::StopRequested, Reason::FollowingRun];
         let truth = match end {
-            Some((_, true)) => Truth::True,
-            None if in_order.contains(&reason) => Truth::Unknown,
-            Some((_, false)) | None => Truth::False,
+            Some((_, true)) => ConditionStatus::True,
+            None if in_order.contains(&reason) => ConditionStatus::Unknown,
+            Some((_, false)) | None => ConditionStatus::False,
         };
         set(&mut status.conditions, said(ConditionType::Ready, truth));
     }
     status.completion_time = end.map(|_| THEN);
     stop.status = Some(status);
-    let mut story = Story::default();
-    match story.go_on(&stop).first() {
+    let mut filter = EventFilter::default();
+    match filter.update(&stop).first() {
         Some(news) if news.warning => "Warning",
         Some(_) => "Normal",
-        None if story.waits_long(&stop).is_some_and(|news| news.warning) => "Warning, after two to three minutes",
+        None if filter.waits_long(&stop).is_some_and(|draft| draft.warning) => "Warning, after two to three minutes",
         None => "none",
     }
 }
@@ -141,7 +141,7 @@ async fn told() -> String {
     let key = endpoints.of("acme", None).unwrap().budget_key();
     let _slot = budget.acquire(&key, Purpose::Stop, Timestamp::UNIX_EPOCH).await;
     let clock: Clock = Arc::new(|| Timestamp::UNIX_EPOCH);
-    let metrics = Metrics::new(&Traffic::default(), &Default::default(), &budget, &clock);
+    let metrics = Metrics::new(&RequestMetrics::default(), &Default::default(), &budget, &clock);
     let spec = WorkflowRunStopSpec::new("wf-1", "acme", "amperity");
     let _standing = metrics.enter(&WorkflowRunStop::new("wf-1", spec));
     metrics.text()

@@ -7,7 +7,7 @@ use lab::{
     simulator::{HoldPoint, Run},
 };
 use tokio::time::{Instant, timeout};
-use workflow_run_stop_operator::resource::conditions::{ConditionType, Reason, Truth};
+use workflow_run_stop_operator::resource::conditions::{ConditionStatus, ConditionType, Reason};
 
 use crate::{
     batch::{Batch, came, stored},
@@ -167,6 +167,6 @@ async fn an_end_that_was_read_is_told_although_it_could_not_be_written_before_th
     timeout(FOLLOWED * 10, proxy.wait_until(refused_afterwards)).await.expect("it goes on trying");
     let reads = place.amperity.reads("wf-1");
     proxy.rule(|_| Fate::Pass);
-    assert_eq!(ready(&place.finished("wf-1").await), is(Truth::True, Reason::RunStopped));
+    assert_eq!(ready(&place.finished("wf-1").await), is(ConditionStatus::True, Reason::RunStopped));
     assert_eq!(place.amperity.reads("wf-1"), reads, "it is not read again");
 }

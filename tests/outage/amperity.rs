@@ -5,7 +5,7 @@ use std::time::Duration;
 use lab::simulator::{HoldPoint, Kind, Recorded};
 use workflow_run_stop_operator::resource::{
     WorkflowRunStop,
-    conditions::{ConditionType, Reason, Truth},
+    conditions::{ConditionStatus, ConditionType, Reason},
 };
 
 use crate::{
@@ -33,8 +33,8 @@ async fn an_api_that_is_away_for_a_while_costs_no_stop_and_makes_none_twice() {
     batch.place.amperity.go_offline().await;
     // Those that were sent before wait for it as well: to be confirmed or followed.
     let unsent = |stop: &WorkflowRunStop| {
-        ready(stop) == is(Truth::False, Reason::Unreachable)
-            && condition(stop, ConditionType::StopAccepted) == is(Truth::False, Reason::Unreachable)
+        ready(stop) == is(ConditionStatus::False, Reason::Unreachable)
+            && condition(stop, ConditionType::StopAccepted) == is(ConditionStatus::False, Reason::Unreachable)
             && stop.claim().is_none()
     };
     batch.until("waited for the API, unsent and without a claim", |stops| stops.values().any(unsent)).await;
@@ -77,7 +77,7 @@ async fn two_hundred_slow_answers_hold_up_nobody_else() {
     other.spec.tenant = OTHER_TENANT.to_owned();
     place.apply_all([a_stop("wf-same"), other]).await;
     for run in ["wf-same", "wf-other"] {
-        assert_eq!(ready(&place.finished(run).await), is(Truth::True, Reason::RunStopped));
+        assert_eq!(ready(&place.finished(run).await), is(ConditionStatus::True, Reason::RunStopped));
     }
     assert_eq!(accepted(&place.amperity.requests()), 2, "nothing else was answered");
     hold.release();

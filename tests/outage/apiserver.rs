@@ -16,7 +16,7 @@ use tokio::{
 };
 use workflow_run_stop_operator::resource::{
     WorkflowRunStop,
-    conditions::{ConditionType, Reason, Truth},
+    conditions::{ConditionStatus, ConditionType, Reason},
 };
 
 use crate::{
@@ -73,16 +73,20 @@ async fn is_away_in_the_middle_of_calls(elects: bool) {
     batch.kept_with_one_request_each().await;
     for run in &batch.runs {
         let stop = place.get(run).await;
-        assert_eq!(condition(&stop, ConditionType::StopAccepted), is(Truth::True, Reason::StopAccepted), "{run}");
+        assert_eq!(
+            condition(&stop, ConditionType::StopAccepted),
+            is(ConditionStatus::True, Reason::StopAccepted),
+            "{run}"
+        );
         assert_eq!(request(&stop).attempts, 1, "{run}");
     }
     for (run, posts) in [("wf-first", 2), ("wf-second", 1)] {
-        assert_eq!(ready(&place.finished(run).await), is(Truth::True, Reason::RunStopped));
+        assert_eq!(ready(&place.finished(run).await), is(ConditionStatus::True, Reason::RunStopped));
         assert_eq!(place.sent(run), (posts, 1, 0), "{run}");
     }
     place.amperity.add_run(TENANT, ends_at_once("wf-new"));
     place.apply(a_stop("wf-new")).await;
-    assert_eq!(ready(&place.finished("wf-new").await), is(Truth::True, Reason::RunStopped));
+    assert_eq!(ready(&place.finished("wf-new").await), is(ConditionStatus::True, Reason::RunStopped));
 }
 
 #[tokio::test]
@@ -159,11 +163,11 @@ async fn a_watch_whose_version_is_gone_begins_anew_and_misses_nothing() {
 
     operator.says("too old resource version").await;
     for run in ["wf-resumed", "wf-new"] {
-        assert_eq!(ready(&place.finished(run).await), is(Truth::True, Reason::RunStopped), "{run}");
+        assert_eq!(ready(&place.finished(run).await), is(ConditionStatus::True, Reason::RunStopped), "{run}");
         assert_eq!(place.sent(run), (1, 1, 0), "{run}");
     }
     place.put_secret("late", &[("token", "good-token")]).await;
-    assert_eq!(ready(&place.finished("wf-late").await), is(Truth::True, Reason::RunStopped));
+    assert_eq!(ready(&place.finished("wf-late").await), is(ConditionStatus::True, Reason::RunStopped));
     assert_eq!(operator.terminate().await, Some(0));
     assert_eq!(place.sent("wf-deleted"), (0, 0, 0));
 }
@@ -210,10 +214,10 @@ async fn a_namespace_that_is_deleted_in_the_middle_is_forgotten_and_holds_up_no_
     namespaces.replace_subresource("finalize", &place.namespace, &PostParams::default(), &ending).await.unwrap();
     hold.release();
 
-    assert_eq!(ready(&other.finished("wf-other").await), is(Truth::True, Reason::RunStopped));
+    assert_eq!(ready(&other.finished("wf-other").await), is(ConditionStatus::True, Reason::RunStopped));
     unfinished(&operator, 0).await;
     other.apply(a_stop("wf-other-2")).await;
-    assert_eq!(ready(&other.finished("wf-other-2").await), is(Truth::True, Reason::RunStopped));
+    assert_eq!(ready(&other.finished("wf-other-2").await), is(ConditionStatus::True, Reason::RunStopped));
     assert_eq!(place.sent("wf-called"), (1, 1, 0));
     assert_eq!(place.sent("wf-waits"), (0, 0, 0));
     let log = operator.log();

@@ -6,7 +6,7 @@ use lab::simulator::{Fault, HoldPoint, RetryAfter, Run};
 use serde_json::json;
 use workflow_run_stop_operator::resource::{
     WorkflowRunStop,
-    conditions::{ConditionType, Reason, Truth},
+    conditions::{ConditionStatus, ConditionType, Reason},
 };
 
 use crate::support::{Operator, Place, TENANT, a_stop, condition, ends_at_once, is, ready, request};
@@ -65,7 +65,7 @@ async fn a_stop_that_is_suspended_while_it_waits_for_its_slot_is_sent_once_when_
     a_later_one_is_finished(&place).await;
     assert_eq!(place.sent("wf-1"), (0, 0, 0));
     place.change("wf-1", json!({"suspend": false})).await.unwrap();
-    assert_eq!(ready(&place.finished("wf-1").await), is(Truth::True, Reason::RunStopped));
+    assert_eq!(ready(&place.finished("wf-1").await), is(ConditionStatus::True, Reason::RunStopped));
     assert_eq!(place.sent("wf-1"), (1, 1, 0));
 }
 
@@ -73,7 +73,7 @@ async fn a_stop_that_is_suspended_while_it_waits_for_its_slot_is_sent_once_when_
 async fn a_deadline_that_is_set_while_a_stop_waits_for_its_slot_is_kept() {
     let (place, _operator) = waiting().await;
     place.change("wf-1", json!({"stopDeadlineSeconds": 1})).await.unwrap();
-    assert_eq!(ready(&place.finished("wf-1").await), is(Truth::False, Reason::DeadlineExceeded));
+    assert_eq!(ready(&place.finished("wf-1").await), is(ConditionStatus::False, Reason::DeadlineExceeded));
     a_later_one_is_finished(&place).await;
     assert_eq!(place.sent("wf-1"), (0, 0, 0));
 }
@@ -86,7 +86,7 @@ async fn the_answer_to_a_stop_that_was_deleted_meanwhile_harms_nobody() {
     answer();
     place.amperity.add_run(TENANT, ends_at_once("wf-2"));
     place.apply(a_stop("wf-2")).await;
-    assert_eq!(ready(&place.finished("wf-2").await), is(Truth::True, Reason::RunStopped));
+    assert_eq!(ready(&place.finished("wf-2").await), is(ConditionStatus::True, Reason::RunStopped));
     assert_eq!(place.sent("wf-1"), (1, 1, 0));
     assert_eq!(operator.terminate().await, Some(0), "nothing of it is left to do");
 }
@@ -98,8 +98,8 @@ async fn the_answer_to_a_stop_that_was_suspended_meanwhile_is_recorded() {
     place.change("wf-1", json!({"suspend": true})).await.unwrap();
     answer();
     let stop = place.finished("wf-1").await;
-    assert_eq!(ready(&stop), is(Truth::True, Reason::RunStopped));
-    assert_eq!(condition(&stop, ConditionType::StopAccepted), is(Truth::True, Reason::StopAccepted));
+    assert_eq!(ready(&stop), is(ConditionStatus::True, Reason::RunStopped));
+    assert_eq!(condition(&stop, ConditionType::StopAccepted), is(ConditionStatus::True, Reason::StopAccepted));
     assert_eq!(stop.status.unwrap().observed_generation, stop.metadata.generation);
     assert_eq!(place.sent("wf-1"), (1, 1, 0));
 }
@@ -112,6 +112,6 @@ async fn a_time_to_follow_that_was_changed_meanwhile_is_kept() {
     place.change("wf-1", json!({"followTimeoutSeconds": 0})).await.unwrap();
     answer();
     let stop = place.finished("wf-1").await;
-    assert_eq!(ready(&stop), is(Truth::True, Reason::StopAccepted));
+    assert_eq!(ready(&stop), is(ConditionStatus::True, Reason::StopAccepted));
     assert_eq!(place.sent("wf-1"), (1, 1, 0), "it is not to be followed any more");
 }

@@ -12,7 +12,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tower::BoxError;
-use workflow_run_stop_operator::amperity::http::{Carried, Carry};
+use workflow_run_stop_operator::amperity::transport::{CustomTransport, TransportFuture};
 
 use crate::{
     answers::{Answer, Effect, Fate, Page, answer_to_read, any, fate_of_active, fate_of_other},
@@ -65,8 +65,8 @@ fn header(request: &Request, name: &str) -> Option<String> {
     Some(request.headers().get(name)?.to_str().ok()?.to_owned())
 }
 
-impl Carry for Amperity {
-    fn carry(&self, request: Request, connected: BoxFuture<'static, Result<(), BoxError>>) -> Carried {
+impl CustomTransport for Amperity {
+    fn carry(&self, request: Request, connected: BoxFuture<'static, Result<(), BoxError>>) -> TransportFuture {
         let (world, replica, life) = (self.world.clone(), self.replica, self.life);
         Box::pin(async move {
             world.step(replica).await;

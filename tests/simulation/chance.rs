@@ -23,7 +23,7 @@ pub struct Plan {
 }
 
 impl Chance {
-    pub fn dice(seed: u64) -> Self {
+    pub fn rng(seed: u64) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
         let trouble = [0.0, 0.02, 0.1, 0.3][random.random_range(0..4)];
         Self::Dice(Box::new(random), trouble)

@@ -1,7 +1,7 @@
 //! Owns the list of the operator's guards that can be taken away, and the tests that each one is needed.
 //! Never chooses what happens in a schedule.
 
-use workflow_run_stop_operator::sabotage::{Break, take_away};
+use workflow_run_stop_operator::fault_injection::{Fault, inject};
 
 use crate::{assumptions::found_only_by, plans::found_by_plan, promises::Promise, simulate, world::Size};
 
@@ -14,23 +14,23 @@ enum By {
 }
 
 /// Each guard, the promise that falls without it, and how that is found.
-const GUARDS: &[(Break, Promise, By)] = &[
-    (Break::NoClaim, Promise::Once, By::SeedsAndPlans),
-    (Break::ClaimBeforeSlot, Promise::RateLimit, By::Seeds),
-    (Break::ClaimWithoutVersion, Promise::Once, By::SeedsAndPlans),
-    (Break::RecordWithoutClaim, Promise::Once, By::SeedsAndPlans),
-    (Break::ConfirmAfterOneRead, Promise::Once, By::SeedsAndPlans),
-    (Break::NoFence, Promise::Once, By::SeedsAndPlans),
-    (Break::NoWallClock, Promise::Once, By::Seeds),
-    (Break::UnreadableOnce, Promise::TruthfulStatus, By::Seeds),
-    (Break::ForbiddenClosesReads, Promise::TruthfulStatus, By::Seeds),
+const GUARDS: &[(Fault, Promise, By)] = &[
+    (Fault::NoClaim, Promise::Once, By::SeedsAndPlans),
+    (Fault::ClaimBeforeSlot, Promise::RateLimit, By::Seeds),
+    (Fault::ClaimWithoutVersion, Promise::Once, By::SeedsAndPlans),
+    (Fault::RecordWithoutClaim, Promise::Once, By::SeedsAndPlans),
+    (Fault::ConfirmAfterOneRead, Promise::Once, By::SeedsAndPlans),
+    (Fault::NoFence, Promise::Once, By::SeedsAndPlans),
+    (Fault::NoWallClock, Promise::Once, By::Seeds),
+    (Fault::UnreadableOnce, Promise::TruthfulStatus, By::Seeds),
+    (Fault::ForbiddenClosesReads, Promise::TruthfulStatus, By::Seeds),
 ];
 
 /// Runs something without a guard. Guards are taken away in this thread only.
-fn without<T>(guard: Break, work: impl FnOnce() -> T) -> T {
-    take_away(Some(guard));
+fn without<T>(guard: Fault, work: impl FnOnce() -> T) -> T {
+    inject(Some(guard));
     let result = work();
-    take_away(None);
+    inject(None);
     result
 }
 

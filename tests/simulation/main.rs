@@ -16,7 +16,7 @@ mod apiserver;
 mod assumptions;
 mod chance;
 mod faults;
-#[cfg(feature = "sabotage")]
+#[cfg(feature = "fault-injection")]
 mod guards;
 mod judge;
 mod judge_requests;
@@ -34,7 +34,7 @@ mod world;
 use std::{cell::RefCell, panic, sync::Once, time::Duration};
 
 use tokio::time::{Instant, sleep};
-use workflow_run_stop_operator::dice;
+use workflow_run_stop_operator::rng;
 
 use crate::{
     assumptions::Assumption,
@@ -83,7 +83,7 @@ fn in_virtual_time<T>(seed: u64, work: impl Future<Output = T>) -> T {
             print(panic);
         }));
     });
-    dice::load(seed);
+    rng::seed(seed);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(work)
 }
@@ -91,7 +91,7 @@ fn in_virtual_time<T>(seed: u64, work: impl Future<Output = T>) -> T {
 /// Follows the schedule of one seed, in a world that does not keep one assumption, or keeps all.
 fn simulate(seed: u64, size: Size, off: Option<Assumption>) -> Outcome {
     in_virtual_time(seed, async {
-        let world = World::new(Chance::dice(seed), size, off);
+        let world = World::new(Chance::rng(seed), size, off);
         world.draw_faults();
         let replicas = match off {
             // It takes two to differ.

@@ -198,7 +198,7 @@ fn no_schedule_with_few_departures_breaks_the_promises() {
 }
 
 /// The first plan with at most two departures that breaks this promise, and what it breaks. For a run that can be read.
-#[cfg(feature = "sabotage")]
+#[cfg(feature = "fault-injection")]
 pub fn found_by_plan(promise: Promise) -> Option<(String, Vec<Violation>)> {
     let search = Search { promise: Some(promise), ..Search::new(true, 2) };
     search.work();

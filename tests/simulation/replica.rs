@@ -8,15 +8,16 @@ use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 use workflow_run_stop_operator::{
     amperity::{
-        Amperity,
         budget::Budget,
-        credentials::Wallet,
+        client::Amperity,
+        credentials::CredentialCache,
         endpoint::{AllowedHosts, Endpoints},
-        http::Carrier,
+        transport::Transport,
     },
     clock::Clock,
-    operator::{metrics::Metrics, report::Teller, watch::Watch},
-    stop::{decide::Rules, house::House, ledger::Ledger},
+    observe::{metrics::Metrics, reporter::Reporter},
+    operator::watch::Watch,
+    reconcile::{context::Context, decide::Rules, store::Store},
 };
 
 use crate::{
@@ -50,21 +51,21 @@ pub async fn live(world: World, replica: usize, fortune: Fortune) {
             Arc::new(move || world.lock().wall(replica))
         };
         let client = Client::new(apiserver::ApiServer { world: world.clone(), replica }, "sim");
-        let carrier = Carrier::Other(Arc::new(amperity::Amperity { world: world.clone(), replica, life }));
+        let carrier = Transport::Other(Arc::new(amperity::Amperity { world: world.clone(), replica, life }));
         let hosts = AllowedHosts::parse("").unwrap();
-        let house = House {
-            ledger: Ledger::new(client.clone(), &format!("replica-{replica}"), clock.clone()),
+        let context = Context {
+            store: Store::new(client.clone(), &format!("replica-{replica}"), clock.clone()),
             amperity: Amperity::over(carrier, clock.clone(), request_timeout(&world, replica)),
             budget: Budget::new(RATE),
-            wallet: Wallet::default(),
+            credential_cache: CredentialCache::default(),
             endpoints: Endpoints::new("https://app.amperity.com/api", hosts).unwrap(),
             rules: Rules { request_timeout: request_timeout(&world, replica), settle_time: SETTLE_TIME },
             clock,
         };
         let stop = CancellationToken::new();
         let watching = Watch {
-            house: Arc::new(house),
-            teller: Teller { metrics: Metrics::default(), events: None },
+            context: Arc::new(context),
+            reporter: Reporter { metrics: Metrics::default(), events: None },
             stop: stop.clone(),
         };
         let (synced, _) = watch::channel(false);

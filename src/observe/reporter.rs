@@ -7,19 +7,19 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tokio::time::Instant;
 
-use crate::dice;
-use crate::operator::{
+use crate::observe::{
+    backlog::{BacklogEntry, WaitsFor},
+    event_filter::{EventDraft, EventFilter},
     events::Events,
     metrics::Metrics,
-    standing::{Standing, WaitsFor},
-    story::{News, Story},
 };
+use crate::reconcile::step_report::{StepOutcome, StepReport};
 use crate::resource::{
     WorkflowRunStop, WorkflowRunStopStatus,
-    conditions::{self, ConditionType, Reason, StopResult, Truth},
+    conditions::{self, ConditionStatus, ConditionType, Reason, StopResult},
 };
-use crate::run::Phase;
-use crate::stop::report::{Did, Report};
+use crate::rng;
+use crate::workflow_run::Phase;
 
 /// Who waits longer for a turn within the rate limit waits for long. Up to half as long again: not all that began
 /// to wait at the same moment are to tell so at the same moment.
@@ -27,7 +27,7 @@ const LONG: Duration = Duration::from_secs(120);
 
 /// Tells what is done: to the log, in metrics, in events.
 #[derive(Clone)]
-pub struct Teller {
+pub struct Reporter {
     /// The counts.
     pub metrics: Metrics,
     /// Where events are told, if anywhere.
@@ -35,59 +35,64 @@ pub struct Teller {
 }
 
 /// What is told of one resource.
-pub struct Tale {
-    story: Story,
-    standing: Standing,
+pub struct ResourceReport {
+    event_filter: EventFilter,
+    backlog_entry: BacklogEntry,
     /// Where it waits for its turn: when that was for long.
     waits_long: Option<Instant>,
     /// A claim of another process.
     foreign_claim: bool,
 }
 
-impl Tale {
+impl ResourceReport {
     /// When it has waited for its turn for long, where that is still to be told.
     pub fn waits_long(&self) -> Option<Instant> {
-        self.waits_long.filter(|_| self.story.may_wait_long())
+        self.waits_long.filter(|_| self.event_filter.may_wait_long())
     }
 }
 
-impl Teller {
+impl Reporter {
     /// Begins to tell of a resource.
-    pub fn begin(&self, resource: &WorkflowRunStop) -> Tale {
-        let standing = self.metrics.enter(resource);
-        Tale { story: Story::of(resource), standing, waits_long: None, foreign_claim: false }
+    pub fn start(&self, resource: &WorkflowRunStop) -> ResourceReport {
+        let backlog_entry = self.metrics.enter(resource);
+        ResourceReport {
+            event_filter: EventFilter::of(resource),
+            backlog_entry,
+            waits_long: None,
+            foreign_claim: false,
+        }
     }
 
     /// Looks at a resource before its next step; `holder` is this replica.
-    pub fn look(&self, tale: &mut Tale, resource: &WorkflowRunStop, holder: &str) {
-        tale.foreign_claim = resource.claim().is_some_and(|claim| claim.holder != holder);
+    pub fn observe(&self, reported: &mut ResourceReport, resource: &WorkflowRunStop, holder: &str) {
+        reported.foreign_claim = resource.claim().is_some_and(|claim| claim.holder != holder);
         // What others wrote they have told.
-        drop(tale.story.go_on(resource));
-        tale.update(resource);
-        if tale.waits_long().is_some_and(|long| long <= Instant::now()) {
-            let news = tale.story.waits_long(resource);
-            self.tell(resource, news.into_iter().collect());
+        drop(reported.event_filter.update(resource));
+        reported.update(resource);
+        if reported.waits_long().is_some_and(|long| long <= Instant::now()) {
+            let drafts = reported.event_filter.waits_long(resource);
+            self.emit(resource, drafts.into_iter().collect());
         }
     }
 
     /// Tells of one step that ended at `now`: one log line, unless nothing happened.
-    pub fn step(&self, tale: &mut Tale, resource: &WorkflowRunStop, report: &Report, now: Timestamp) {
-        tale.update(resource);
-        let news = tale.story.go_on(resource);
-        let (step, answer) = match &report.did {
-            Did::Looked => return,
-            Did::Stopped { class, unstored: Some(unstored), .. } => {
-                self.tell(resource, news);
+    pub fn step(&self, reported: &mut ResourceReport, resource: &WorkflowRunStop, report: &StepReport, now: Timestamp) {
+        reported.update(resource);
+        let drafts = reported.event_filter.update(resource);
+        let (step, answer) = match &report.outcome {
+            StepOutcome::Unchanged => return,
+            StepOutcome::StopAttempted { class, unstored: Some(unstored), .. } => {
+                self.emit(resource, drafts);
                 return self.unstored(resource, class, unstored);
             }
-            Did::Stopped { class, sent, finished: _, unstored: None } => {
+            StepOutcome::StopAttempted { class, sent, finished: _, unstored: None } => {
                 self.sent(resource, *sent, now);
                 ("stop", Some(*class))
             }
-            Did::Read => ("read", None),
-            Did::Told => ("wait", None),
-            Did::Finished => ("finish", None),
-            Did::Failed(error) => {
+            StepOutcome::RunRead => ("read", None),
+            StepOutcome::Updated => ("wait", None),
+            StepOutcome::Finished => ("finish", None),
+            StepOutcome::Failed(error) => {
                 self.metrics.failures.inc();
                 let (namespace, name) = (resource.namespace(), resource.name());
                 let (uid, tenant, run) = (resource.uid(), &resource.spec.tenant, &resource.spec.run_id);
@@ -95,11 +100,14 @@ impl Teller {
                 return;
             }
         };
-        self.tell(resource, news);
-        if matches!(report.did, Did::Finished | Did::Stopped { finished: true, .. }) {
+        self.emit(resource, drafts);
+        if matches!(report.outcome, StepOutcome::Finished | StepOutcome::StopAttempted { finished: true, .. }) {
             self.finished(resource);
         }
-        if tale.foreign_claim && matches!(report.did, Did::Read | Did::Finished) && is_cleared_up(resource) {
+        if reported.foreign_claim
+            && matches!(report.outcome, StepOutcome::RunRead | StepOutcome::Finished)
+            && is_cleared_up(resource)
+        {
             self.metrics.taken_over.inc();
         }
         log(resource, resource.status.as_ref(), (step, answer));
@@ -108,10 +116,10 @@ impl Teller {
     /// Reports an answer that came too late for the status: the record stays as it is, and the answer is not lost.
     fn unstored(&self, resource: &WorkflowRunStop, class: &'static str, unstored: &WorkflowRunStopStatus) {
         let accepted = conditions::find(&unstored.conditions, ConditionType::StopAccepted);
-        let accepted = accepted.filter(|accepted| accepted.status != Truth::Unknown.as_str());
+        let accepted = accepted.filter(|accepted| accepted.status != ConditionStatus::Unknown.as_str());
         if let Some((reason, condition)) = accepted.and_then(|accepted| Some((Reason::of(accepted)?, accepted))) {
             let message = format!("A late answer to a stop request, not recorded in the status: {}", condition.message);
-            self.tell(resource, vec![News { warning: true, reason, message }]);
+            self.emit(resource, vec![EventDraft { warning: true, reason, message }]);
         }
         tracing::warn!(
             uid = resource.uid(),
@@ -154,19 +162,19 @@ impl Teller {
         self.metrics.finished(resource, reason, after.map(|after| Duration::try_from(after).unwrap_or_default()));
     }
 
-    fn tell(&self, resource: &WorkflowRunStop, news: Vec<News>) {
+    fn emit(&self, resource: &WorkflowRunStop, drafts: Vec<EventDraft>) {
         if let Some(events) = &self.events {
-            events.tell(resource, news);
+            events.emit(resource, drafts);
         }
     }
 }
 
-impl Tale {
+impl ResourceReport {
     fn update(&mut self, resource: &WorkflowRunStop) {
-        self.standing.update(resource);
-        self.waits_long = match self.standing.waits_for() {
+        self.backlog_entry.update(resource);
+        self.waits_long = match self.backlog_entry.waits_for() {
             WaitsFor::New | WaitsFor::Budget => {
-                self.waits_long.or_else(|| Some(Instant::now() + LONG.mul_f64(1.0 + dice::unit() / 2.0)))
+                self.waits_long.or_else(|| Some(Instant::now() + LONG.mul_f64(1.0 + rng::unit() / 2.0)))
             }
             WaitsFor::Suspended
             | WaitsFor::Credentials
@@ -211,58 +219,67 @@ fn log(resource: &WorkflowRunStop, status: Option<&WorkflowRunStopStatus>, (step
         };
     }
     // What fails, now or for good, is worth a look.
-    if ready.is_some_and(|ready| ready.status == Truth::False.as_str()) { line!(warn) } else { line!(info) }
+    if ready.is_some_and(|ready| ready.status == ConditionStatus::False.as_str()) { line!(warn) } else { line!(info) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::operator::events::Told;
+    use crate::observe::events::EventQueue;
     use crate::resource::WorkflowRunStopSpec;
     use prometheus_client::metrics::family::Family;
 
     fn limited() -> WorkflowRunStop {
         let mut stop = WorkflowRunStop::new("a", WorkflowRunStopSpec::new("wf-1", "acme", "amperity"));
         let why = (Reason::RateLimited, Reason::RateLimited.message("HTTP 429"));
-        let ready = conditions::condition(ConditionType::Ready, Truth::False, why, None, &Time(Timestamp::UNIX_EPOCH));
+        let ready = conditions::condition(
+            ConditionType::Ready,
+            ConditionStatus::False,
+            why,
+            None,
+            &Time(Timestamp::UNIX_EPOCH),
+        );
         stop.status = Some(WorkflowRunStopStatus { conditions: vec![ready], ..WorkflowRunStopStatus::default() });
         stop
     }
 
-    fn told(told: &mut Told) -> Vec<Reason> {
-        std::iter::from_fn(|| told.try_recv().ok()).flat_map(|(_, news)| news).map(|news| news.reason).collect()
+    fn emitted(queue: &mut EventQueue) -> Vec<Reason> {
+        std::iter::from_fn(|| queue.try_recv().ok())
+            .flat_map(|(_, drafts)| drafts)
+            .map(|drafts| drafts.reason)
+            .collect()
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_stop_that_waits_for_its_turn_for_two_minutes_is_told_of_once() {
         let (events, mut heard) = Events::channel(Family::default());
-        let teller = Teller { metrics: Metrics::default(), events: Some(events) };
+        let reporter = Reporter { metrics: Metrics::default(), events: Some(events) };
         let fresh = WorkflowRunStop { status: None, ..limited() };
-        let mut tale = teller.begin(&fresh);
-        teller.look(&mut tale, &fresh, "me");
-        let long = tale.waits_long().unwrap();
+        let mut reported = reporter.start(&fresh);
+        reporter.observe(&mut reported, &fresh, "me");
+        let long = reported.waits_long().unwrap();
         assert!((LONG..=LONG * 3 / 2).contains(&(long - Instant::now())));
         tokio::time::advance(Duration::from_secs(119)).await;
-        teller.look(&mut tale, &limited(), "me");
-        assert_eq!((tale.waits_long(), told(&mut heard)), (Some(long), vec![]));
+        reporter.observe(&mut reported, &limited(), "me");
+        assert_eq!((reported.waits_long(), emitted(&mut heard)), (Some(long), vec![]));
         tokio::time::advance(long - Instant::now()).await;
-        teller.look(&mut tale, &limited(), "me");
-        assert_eq!(told(&mut heard), [Reason::RateLimited]);
+        reporter.observe(&mut reported, &limited(), "me");
+        assert_eq!(emitted(&mut heard), [Reason::RateLimited]);
         tokio::time::advance(Duration::from_secs(600)).await;
-        teller.look(&mut tale, &limited(), "me");
-        assert_eq!((tale.waits_long(), told(&mut heard)), (None, vec![]));
+        reporter.observe(&mut reported, &limited(), "me");
+        assert_eq!((reported.waits_long(), emitted(&mut heard)), (None, vec![]));
     }
 
     #[tokio::test(start_paused = true)]
     async fn where_events_are_not_written_quickly_enough_they_are_dropped_and_counted() {
         let results = Family::default();
         let (events, mut heard) = Events::channel(results.clone());
-        let news = || vec![News { warning: true, reason: Reason::RateLimited, message: String::new() }];
+        let drafts = || vec![EventDraft { warning: true, reason: Reason::RateLimited, message: String::new() }];
         for _ in 0..10_000 {
-            events.tell(&limited(), news());
+            events.emit(&limited(), drafts());
         }
-        let heard = told(&mut heard).len() as u64;
-        let dropped = results.get_or_create(&crate::labels::Outcome { result: "dropped" }).get();
+        let heard = emitted(&mut heard).len() as u64;
+        let dropped = results.get_or_create(&crate::metric_labels::Outcome { result: "dropped" }).get();
         assert!(0 < heard && heard + dropped == 10_000, "{heard} heard, {dropped} dropped");
     }
 }

@@ -52,12 +52,12 @@ struct Due {
 
 /// What is to be deleted, by uid, and when.
 #[derive(Default)]
-struct Agenda {
+struct DeletionQueue {
     due: HashMap<String, (Timestamp, Due)>,
     order: BTreeSet<(Timestamp, String)>,
 }
 
-impl Agenda {
+impl DeletionQueue {
     fn put(&mut self, uid: String, at: Timestamp, due: Due) {
         self.remove(&uid);
         self.order.insert((at, uid.clone()));
@@ -82,28 +82,28 @@ pub async fn run(client: Client, namespaces: Vec<String>, clock: Clock) {
     let one = |name: &str| Api::<Expiring>::namespaced_with(client.clone(), name, &kind);
     let apis = apis(&namespaces, || Api::all_with(client.clone(), &kind), one);
     let mut events = pin!(changes(apis, EXPIRING));
-    let mut agenda = Agenda::default();
+    let mut deletions = DeletionQueue::default();
     loop {
-        let first = agenda.order.first().cloned();
+        let first = deletions.order.first().cloned();
         let wait = first.as_ref().map(|(at, _)| Duration::try_from(at.duration_since(clock())).unwrap_or_default());
         tokio::select! {
             () = until(wait.map(|wait| Instant::now() + wait)) => {
                 let Some((_, uid)) = first else { continue };
-                let Some(due) = agenda.remove(&uid) else { continue };
+                let Some(due) = deletions.remove(&uid) else { continue };
                 if !delete(&client, &due, &uid).await {
-                    agenda.put(uid, clock().saturating_add(RETRY).unwrap_or(Timestamp::MAX), due);
+                    deletions.put(uid, clock().saturating_add(RETRY).unwrap_or(Timestamp::MAX), due);
                 }
             }
             event = events.next() => match event {
                 None => return,
-                Some((stream, Event::Init)) => agenda.forget(stream),
+                Some((stream, Event::Init)) => deletions.forget(stream),
                 Some((stream, Event::InitApply(resource) | Event::Apply(resource))) => {
                     if let Some((uid, at, due)) = expires(&resource, stream) {
-                        agenda.put(uid, at, due);
+                        deletions.put(uid, at, due);
                     }
                 }
                 Some((_, Event::Delete(resource))) => {
-                    agenda.remove(resource.meta().uid.as_deref().unwrap_or_default());
+                    deletions.remove(resource.meta().uid.as_deref().unwrap_or_default());
                 }
                 Some((_, Event::InitDone)) => {}
             },

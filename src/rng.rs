@@ -6,12 +6,12 @@ use std::cell::RefCell;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 thread_local! {
-    static DICE: RefCell<StdRng> = RefCell::new(rand::make_rng());
+    static RNG: RefCell<StdRng> = RefCell::new(rand::make_rng());
 }
 
 /// From 0 up to 1.
 pub fn unit() -> f64 {
-    DICE.with_borrow_mut(|dice| dice.random())
+    RNG.with_borrow_mut(|dice| dice.random())
 }
 
 /// From a half up to 1: jitter for a wait that is not to come to nothing.
@@ -21,10 +21,10 @@ pub fn upper_half() -> f64 {
 
 /// An id that no other process makes.
 pub fn id() -> String {
-    format!("{:032x}", DICE.with_borrow_mut(|dice| dice.random::<u128>()))
+    format!("{:032x}", RNG.with_borrow_mut(|dice| dice.random::<u128>()))
 }
 
 /// Makes all that follows in this thread the same for the same seed.
-pub fn load(seed: u64) {
-    DICE.set(StdRng::seed_from_u64(seed));
+pub fn seed(seed: u64) {
+    RNG.set(StdRng::seed_from_u64(seed));
 }

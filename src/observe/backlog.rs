@@ -8,7 +8,7 @@ use std::{
 
 use jiff::Timestamp;
 
-use crate::labels::Tenant;
+use crate::metric_labels::Tenant;
 use crate::resource::{
     WorkflowRunStop,
     conditions::{self, ConditionType, Reason},
@@ -110,7 +110,7 @@ type Row = BTreeSet<(Timestamp, u64)>;
 
 /// What all unfinished resources wait for.
 #[derive(Clone, Debug, Default)]
-pub struct Board(Arc<Mutex<Rows>>);
+pub struct Backlog(Arc<Mutex<Rows>>);
 
 #[derive(Debug, Default)]
 struct Rows {
@@ -120,7 +120,7 @@ struct Rows {
 
 /// How many resources of a tenant wait for something.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Waiting {
+pub struct BacklogCount {
     /// Whose they are.
     pub tenant: Tenant,
     /// What they wait for.
@@ -131,25 +131,25 @@ pub struct Waiting {
     pub oldest: Option<Timestamp>,
 }
 
-impl Board {
+impl Backlog {
     /// Counts a resource from now on, until what is returned is dropped.
-    pub fn enter(&self, tenant: Tenant, resource: &WorkflowRunStop) -> Standing {
-        let mut board = self.lock();
-        board.next_id += 1;
-        let place = (resource.created(), board.next_id);
+    pub fn enter(&self, tenant: Tenant, resource: &WorkflowRunStop) -> BacklogEntry {
+        let mut backlog = self.lock();
+        backlog.next_id += 1;
+        let place = (resource.created(), backlog.next_id);
         // A row that is there from the start shows its first resource.
         for waits_for in WaitsFor::ALL {
-            board.rows.entry((tenant.clone(), waits_for)).or_default();
+            backlog.rows.entry((tenant.clone(), waits_for)).or_default();
         }
         let key = (tenant, WaitsFor::of(resource));
-        board.rows.entry(key.clone()).or_default().insert(place);
-        Standing { board: self.clone(), key, place }
+        backlog.rows.entry(key.clone()).or_default().insert(place);
+        BacklogEntry { backlog: self.clone(), key, place }
     }
 
     /// All that was ever waited for, with how many do so now.
-    pub fn waiting(&self) -> Vec<Waiting> {
-        let board = self.lock();
-        let rows = board.rows.iter().map(|((tenant, waits_for), row)| Waiting {
+    pub fn waiting(&self) -> Vec<BacklogCount> {
+        let backlog = self.lock();
+        let rows = backlog.rows.iter().map(|((tenant, waits_for), row)| BacklogCount {
             tenant: tenant.clone(),
             waits_for: *waits_for,
             count: row.len(),
@@ -165,13 +165,13 @@ impl Board {
 
 /// One resource that is counted.
 #[derive(Debug)]
-pub struct Standing {
-    board: Board,
+pub struct BacklogEntry {
+    backlog: Backlog,
     key: (Tenant, WaitsFor),
     place: (Timestamp, u64),
 }
 
-impl Standing {
+impl BacklogEntry {
     /// What the resource waits for.
     pub fn waits_for(&self) -> WaitsFor {
         self.key.1
@@ -181,17 +181,17 @@ impl Standing {
     pub fn update(&mut self, resource: &WorkflowRunStop) {
         let waits_for = WaitsFor::of(resource);
         if waits_for != self.key.1 {
-            let mut board = self.board.lock();
-            board.leave(&self.key, self.place);
+            let mut backlog = self.backlog.lock();
+            backlog.leave(&self.key, self.place);
             self.key.1 = waits_for;
-            board.rows.entry(self.key.clone()).or_default().insert(self.place);
+            backlog.rows.entry(self.key.clone()).or_default().insert(self.place);
         }
     }
 }
 
-impl Drop for Standing {
+impl Drop for BacklogEntry {
     fn drop(&mut self) {
-        self.board.lock().leave(&self.key, self.place);
+        self.backlog.lock().leave(&self.key, self.place);
     }
 }
 

@@ -3,7 +3,7 @@
 
 /// A guard that can be taken away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Break {
+pub enum Fault {
     /// A request is sent without a stored claim.
     NoClaim,
     /// A claim is stored before its request has a slot in the budget.
@@ -24,25 +24,25 @@ pub enum Break {
     ForbiddenClosesReads,
 }
 
-#[cfg(feature = "sabotage")]
+#[cfg(feature = "fault-injection")]
 thread_local! {
-    static BROKEN: std::cell::Cell<Option<Break>> = const { std::cell::Cell::new(None) };
+    static BROKEN: std::cell::Cell<Option<Fault>> = const { std::cell::Cell::new(None) };
 }
 
 /// Takes a guard away in this thread.
-#[cfg(feature = "sabotage")]
-pub fn take_away(guard: Option<Break>) {
+#[cfg(feature = "fault-injection")]
+pub fn inject(guard: Option<Fault>) {
     BROKEN.set(guard);
 }
 
 /// True where this guard is taken away.
-#[cfg(feature = "sabotage")]
-pub fn is_broken(guard: Break) -> bool {
+#[cfg(feature = "fault-injection")]
+pub fn is_injected(guard: Fault) -> bool {
     BROKEN.get() == Some(guard)
 }
 
 /// True where this guard is taken away: never.
-#[cfg(not(feature = "sabotage"))]
-pub const fn is_broken(_: Break) -> bool {
+#[cfg(not(feature = "fault-injection"))]
+pub const fn is_injected(_: Fault) -> bool {
     false
 }

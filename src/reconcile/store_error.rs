@@ -11,7 +11,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why the API server gave no answer that can be used.
 #[derive(Debug, Error)]
-pub enum LedgerError {
+pub enum StoreError {
     /// The API server refused or could not be reached.
     #[error("{0}")]
     Kube(#[from] kube::Error),
@@ -25,16 +25,16 @@ pub enum LedgerError {
 
 /// True where the API server answered that it does not write this: a test of the patch failed, the
 /// object is gone or changed, or the content is not valid.
-pub fn is_refused(error: &LedgerError) -> bool {
+pub fn is_refused(error: &StoreError) -> bool {
     is_invalid(error) || matches!(code(error), Some(404 | 409))
 }
 
 /// True for the answers of the API server to content that it does not take, and to a failed test.
-pub fn is_invalid(error: &LedgerError) -> bool {
+pub fn is_invalid(error: &StoreError) -> bool {
     matches!(code(error), Some(400 | 413 | 422))
 }
 
-impl LedgerError {
+impl StoreError {
     /// True where the operator lacks the right.
     pub fn is_forbidden(&self) -> bool {
         matches!(code(self), Some(403))
@@ -46,10 +46,10 @@ impl LedgerError {
     }
 }
 
-fn code(error: &LedgerError) -> Option<u16> {
+fn code(error: &StoreError) -> Option<u16> {
     match error {
-        LedgerError::Kube(kube::Error::Api(status)) => Some(status.code),
-        LedgerError::Kube(_) | LedgerError::Timeout | LedgerError::Invalid(_) => None,
+        StoreError::Kube(kube::Error::Api(status)) => Some(status.code),
+        StoreError::Kube(_) | StoreError::Timeout | StoreError::Invalid(_) => None,
     }
 }
 
@@ -57,6 +57,6 @@ fn code(error: &LedgerError) -> Option<u16> {
 ///
 /// # Errors
 /// Where there is none in time, or it is a refusal.
-pub async fn within<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, LedgerError> {
-    timeout(REQUEST_TIMEOUT, request).await.map_err(|_| LedgerError::Timeout)?.map_err(LedgerError::Kube)
+pub async fn within<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, StoreError> {
+    timeout(REQUEST_TIMEOUT, request).await.map_err(|_| StoreError::Timeout)?.map_err(StoreError::Kube)
 }

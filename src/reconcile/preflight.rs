@@ -13,14 +13,14 @@ use crate::amperity::{
     endpoint::Endpoint,
     purpose::Purpose,
 };
-use crate::dice;
-use crate::resource::{WorkflowRunStop, conditions::Reason};
-use crate::stop::{
-    house::House,
-    ledger::{LedgerError, Written},
+use crate::reconcile::{
+    context::Context,
     outcome::{self, Retry},
-    subject::Subject,
+    store::{StoreError, WriteResult},
+    tracked::Tracked,
 };
+use crate::resource::{WorkflowRunStop, conditions::Reason};
+use crate::rng;
 
 /// After this queueing time, and up to twice as long, the status says `WaitingForBudget`.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -30,13 +30,13 @@ pub struct Prepared {
     /// Where it goes.
     pub endpoint: Endpoint,
     /// With which credentials.
-    pub pass: Pass,
+    pub access: Access,
     /// The right to send it.
     pub slot: Slot,
 }
 
 /// The right credentials for one request.
-pub struct Pass {
+pub struct Access {
     /// The token to send.
     pub token: Token,
     key: CredentialsKey,
@@ -55,13 +55,13 @@ enum Origin {
 }
 
 /// Why no request is sent now.
-pub enum Unprepared {
+pub enum Blocked {
     /// Something is missing or not allowed.
     Denied(Denied),
     /// What is known of the resource changed.
     Changed,
     /// The API server gave no usable answer.
-    Failed(LedgerError),
+    Failed(StoreError),
 }
 
 /// What is missing or not allowed.
@@ -71,11 +71,11 @@ pub struct Denied {
     /// More of it.
     pub detail: String,
     /// When to look again.
-    pub again: Again,
+    pub again: RetryWhen,
 }
 
 /// When to look again at what is missing or not allowed.
-pub enum Again {
+pub enum RetryWhen {
     /// When the resource changes: nothing else can mend it.
     OnChange,
     /// After a while, again and again.
@@ -84,14 +84,14 @@ pub enum Again {
     At(Instant),
 }
 
-impl From<LedgerError> for Unprepared {
-    fn from(error: LedgerError) -> Self {
+impl From<StoreError> for Blocked {
+    fn from(error: StoreError) -> Self {
         Self::Failed(error)
     }
 }
 
-fn denied(reason: Reason, detail: String, again: Again) -> Unprepared {
-    Unprepared::Denied(Denied { reason, detail, again })
+fn denied(reason: Reason, detail: String, again: RetryWhen) -> Blocked {
+    Blocked::Denied(Denied { reason, detail, again })
 }
 
 /// What credentials and slot are asked for with: copied, so that the resource can change while they are waited for.
@@ -113,46 +113,46 @@ impl Wanted {
     }
 }
 
-impl House {
+impl Context {
     /// Gets all that one request needs. A stop that waits long for the rate limit, for its own turn or for that of a token
     /// request, says so in the status, and looks at the Secret again before it goes on.
     ///
     /// # Errors
     /// Where no request can be sent now. Nothing was sent or claimed then.
-    pub async fn prepare(&self, subject: &mut Subject, purpose: Purpose) -> Result<Prepared, Unprepared> {
-        let spec = &subject.resource.spec;
+    pub async fn preflight(&self, tracked: &mut Tracked, purpose: Purpose) -> Result<Prepared, Blocked> {
+        let spec = &tracked.resource.spec;
         let endpoint = self
             .endpoints
             .of(&spec.tenant, spec.base_url.as_deref())
-            .map_err(|error| denied(Reason::EndpointNotAllowed, error.to_string(), Again::OnChange))?;
+            .map_err(|error| denied(Reason::EndpointNotAllowed, error.to_string(), RetryWhen::OnChange))?;
         let key = endpoint.budget_key();
-        let wanted = Wanted::of(&subject.resource, purpose);
+        let wanted = Wanted::of(&tracked.resource, purpose);
         let mut ready = pin!(async {
-            let pass = self.pass(&wanted, &endpoint).await?;
+            let access = self.access(&wanted, &endpoint).await?;
             let slot = self.budget.acquire(&key, purpose, wanted.created).await;
-            Ok::<_, Unprepared>(Prepared { endpoint: endpoint.clone(), pass, slot })
+            Ok::<_, Blocked>(Prepared { endpoint: endpoint.clone(), access, slot })
         });
         // Not all that wait are to write at the same moment.
-        let patience = PATIENCE.mul_f64(1.0 + dice::unit());
+        let patience = PATIENCE.mul_f64(1.0 + rng::unit());
         if let Ok(ready) = timeout(patience, ready.as_mut()).await {
             let prepared = ready?;
-            let refused = self.wallet.was_refused_since(&prepared.pass.key, prepared.pass.admitted);
-            return if refused { Err(Unprepared::Changed) } else { Ok(prepared) };
+            let refused = self.credential_cache.was_refused_since(&prepared.access.key, prepared.access.admitted);
+            return if refused { Err(Blocked::Changed) } else { Ok(prepared) };
         }
         let prepared = loop {
             // It may as well be a slow answer to a token request that is waited for.
             if purpose == Purpose::Stop && self.budget.is_waited_for(&key) {
-                let status = outcome::waiting(&subject.resource, Reason::WaitingForBudget, "", self.moment());
+                let status = outcome::waiting(&tracked.resource, Reason::WaitingForBudget, "", self.step_time());
                 tokio::select! {
                     biased;
                     // The turn does not wait for the writing: others stand behind it.
                     ready = ready.as_mut() => break ready?,
-                    written = self.ledger.announce(&subject.resource, status) => match written? {
-                        Written::Stored(stored) => subject.resource = *stored,
-                        Written::Same => {}
-                        written @ (Written::Changed(_) | Written::Gone) => {
-                            subject.take(written);
-                            return Err(Unprepared::Changed);
+                    written = self.store.announce(&tracked.resource, status) => match written? {
+                        WriteResult::Stored(stored) => tracked.resource = *stored,
+                        WriteResult::Same => {}
+                        written @ (WriteResult::Changed(_) | WriteResult::Gone) => {
+                            tracked.take(written);
+                            return Err(Blocked::Changed);
                         }
                     },
                 }
@@ -162,15 +162,15 @@ impl House {
                 break ready?;
             }
         };
-        let current = self.is_current(&wanted, &prepared.pass).await?;
-        if current { Ok(prepared) } else { Err(Unprepared::Changed) }
+        let current = self.is_current(&wanted, &prepared.access).await?;
+        if current { Ok(prepared) } else { Err(Blocked::Changed) }
     }
 
     /// Looks up the Secret that the resource names and gets a token with it.
-    async fn pass(&self, wanted: &Wanted, endpoint: &Endpoint) -> Result<Pass, Unprepared> {
+    async fn access(&self, wanted: &Wanted, endpoint: &Endpoint) -> Result<Access, Blocked> {
         let Wanted { purpose, created: _, namespace, secret: name } = wanted;
-        let missing = |detail| denied(Reason::CredentialsMissing, detail, Again::Backoff);
-        let secret = match self.ledger.secret(namespace, name).await {
+        let missing = |detail| denied(Reason::CredentialsMissing, detail, RetryWhen::Backoff);
+        let secret = match self.store.secret(namespace, name).await {
             Ok(Some(secret)) => secret,
             Ok(None) => return Err(missing(format!("there is no Secret {name}"))),
             Err(error) if error.is_forbidden() => {
@@ -185,11 +185,11 @@ impl House {
             Credentials::parse(&secret.data).map_err(|error| missing(format!("the Secret {name}: {error}")))?;
         let key = CredentialsKey { secret: secret.version, budget: endpoint.budget_key() };
         let admitted = self
-            .wallet
+            .credential_cache
             .admit(&key, *purpose)
-            .map_err(|resting| denied(reason_of(resting.refusal), resting.detail, Again::At(resting.until)))?;
+            .map_err(|resting| denied(reason_of(resting.refusal), resting.detail, RetryWhen::At(resting.until)))?;
         match credentials {
-            Credentials::Static(token) => Ok(Pass { token, key, admitted, origin: Origin::Secret }),
+            Credentials::Static(token) => Ok(Access { token, key, admitted, origin: Origin::Secret }),
             Credentials::Client(client) => self.fetched(wanted, endpoint, &client, key, admitted).await,
         }
     }
@@ -201,57 +201,58 @@ impl House {
         client: &Client,
         key: CredentialsKey,
         admitted: Admitted,
-    ) -> Result<Pass, Unprepared> {
-        let _turn = self.wallet.turn(&key).await;
-        if let Some(token) = self.wallet.token(&key) {
-            return Ok(Pass { token, key, admitted, origin: Origin::Kept });
+    ) -> Result<Access, Blocked> {
+        let _turn = self.credential_cache.turn(&key).await;
+        if let Some(token) = self.credential_cache.token(&key) {
+            return Ok(Access { token, key, admitted, origin: Origin::Kept });
         }
-        if self.wallet.was_refused_since(&key, admitted) {
-            return Err(Unprepared::Changed);
+        if self.credential_cache.was_refused_since(&key, admitted) {
+            return Err(Blocked::Changed);
         }
         let url = match &client.token_url {
             None => endpoint.default_token_url(),
             Some(url) => self.endpoints.token_url(url, endpoint).map_err(|error| {
                 let detail = format!("the key tokenUrl of the Secret: {error}");
-                denied(Reason::EndpointNotAllowed, detail, Again::Backoff)
+                denied(Reason::EndpointNotAllowed, detail, RetryWhen::Backoff)
             })?,
         };
         let slot = self.budget.acquire(&endpoint.budget_key(), Purpose::Token, wanted.created).await;
         let (refusal, why) = match self.amperity.token(url, endpoint, client, slot).await {
             TokenAnswer::Token(token, valid) => {
-                self.wallet.keep(key.clone(), token.clone(), valid);
-                return Ok(Pass { token, key, admitted, origin: Origin::Fetched });
+                self.credential_cache.keep(key.clone(), token.clone(), valid);
+                return Ok(Access { token, key, admitted, origin: Origin::Fetched });
             }
-            TokenAnswer::Refused(said) => (Refusal::Unauthorized, said.detail()),
-            TokenAnswer::RateLimited(said) => (Refusal::RateLimited, said.detail()),
+            TokenAnswer::Refused(info) => (Refusal::Unauthorized, info.detail()),
+            TokenAnswer::RateLimited(info) => (Refusal::RateLimited, info.detail()),
             TokenAnswer::NotSent(why) => (Refusal::Unreachable, why),
             TokenAnswer::Unavailable(why) => (Refusal::Unavailable, why),
         };
         // All that wait for the same token learn of it at once, instead of asking one after the other.
         let detail = format!("the token request: {why}");
-        self.wallet.refused(&key, admitted, refusal, &detail);
-        Err(denied(reason_of(refusal), detail, Again::Backoff))
+        self.credential_cache.refused(&key, admitted, refusal, &detail);
+        Err(denied(reason_of(refusal), detail, RetryWhen::Backoff))
     }
 
-    /// True where the Secret and the token are still those of this pass, after a long wait.
-    async fn is_current(&self, wanted: &Wanted, pass: &Pass) -> Result<bool, Unprepared> {
-        let secret = self.ledger.secret(&wanted.namespace, &wanted.secret).await?;
-        let same = secret.is_some_and(|secret| secret.version == pass.key.secret);
-        let valid = pass.origin == Origin::Secret || self.wallet.token(&pass.key).as_ref() == Some(&pass.token);
-        Ok(same && valid && !self.wallet.was_refused_since(&pass.key, pass.admitted))
+    /// True where the Secret and the token are still those of this access, after a long wait.
+    async fn is_current(&self, wanted: &Wanted, access: &Access) -> Result<bool, Blocked> {
+        let secret = self.store.secret(&wanted.namespace, &wanted.secret).await?;
+        let same = secret.is_some_and(|secret| secret.version == access.key.secret);
+        let valid =
+            access.origin == Origin::Secret || self.credential_cache.token(&access.key).as_ref() == Some(&access.token);
+        Ok(same && valid && !self.credential_cache.was_refused_since(&access.key, access.admitted))
     }
 
     /// Tells all that use the same credentials what the answer to a stop says of them, and the stop how
     /// to go on where they were refused.
-    pub fn judge(&self, pass: &Pass, answer: &StopAnswer) -> Retry {
+    pub fn judge(&self, access: &Access, answer: &StopAnswer) -> Retry {
         match answer {
-            StopAnswer::Unauthorized(said) => return self.refused(pass, Refusal::Unauthorized, &said.detail()),
-            StopAnswer::Forbidden(said) => return self.refused(pass, Refusal::Forbidden, &said.detail()),
+            StopAnswer::Unauthorized(info) => return self.refused(access, Refusal::Unauthorized, &info.detail()),
+            StopAnswer::Forbidden(info) => return self.refused(access, Refusal::Forbidden, &info.detail()),
             StopAnswer::Accepted(..)
             | StopAnswer::NotFound(_)
             | StopAnswer::Conflict(_)
             | StopAnswer::BadRequest(_)
-            | StopAnswer::Rejected(_) => self.wallet.accepted(&pass.key, Purpose::Stop),
+            | StopAnswer::Rejected(_) => self.credential_cache.accepted(&access.key, Purpose::Stop),
             StopAnswer::NotOurRun(_)
             | StopAnswer::RateLimited(..)
             | StopAnswer::Foreign(_)
@@ -265,17 +266,17 @@ impl House {
     }
 
     /// Says that a run was read with these credentials, which need not be enough to stop it.
-    pub fn may_read(&self, pass: &Pass) {
-        self.wallet.accepted(&pass.key, Purpose::Read);
+    pub fn may_read(&self, access: &Access) {
+        self.credential_cache.accepted(&access.key, Purpose::Read);
     }
 
     /// Says that the API refused these credentials, and how.
-    pub fn refused(&self, pass: &Pass, refusal: Refusal, detail: &str) -> Retry {
-        self.wallet.forget(&pass.key, &pass.token);
-        if pass.origin == Origin::Kept && refusal == Refusal::Unauthorized {
+    pub fn refused(&self, access: &Access, refusal: Refusal, detail: &str) -> Retry {
+        self.credential_cache.forget(&access.key, &access.token);
+        if access.origin == Origin::Kept && refusal == Refusal::Unauthorized {
             return Retry::AtOnce;
         }
-        self.wallet.refused(&pass.key, pass.admitted, refusal, detail);
+        self.credential_cache.refused(&access.key, access.admitted, refusal, detail);
         Retry::Backoff
     }
 }

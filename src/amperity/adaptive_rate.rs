@@ -28,13 +28,13 @@ const SOON: f64 = 0.2;
 const MIN_RATE: f64 = 0.5;
 
 /// The rate of one tenant, in requests per second.
-pub struct Pace {
+pub struct AdaptiveRate {
     full: f64,
-    learned: Option<Learned>,
+    learned: Option<LearnedRate>,
 }
 
 #[derive(Clone, Copy)]
-struct Learned {
+struct LearnedRate {
     /// The rate at which there were too many.
     ceiling: f64,
     /// The rate right after that.
@@ -43,7 +43,7 @@ struct Learned {
     since: Instant,
 }
 
-impl Learned {
+impl LearnedRate {
     /// How long it takes until the rate is back at its ceiling, in seconds.
     fn back(&self) -> f64 {
         (REQUESTS_BACK / self.ceiling).min(MAX_BACK.as_secs_f64())
@@ -56,7 +56,7 @@ impl Learned {
     }
 }
 
-impl Pace {
+impl AdaptiveRate {
     /// Nothing learned: the full rate.
     pub fn new(full: f64) -> Self {
         Self { full, learned: None }
@@ -76,11 +76,11 @@ impl Pace {
     /// There were too many; the budget opens again at `reopens`.
     pub fn slow_down(&mut self, now: Instant, reopens: Instant) {
         let rate = self.learned.map_or(self.full, |learned| learned.rate(now).min(self.full));
-        let soon = |learned: Learned| now < learned.since + Duration::from_secs_f64(learned.back() * SOON);
+        let soon = |learned: LearnedRate| now < learned.since + Duration::from_secs_f64(learned.back() * SOON);
         let left = if self.learned.is_none_or(soon) { HALVED } else { LOWERED };
         // The ceiling is never as low as the floor: from there no way would lead up.
         let ceiling = rate.max(MIN_RATE / left);
-        self.learned = Some(Learned { ceiling, floor: ceiling * left, since: reopens });
+        self.learned = Some(LearnedRate { ceiling, floor: ceiling * left, since: reopens });
     }
 }
 
@@ -92,13 +92,13 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
-    fn rate(pace: &Pace, now: Instant) -> f64 {
+    fn rate(pace: &AdaptiveRate, now: Instant) -> f64 {
         pace.interval(now).map_or(pace.full, |interval| interval.as_secs_f64().recip())
     }
 
     #[test]
     fn it_is_halved_by_the_first_429_and_comes_back() {
-        let mut pace = Pace::new(10.0);
+        let mut pace = AdaptiveRate::new(10.0);
         let now = Instant::now();
         assert_eq!(pace.interval(now), None);
         pace.slow_down(now, now + seconds(3));
@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn it_stays_near_the_rate_that_was_too_much_and_then_leaves_it_ever_faster() {
-        let mut pace = Pace::new(10.0);
+        let mut pace = AdaptiveRate::new(10.0);
         let mut now = Instant::now();
         pace.slow_down(now, now);
         pace.slow_down(now, now);
@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn it_is_never_lower_than_one_request_in_two_seconds() {
-        let mut pace = Pace::new(10.0);
+        let mut pace = AdaptiveRate::new(10.0);
         let now = Instant::now();
         for _ in 0..20 {
             pace.slow_down(now, now);

@@ -25,7 +25,7 @@ use crate::amperity::{
     budget::Slot,
     reply::{Failure, Reply},
 };
-use crate::sabotage::{Break, is_broken};
+use crate::fault_injection::{Fault, is_injected};
 
 /// The largest body that is read, after decompression.
 const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
@@ -47,14 +47,14 @@ pub struct Fence {
 }
 
 /// What a request needs when its connection is there.
-struct Ticket {
+struct Admission {
     slot: Arc<Slot>,
     fence: Option<Fence>,
 }
 
 tokio::task_local! {
     /// The ticket of the request that waits for a connection in this task.
-    static TICKET: Arc<Ticket>;
+    static ADMISSION: Arc<Admission>;
 }
 
 #[derive(Debug, Error)]
@@ -81,29 +81,29 @@ pub enum BuildError {
 
 /// Carries requests to the API.
 #[derive(Clone)]
-pub enum Carrier {
+pub enum Transport {
     /// Over the network, each on a connection of its own.
     Network(reqwest::Client),
     /// In another way: a simulation of the API.
-    Other(Arc<dyn Carry>),
+    Other(Arc<dyn CustomTransport>),
 }
 
 /// Another way to carry a request than the network.
-pub trait Carry: Send + Sync {
+pub trait CustomTransport: Send + Sync {
     /// Carries one request and returns its answer. `connected` is to be awaited when the connection is
     /// there; where it fails, nothing may be written.
-    fn carry(&self, request: Request, connected: BoxFuture<'static, Result<(), BoxError>>) -> Carried;
+    fn carry(&self, request: Request, connected: BoxFuture<'static, Result<(), BoxError>>) -> TransportFuture;
 }
 
 /// What comes of a request.
-pub type Carried = BoxFuture<'static, Result<Response, BoxError>>;
+pub type TransportFuture = BoxFuture<'static, Result<Response, BoxError>>;
 
 /// Builds the HTTP client. It trusts the system's certificates and those of `SSL_CERT_FILE`, and honours
 /// `HTTPS_PROXY` and `NO_PROXY`.
 ///
 /// # Errors
 /// Where the certificates cannot be used.
-pub fn network(headers: HeaderMap, request_timeout: Duration) -> Result<Carrier, BuildError> {
+pub fn network(headers: HeaderMap, request_timeout: Duration) -> Result<Transport, BuildError> {
     reqwest::Client::builder()
         .user_agent(concat!("workflow-run-stop-operator/", env!("CARGO_PKG_VERSION")))
         .default_headers(headers)
@@ -116,20 +116,20 @@ pub fn network(headers: HeaderMap, request_timeout: Duration) -> Result<Carrier,
         .connector_layer(AndThenLayer::new(admitted))
         .tls_certs_merge(extra_certificates()?)
         .build()
-        .map(Carrier::Network)
+        .map(Transport::Network)
         .map_err(BuildError::Http)
 }
 
 /// Lets a request go on, now that its connection is there, when its turn has come and its fence is open.
 async fn admitted<C>(connection: C) -> Result<C, BoxError> {
-    let Ok(ticket) = TICKET.try_with(Arc::clone) else {
+    let Ok(ticket) = ADMISSION.try_with(Arc::clone) else {
         return Err("a request without a ticket waits for this connection".into());
     };
     match &ticket.fence {
         None => timeout(MAX_TURN_WAIT, ticket.slot.turn()).await.map_err(|_| BoxError::from(NotYet))?,
         Some(fence) => {
             let turn = timeout_at(fence.until, ticket.slot.turn()).await;
-            if (turn.is_err() || !(fence.is_open)()) && !is_broken(Break::NoFence) {
+            if (turn.is_err() || !(fence.is_open)()) && !is_injected(Fault::NoFence) {
                 return Err(Box::new(TooLate));
             }
         }
@@ -145,7 +145,7 @@ async fn admitted<C>(connection: C) -> Result<C, BoxError> {
 /// # Errors
 /// Where no answer came.
 pub async fn send(
-    carrier: &Carrier,
+    transport: &Transport,
     request: Request,
     (slot, fence): (Arc<Slot>, Option<Fence>),
     limit: Duration,
@@ -157,9 +157,9 @@ pub async fn send(
             None => slot.near().await,
             Some(fence) => timeout_at(fence.until, slot.near()).await.map_err(|_| Failure::TooLate)?,
         }
-        let ticket = Arc::new(Ticket { slot: slot.clone(), fence: fence.clone() });
+        let ticket = Arc::new(Admission { slot: slot.clone(), fence: fence.clone() });
         let request = request.try_clone().expect("a body that is no stream can be cloned");
-        let answer = TICKET.scope(ticket.clone(), carry(carrier, request, ticket));
+        let answer = ADMISSION.scope(ticket.clone(), carry(transport, request, ticket));
         let answered = tokio::select! {
             biased;
             answered = answer => answered,
@@ -179,10 +179,10 @@ pub async fn send(
     Ok((head, response))
 }
 
-async fn carry(carrier: &Carrier, request: Request, ticket: Arc<Ticket>) -> Result<Response, BoxError> {
-    match carrier {
-        Carrier::Network(client) => client.execute(request).await.map_err(BoxError::from),
-        Carrier::Other(other) => other.carry(request, TICKET.scope(ticket, admitted(())).boxed()).await,
+async fn carry(transport: &Transport, request: Request, ticket: Arc<Admission>) -> Result<Response, BoxError> {
+    match transport {
+        Transport::Network(client) => client.execute(request).await.map_err(BoxError::from),
+        Transport::Other(other) => other.carry(request, ADMISSION.scope(ticket, admitted(())).boxed()).await,
     }
 }
 

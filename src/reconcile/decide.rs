@@ -6,10 +6,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use crate::reconcile::backoff::MAX_DELAY;
 use crate::resource::conditions::{self, ConditionType, Reason};
 use crate::resource::{Claim, UnclearAnswer, WorkflowRunStop, WorkflowRunStopStatus};
-use crate::run::Phase;
-use crate::stop::backoff::MAX_DELAY;
+use crate::workflow_run::Phase;
 
 /// How long a claim allows sending, counted from before it was written.
 pub const CLAIM_VALIDITY: Duration = Duration::from_secs(5);
@@ -32,7 +32,7 @@ pub struct Rules {
 
 /// What this process knows beside the resource, measured by its own monotonic clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Seen {
+pub struct Observed {
     /// How long the resource's claim has been observed unchanged.
     pub claim_unchanged: Duration,
     /// How long `nextAttemptTime` has been observed unchanged.
@@ -100,7 +100,7 @@ pub enum Decision {
 }
 
 /// Chooses the next step.
-pub fn decide(resource: &WorkflowRunStop, now: Timestamp, seen: &Seen, rules: &Rules) -> Decision {
+pub fn decide(resource: &WorkflowRunStop, now: Timestamp, observed: &Observed, rules: &Rules) -> Decision {
     if is_left_alone(resource) {
         return Decision::Nothing;
     }
@@ -111,26 +111,26 @@ pub fn decide(resource: &WorkflowRunStop, now: Timestamp, seen: &Seen, rules: &R
         // A time that lies further ahead comes from another clock. It is not ignored: of two replicas whose clocks are far
         // apart, each would take the other one's backoff for over.
         let longest = MAX_DELAY.max(rules.settle_time) + CLOCK_SKEW;
-        until(now, *next).min(longest.saturating_sub(seen.next_attempt_unchanged))
+        until(now, *next).min(longest.saturating_sub(observed.next_attempt_unchanged))
     });
     let next_attempt = next_attempt.filter(|wait| !wait.is_zero());
 
     // Before all else, also before an end: that would say less than is known.
-    if seen.unrecorded {
+    if observed.unrecorded {
         return Decision::Record;
     }
     if let Some(claim) = resource.claim() {
-        let quiet = quiet_time(claim, seen, rules);
-        if quiet.is_zero() && is_hopeless(resource, claim, now, (seen, rules)) {
+        let quiet = quiet_time(claim, observed, rules);
+        if quiet.is_zero() && is_hopeless(resource, claim, now, (observed, rules)) {
             return Decision::Finish(Ending::OutcomeUnknown);
         }
         return match quiet.max(next_attempt.unwrap_or_default()) {
-            Duration::ZERO => Decision::Confirm(established(seen, rules)),
+            Duration::ZERO => Decision::Confirm(established(observed, rules)),
             wait => Decision::Wait(wait),
         };
     }
     if let Some(accepted) = request.and_then(|request| request.accepted_time.as_ref()) {
-        return follow(resource, (now, accepted), seen, rules);
+        return follow(resource, (now, accepted), observed, rules);
     }
     if let Some(not_after) = not_after(resource) {
         // Both times are written, so that whose clock is right is no matter.
@@ -150,7 +150,7 @@ pub fn decide(resource: &WorkflowRunStop, now: Timestamp, seen: &Seen, rules: &R
     }
     match next_attempt {
         Some(ahead) => Decision::Wait(ahead),
-        None if may_have_had_an_effect(status) => Decision::Repeat(deadline, established(seen, rules)),
+        None if may_have_had_an_effect(status) => Decision::Repeat(deadline, established(observed, rules)),
         None => Decision::Stop(deadline),
     }
 }
@@ -160,14 +160,19 @@ fn is_left_alone(resource: &WorkflowRunStop) -> bool {
 }
 
 /// The step after acceptance.
-fn follow(resource: &WorkflowRunStop, (now, accepted): (Timestamp, &Time), seen: &Seen, rules: &Rules) -> Decision {
+fn follow(
+    resource: &WorkflowRunStop,
+    (now, accepted): (Timestamp, &Time),
+    observed: &Observed,
+    rules: &Rules,
+) -> Decision {
     let state = resource.status.as_ref().and_then(|status| status.state.as_deref());
     let tasks_known = resource.status.as_ref().is_some_and(|status| status.task_instances.is_some());
     let ended = state.is_some_and(|state| Phase::of(state).has_ended());
     let followed = resource.spec.follow_timeout_seconds != 0;
     // Also where no replica worked until now, the run is read once before its following ends.
     let over = until(now, follow_end(resource, accepted)).is_zero();
-    let over_and_read = over && seen.tried_for.is_some();
+    let over_and_read = over && observed.tried_for.is_some();
     // A run that ended without a word of its tasks is read once more for them.
     if ended && (tasks_known || !followed || over_and_read) {
         return Decision::Finish(Ending::Ended);
@@ -178,16 +183,16 @@ fn follow(resource: &WorkflowRunStop, (now, accepted): (Timestamp, &Time), seen:
     if over_and_read {
         return Decision::Finish(Ending::StillActive);
     }
-    match seen.next_look.filter(|_| !over).unwrap_or_default() {
-        Duration::ZERO => Decision::Read(established(seen, rules)),
+    match observed.next_look.filter(|_| !over).unwrap_or_default() {
+        Duration::ZERO => Decision::Read(established(observed, rules)),
         wait => Decision::Wait(wait),
     }
 }
 
 /// What the reads so far establish together with one more of the same kind.
-fn established(seen: &Seen, rules: &Rules) -> Established {
+fn established(observed: &Observed, rules: &Rules) -> Established {
     let settled = |since: Option<Duration>| since.is_some_and(|since| rules.settle_time <= since);
-    Established { active: settled(seen.active_for), unreadable: settled(seen.unreadable_for) }
+    Established { active: settled(observed.active_for), unreadable: settled(observed.unreadable_for) }
 }
 
 /// True where a stop request was sent before that is known to have had no effect only because the run was read as active
@@ -200,7 +205,7 @@ fn may_have_had_an_effect(status: &WorkflowRunStopStatus) -> bool {
 
 /// Time until the claimed request can no longer be in flight: the claim observed unchanged by the own monotonic clock.
 /// The claim's written time is not believed: a wall clock that jumped would make a fresh claim look old.
-fn quiet_time(claim: &Claim, seen: &Seen, rules: &Rules) -> Duration {
+fn quiet_time(claim: &Claim, observed: &Observed, rules: &Rules) -> Duration {
     let quiet = match &claim.ended {
         None => in_flight(rules),
         Some(ended) => match ended.answer {
@@ -209,20 +214,25 @@ fn quiet_time(claim: &Claim, seen: &Seen, rules: &Rules) -> Duration {
             UnclearAnswer::Conflict => Duration::ZERO,
         },
     };
-    quiet.saturating_sub(seen.claim_unchanged)
+    quiet.saturating_sub(observed.claim_unchanged)
 }
 
 /// True where the outcome of an open claim counts as unknown: it is open for long, this process has tried to read the run
 /// for a while, and no read lets expect that the next one decides.
-fn is_hopeless(resource: &WorkflowRunStop, claim: &Claim, now: Timestamp, (seen, rules): (&Seen, &Rules)) -> bool {
+fn is_hopeless(
+    resource: &WorkflowRunStop,
+    claim: &Claim,
+    now: Timestamp,
+    (observed, rules): (&Observed, &Rules),
+) -> bool {
     let open = follow_timeout(resource).max(MIN_OPEN_CLAIM);
     // Also by what was observed: the clock that wrote the time may have been far ahead.
     let Time(since) = claim.time;
-    let over = since.saturating_add(open).is_ok_and(|end| end <= now) || open <= seen.claim_unchanged;
-    let tried_enough = seen.tried_for.is_some_and(|tried| in_flight(rules) <= tried);
+    let over = since.saturating_add(open).is_ok_and(|end| end <= now) || open <= observed.claim_unchanged;
+    let tried_enough = observed.tried_for.is_some_and(|tried| in_flight(rules) <= tried);
     // The second of two reads comes after the settle time, or after a failure or two with their backoff.
     let expected = rules.settle_time + MAX_DELAY * 2;
-    let undecided = [seen.active_for, seen.unreadable_for].into_iter().flatten().all(|since| expected <= since);
+    let undecided = [observed.active_for, observed.unreadable_for].into_iter().flatten().all(|since| expected <= since);
     over && tried_enough && undecided
 }
 

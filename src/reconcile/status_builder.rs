@@ -6,15 +6,15 @@ use std::time::Duration;
 use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use crate::amperity::answer::Said;
-use crate::resource::conditions::{self, ConditionType, Reason, Truth};
+use crate::amperity::answer::ResponseInfo;
+use crate::reconcile::backoff::delay;
+use crate::resource::conditions::{self, ConditionStatus, ConditionType, Reason};
 use crate::resource::{ClaimEnded, StopRequest, UnclearAnswer, WorkflowRunStop, WorkflowRunStopStatus};
-use crate::run::{Phase, Run};
-use crate::stop::backoff::delay;
+use crate::workflow_run::{Phase, Run};
 
 /// When an outcome came, and the dice for what follows.
 #[derive(Clone, Copy, Debug)]
-pub struct Moment {
+pub struct StepTime {
     /// The date.
     pub now: Timestamp,
     /// From 0 up to 1.
@@ -24,24 +24,24 @@ pub struct Moment {
 }
 
 /// A new status in the making.
-pub struct Draft {
+pub struct StatusBuilder {
     /// As far as it is made.
     pub status: WorkflowRunStopStatus,
     generation: Option<i64>,
-    moment: Moment,
+    step_time: StepTime,
 }
 
-impl Draft {
+impl StatusBuilder {
     /// A draft that builds on the status as it is.
-    pub fn of(resource: &WorkflowRunStop, moment: Moment) -> Self {
+    pub fn of(resource: &WorkflowRunStop, step_time: StepTime) -> Self {
         let mut status = resource.status.clone().unwrap_or_default();
         let generation = resource.metadata.generation;
         status.observed_generation = generation;
-        Self { status, generation, moment }
+        Self { status, generation, step_time }
     }
 
     fn now(&self) -> Time {
-        Time(rounded(self.moment.now, RoundMode::Trunc))
+        Time(rounded(self.step_time.now, RoundMode::Trunc))
     }
 
     /// The stop request, which is there from now on.
@@ -55,29 +55,29 @@ impl Draft {
             self.request().next_attempt_time = None;
             return;
         }
-        let at = self.moment.now.saturating_add(wait).unwrap_or(Timestamp::MAX);
+        let at = self.step_time.now.saturating_add(wait).unwrap_or(Timestamp::MAX);
         self.request().next_attempt_time = Some(Time(rounded(at, RoundMode::Ceil)));
     }
 
     /// How long to wait after so many attempts.
     pub fn backoff(&mut self, max: Duration) -> Duration {
         let attempts = u32::try_from(self.request().attempts).unwrap_or_default();
-        delay(attempts, max, self.moment.jitter)
+        delay(attempts, max, self.step_time.jitter)
     }
 
     /// Sets one condition.
-    pub fn set(&mut self, kind: ConditionType, truth: Truth, (reason, detail): (Reason, &str)) {
+    pub fn set(&mut self, kind: ConditionType, truth: ConditionStatus, (reason, detail): (Reason, &str)) {
         let new = conditions::condition(kind, truth, (reason, reason.message(detail)), self.generation, &self.now());
         conditions::set(&mut self.status.conditions, new);
     }
 
     /// Work goes on: `Unknown` in progress, `False` while it fails.
-    pub fn going_on(mut self, ready: Truth, why: (Reason, &str)) -> WorkflowRunStopStatus {
+    pub fn going_on(mut self, ready: ConditionStatus, why: (Reason, &str)) -> WorkflowRunStopStatus {
         self.set(ConditionType::Ready, ready, why);
-        self.set(ConditionType::Reconciling, Truth::True, why);
+        self.set(ConditionType::Reconciling, ConditionStatus::True, why);
         // Until the first request, `StopAccepted` says what the stop waits for.
         if self.status.stop_request.as_ref().is_none_or(|request| request.attempts == 0) {
-            self.set(ConditionType::StopAccepted, Truth::False, why);
+            self.set(ConditionType::StopAccepted, ConditionStatus::False, why);
         }
         self.run_ended(why.0);
         self.status
@@ -85,9 +85,9 @@ impl Draft {
 
     /// The end, with or without success.
     pub fn finished(mut self, well: bool, why: (Reason, &str)) -> WorkflowRunStopStatus {
-        self.set(ConditionType::Ready, if well { Truth::True } else { Truth::False }, why);
+        self.set(ConditionType::Ready, if well { ConditionStatus::True } else { ConditionStatus::False }, why);
         if !well {
-            self.set(ConditionType::Stalled, Truth::True, why);
+            self.set(ConditionType::Stalled, ConditionStatus::True, why);
         }
         self.not_sent_by_default(why);
         conditions::remove(&mut self.status.conditions, ConditionType::Reconciling);
@@ -103,17 +103,17 @@ impl Draft {
     /// What the stop waited for to the end is kept.
     fn not_sent_by_default(&mut self, why: (Reason, &str)) {
         if conditions::find(&self.status.conditions, ConditionType::StopAccepted).is_none() {
-            self.set(ConditionType::StopAccepted, Truth::False, why);
+            self.set(ConditionType::StopAccepted, ConditionStatus::False, why);
         }
     }
 
     fn run_ended(&mut self, reason: Reason) {
         let state = self.status.state.clone();
         let (truth, reason) = match state.as_deref().map(Phase::of) {
-            None => (Truth::Unknown, reason),
-            Some(Phase::Stopped) => (Truth::True, Reason::RunStopped),
-            Some(Phase::EndedOtherwise) => (Truth::True, Reason::RunEndedOtherwise),
-            Some(Phase::Active | Phase::Stopping) => (Truth::False, reason),
+            None => (ConditionStatus::Unknown, reason),
+            Some(Phase::Stopped) => (ConditionStatus::True, Reason::RunStopped),
+            Some(Phase::EndedOtherwise) => (ConditionStatus::True, Reason::RunEndedOtherwise),
+            Some(Phase::Active | Phase::Stopping) => (ConditionStatus::False, reason),
         };
         self.set(ConditionType::RunEnded, truth, (reason, &state_detail(state.as_deref())));
     }
@@ -131,8 +131,8 @@ impl Draft {
     }
 
     /// Takes over what the API said beside its verdict.
-    pub fn said(&mut self, said: &Said) {
-        let Said { status, message, request_id, own: _ } = said.clone();
+    pub fn info(&mut self, info: &ResponseInfo) {
+        let ResponseInfo { status, message, request_id, own: _ } = info.clone();
         let request = self.request();
         request.http_status = Some(i32::from(status));
         request.message = message;
@@ -146,32 +146,32 @@ impl Draft {
         request.claim = None;
         request.next_attempt_time = None;
         request.accepted_time = Some(now);
-        self.set(ConditionType::StopAccepted, Truth::True, (reason, ""));
+        self.set(ConditionType::StopAccepted, ConditionStatus::True, (reason, ""));
         let detail = state_detail(self.status.state.as_deref());
-        self.going_on(Truth::Unknown, (Reason::FollowingRun, &detail))
+        self.going_on(ConditionStatus::Unknown, (Reason::FollowingRun, &detail))
     }
 
     /// Known to have had no effect: the claim is dropped and the request is made again later.
     pub fn refused(mut self, wait: Duration, why: (Reason, &str)) -> WorkflowRunStopStatus {
         self.request().claim = None;
         self.next_attempt_in(wait);
-        self.set(ConditionType::StopAccepted, Truth::False, why);
-        self.going_on(Truth::False, why)
+        self.set(ConditionType::StopAccepted, ConditionStatus::False, why);
+        self.going_on(ConditionStatus::False, why)
     }
 
     /// The stop was refused for good.
     pub fn rejected(mut self, why: (Reason, &str)) -> WorkflowRunStopStatus {
         self.request().claim = None;
-        self.set(ConditionType::StopAccepted, Truth::False, why);
+        self.set(ConditionType::StopAccepted, ConditionStatus::False, why);
         self.finished(false, why)
     }
 
     /// The outcome is still open: the run is read again when the settle time is over.
     pub fn still_open(mut self, detail: &str) -> WorkflowRunStopStatus {
         let why = (Reason::OutcomeUnknown, detail);
-        self.next_attempt_in(self.moment.settle_time);
+        self.next_attempt_in(self.step_time.settle_time);
         self.open_if_claimed(why);
-        self.going_on(Truth::Unknown, why)
+        self.going_on(ConditionStatus::Unknown, why)
     }
 
     /// The end of a stop whose outcome is not known. The claim stays.
@@ -184,7 +184,7 @@ impl Draft {
     /// Without a claim, `StopAccepted` goes on to tell why the last request was dropped.
     fn open_if_claimed(&mut self, why: (Reason, &str)) {
         if self.request().claim.is_some() {
-            self.set(ConditionType::StopAccepted, Truth::Unknown, why);
+            self.set(ConditionType::StopAccepted, ConditionStatus::Unknown, why);
         }
     }
 
@@ -193,14 +193,14 @@ impl Draft {
         mut self,
         answer: UnclearAnswer,
         wait: Duration,
-        (ready, why): (Truth, (Reason, &str)),
+        (ready, why): (ConditionStatus, (Reason, &str)),
     ) -> WorkflowRunStopStatus {
         let ended = ClaimEnded { time: self.now(), answer };
         if let Some(claim) = &mut self.request().claim {
             claim.ended = Some(ended);
         }
         self.next_attempt_in(wait);
-        self.set(ConditionType::StopAccepted, Truth::Unknown, why);
+        self.set(ConditionType::StopAccepted, ConditionStatus::Unknown, why);
         self.going_on(ready, why)
     }
 }

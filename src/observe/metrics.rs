@@ -1,5 +1,5 @@
 //! Owns the metrics: what each is called, what it means, and the formats they are told in.
-//! Never decides or measures anything by itself; the doors count their own traffic.
+//! Never decides or measures anything by itself; the doors count their own requests.
 
 use std::{
     collections::BTreeMap,
@@ -17,16 +17,16 @@ use prometheus_client::{
 
 use crate::amperity::{
     budget::Budget,
-    traffic::{Seconds, Traffic},
+    request_metrics::{RequestMetrics, Seconds},
 };
 use crate::clock::Clock;
-use crate::labels::{Outcome, Tenant, Tenants};
-use crate::operator::{
+use crate::metric_labels::{Outcome, Tenant, Tenants};
+use crate::observe::{
+    backlog::{Backlog, BacklogEntry},
     events,
-    standing::{Board, Standing},
 };
+use crate::reconcile::store;
 use crate::resource::{WorkflowRunStop, conditions::Reason};
-use crate::stop::ledger;
 
 /// From a stop that goes out at once to one that waits behind many others, or for a person.
 const SENT: Seconds = Seconds(&[0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0]);
@@ -80,8 +80,8 @@ type Real = Gauge<f64, AtomicU64>;
 #[derive(Clone)]
 pub struct Metrics {
     registry: Arc<Registry>,
-    traffic: Traffic,
-    board: Board,
+    requests: RequestMetrics,
+    backlog: Backlog,
     created_to_sent: Family<Of, Histogram, Seconds>,
     accepted_to_ended: Family<Of, Histogram, Seconds>,
     finished: Family<Ended, Counter>,
@@ -98,12 +98,12 @@ pub struct Metrics {
 
 impl Metrics {
     /// Metrics of a replica that sends through this door, writes through that one, and has this budget.
-    pub fn new(traffic: &Traffic, writes: &Family<Outcome, Counter>, budget: &Budget, clock: &Clock) -> Self {
+    pub fn new(requests: &RequestMetrics, writes: &Family<Outcome, Counter>, budget: &Budget, clock: &Clock) -> Self {
         let mut registry = Registry::with_prefix("workflow_run_stop_operator");
         let metrics = Self {
             registry: Arc::default(),
-            traffic: traffic.clone(),
-            board: Board::default(),
+            requests: requests.clone(),
+            backlog: Backlog::default(),
             created_to_sent: Family::new_with_constructor(SENT),
             accepted_to_ended: Family::new_with_constructor(ENDED),
             finished: Family::default(),
@@ -114,7 +114,7 @@ impl Metrics {
             leading: Gauge::default(),
         };
         // What is there from the start shows its first event.
-        for result in ledger::RESULTS {
+        for result in store::RESULTS {
             drop(writes.get_or_create(&Outcome { result }));
         }
         for result in events::RESULTS {
@@ -128,8 +128,8 @@ impl Metrics {
             };
         }
         register! {
-            "requests", "Requests to Amperity by purpose and class of answer", traffic.requests;
-            "request_duration_seconds", "From a request's writing to its whole answer, or to its failure", traffic.durations;
+            "requests", "Requests to Amperity by purpose and class of answer", requests.requests;
+            "request_duration_seconds", "From a request's writing to its whole answer, or to its failure", requests.durations;
             "created_to_sent_seconds", "From a resource's creation to its first stop request", metrics.created_to_sent;
             "accepted_to_ended_seconds", "From a stop's acceptance to the end of its run", metrics.accepted_to_ended;
             "finished", "Resources whose end this replica wrote, by the reason of Ready", metrics.finished;
@@ -143,9 +143,9 @@ impl Metrics {
         }
         registry.register("build", "The running version", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         let now = Now {
-            board: metrics.board.clone(),
+            backlog: metrics.backlog.clone(),
             budget: budget.clone(),
-            tenants: traffic.tenants.clone(),
+            tenants: requests.tenants.clone(),
             clock: clock.clone(),
         };
         registry.register_collector(Box::new(now));
@@ -165,16 +165,16 @@ impl Metrics {
     }
 
     /// Counts a resource as unfinished until what is returned is dropped.
-    pub fn enter(&self, resource: &WorkflowRunStop) -> Standing {
-        let tenant = self.traffic.tenants.label(&resource.spec.tenant);
-        self.traffic.expect(&tenant);
+    pub fn enter(&self, resource: &WorkflowRunStop) -> BacklogEntry {
+        let tenant = self.requests.tenants.label(&resource.spec.tenant);
+        self.requests.expect(&tenant);
         for reason in ENDS {
             drop(self.finished.get_or_create(&Ended { tenant: tenant.clone(), reason: reason.as_str() }));
         }
         let of = Of { tenant: tenant.clone() };
         drop(self.created_to_sent.get_or_create(&of));
         drop(self.accepted_to_ended.get_or_create(&of));
-        self.board.enter(tenant, resource)
+        self.backlog.enter(tenant, resource)
     }
 
     /// Says whether this replica may start new work.
@@ -197,7 +197,7 @@ impl Metrics {
     }
 
     fn of(&self, resource: &WorkflowRunStop) -> Of {
-        Of { tenant: self.traffic.tenants.label(&resource.spec.tenant) }
+        Of { tenant: self.requests.tenants.label(&resource.spec.tenant) }
     }
 }
 
@@ -205,13 +205,13 @@ impl Default for Metrics {
     /// Metrics of a replica that never did anything.
     fn default() -> Self {
         let clock: Clock = Arc::new(|| jiff::Timestamp::UNIX_EPOCH);
-        Self::new(&Traffic::default(), &Family::default(), &Budget::new(1), &clock)
+        Self::new(&RequestMetrics::default(), &Family::default(), &Budget::new(1), &clock)
     }
 }
 
 /// What is looked up when somebody asks.
 struct Now {
-    board: Board,
+    backlog: Backlog,
     budget: Budget,
     tenants: Tenants,
     clock: Clock,
@@ -227,7 +227,7 @@ impl Collector for Now {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let unfinished = Family::<Unfinished, Gauge>::default();
         let oldest = Family::<Unfinished, Real>::default();
-        for waiting in self.board.waiting() {
+        for waiting in self.backlog.waiting() {
             let labels = Unfinished { tenant: waiting.tenant, waits_for: waiting.waits_for.as_str() };
             unfinished.get_or_create(&labels).set(i64::try_from(waiting.count).unwrap_or(i64::MAX));
             oldest.get_or_create(&labels).set(waiting.oldest.map_or(0.0, seconds));

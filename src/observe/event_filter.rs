@@ -5,12 +5,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use crate::resource::{
     WorkflowRunStop,
-    conditions::{self, ConditionType, Reason, Truth},
+    conditions::{self, ConditionStatus, ConditionType, Reason},
 };
 
 /// What is told at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct News {
+pub struct EventDraft {
     /// Whether it is worth a look: something fails, now or for good.
     pub warning: bool,
     /// Why.
@@ -21,47 +21,47 @@ pub struct News {
 
 /// What was told of one resource so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Story {
+pub struct EventFilter {
     last: Option<Reason>,
     accepted: bool,
     finished: bool,
     waits_long: bool,
 }
 
-impl Story {
+impl EventFilter {
     /// Goes on from here: what the status says was told by whoever wrote it.
     pub fn of(resource: &WorkflowRunStop) -> Self {
-        let mut story = Self::default();
-        drop(story.go_on(resource));
-        story
+        let mut filter = Self::default();
+        drop(filter.update(resource));
+        filter
     }
 
     /// What is new.
-    pub fn go_on(&mut self, resource: &WorkflowRunStop) -> Vec<News> {
-        let mut news = vec![];
-        let Some(status) = &resource.status else { return news };
+    pub fn update(&mut self, resource: &WorkflowRunStop) -> Vec<EventDraft> {
+        let mut drafts = vec![];
+        let Some(status) = &resource.status else { return drafts };
         let find = |kind| conditions::find(&status.conditions, kind);
-        let Some(ready) = find(ConditionType::Ready) else { return news };
+        let Some(ready) = find(ConditionType::Ready) else { return drafts };
         let accepted = resource.accepted_time().is_some();
         if accepted && !self.accepted {
             (self.accepted, self.last) = (true, None);
             // Where the run is not followed, the end says the same.
             let told =
                 find(ConditionType::StopAccepted).filter(|told| !resource.is_finished() || told.reason != ready.reason);
-            news.extend(told.and_then(News::of));
+            drafts.extend(told.and_then(EventDraft::of));
         }
         if resource.is_finished() {
             if !self.finished {
                 self.finished = true;
-                news.extend(News::of(ready));
+                drafts.extend(EventDraft::of(ready));
             }
         } else if let Some(reason) = Reason::of(ready).filter(|reason| !is_routine(*reason))
             && self.last != Some(reason)
         {
             self.last = Some(reason);
-            news.extend(News::of(ready));
+            drafts.extend(EventDraft::of(ready));
         }
-        news
+        drafts
     }
 
     /// True until it was told that the resource waits for its turn for long.
@@ -70,13 +70,14 @@ impl Story {
     }
 
     /// Tells, once, that the resource has waited for its turn for long.
-    pub fn waits_long(&mut self, resource: &WorkflowRunStop) -> Option<News> {
+    pub fn waits_long(&mut self, resource: &WorkflowRunStop) -> Option<EventDraft> {
         if std::mem::replace(&mut self.waits_long, true) {
             return None;
         }
         let status = resource.status.as_ref()?;
-        let news = News::of(conditions::find(&status.conditions, ConditionType::Ready)?)?;
-        matches!(news.reason, Reason::WaitingForBudget | Reason::RateLimited).then_some(News { warning: true, ..news })
+        let drafts = EventDraft::of(conditions::find(&status.conditions, ConditionType::Ready)?)?;
+        matches!(drafts.reason, Reason::WaitingForBudget | Reason::RateLimited)
+            .then_some(EventDraft { warning: true, ..drafts })
     }
 }
 
@@ -85,12 +86,12 @@ fn is_routine(reason: Reason) -> bool {
     matches!(reason, Reason::StopRequested | Reason::FollowingRun | Reason::WaitingForBudget | Reason::RateLimited)
 }
 
-impl News {
+impl EventDraft {
     fn of(condition: &Condition) -> Option<Self> {
-        let well = condition.status == Truth::True.as_str();
+        let well = condition.status == ConditionStatus::True.as_str();
         let reason = Reason::of(condition)?;
         // In progress, only a request whose outcome is open is worth a look.
-        let open = condition.status == Truth::Unknown.as_str() && reason != Reason::OutcomeUnknown;
+        let open = condition.status == ConditionStatus::Unknown.as_str() && reason != Reason::OutcomeUnknown;
         Some(Self { warning: !(well || open), reason, message: condition.message.clone() })
     }
 }
@@ -105,7 +106,7 @@ mod tests {
     const THEN: Time = Time(Timestamp::UNIX_EPOCH);
 
     /// A resource whose `Ready` is so.
-    fn so(ready: Truth, reason: Reason) -> WorkflowRunStop {
+    fn with_ready(ready: ConditionStatus, reason: Reason) -> WorkflowRunStop {
         let mut stop = WorkflowRunStop::new("a", WorkflowRunStopSpec::new("wf-1", "acme", "amperity"));
         let condition =
             |kind, truth, reason: Reason| conditions::condition(kind, truth, (reason, reason.message("")), None, &THEN);
@@ -119,7 +120,7 @@ mod tests {
         let status = stop.status.as_mut().unwrap();
         status.stop_request = Some(StopRequest { accepted_time: Some(THEN), ..StopRequest::default() });
         let why = (Reason::StopAccepted, Reason::StopAccepted.message(""));
-        let told = conditions::condition(ConditionType::StopAccepted, Truth::True, why, None, &THEN);
+        let told = conditions::condition(ConditionType::StopAccepted, ConditionStatus::True, why, None, &THEN);
         conditions::set(&mut status.conditions, told);
         stop
     }
@@ -131,47 +132,63 @@ mod tests {
 
     /// What is told while a resource goes through all of these.
     fn told(of: &[WorkflowRunStop]) -> Vec<(bool, Reason)> {
-        let mut story = Story::default();
-        of.iter().flat_map(|stop| story.go_on(stop)).map(|news| (news.warning, news.reason)).collect()
+        let mut filter = EventFilter::default();
+        of.iter().flat_map(|stop| filter.update(stop)).map(|drafts| (drafts.warning, drafts.reason)).collect()
     }
 
     #[test]
     fn each_change_that_matters_is_told_once_and_routine_is_not() {
+        use ConditionStatus::{False, True, Unknown};
         use Reason::*;
-        use Truth::{False, True, Unknown};
-        let following = || accepted(so(Unknown, FollowingRun));
+        let following = || accepted(with_ready(Unknown, FollowingRun));
         for (of, expected) in [
-            (vec![so(Unknown, StopRequested), following(), following()], &[(false, StopAccepted)][..]),
-            (vec![so(Unknown, WaitingForBudget), so(False, RateLimited), so(Unknown, StopRequested)], &[]),
-            (vec![so(Unknown, Suspended), so(Unknown, Suspended)], &[(false, Suspended)]),
+            (vec![with_ready(Unknown, StopRequested), following(), following()], &[(false, StopAccepted)][..]),
+            (
+                vec![
+                    with_ready(Unknown, WaitingForBudget),
+                    with_ready(False, RateLimited),
+                    with_ready(Unknown, StopRequested),
+                ],
+                &[],
+            ),
+            (vec![with_ready(Unknown, Suspended), with_ready(Unknown, Suspended)], &[(false, Suspended)]),
             // Tried again and again.
             (
                 vec![
-                    so(False, Unavailable),
-                    so(Unknown, StopRequested),
-                    so(False, Unavailable),
-                    so(False, Unreachable),
+                    with_ready(False, Unavailable),
+                    with_ready(Unknown, StopRequested),
+                    with_ready(False, Unavailable),
+                    with_ready(False, Unreachable),
                 ],
                 &[(true, Unavailable), (true, Unreachable)],
             ),
-            (vec![so(Unknown, OutcomeUnknown), following()], &[(true, OutcomeUnknown), (false, StopAccepted)]),
+            (vec![with_ready(Unknown, OutcomeUnknown), following()], &[(true, OutcomeUnknown), (false, StopAccepted)]),
             // The same trouble as before the acceptance is another one after it.
             (
-                vec![so(False, Unavailable), following(), accepted(so(False, Unavailable)), following()],
+                vec![
+                    with_ready(False, Unavailable),
+                    following(),
+                    accepted(with_ready(False, Unavailable)),
+                    following(),
+                ],
                 &[(true, Unavailable), (false, StopAccepted), (true, Unavailable)],
             ),
             (
-                vec![following(), finished(accepted(so(True, RunStopped))), finished(accepted(so(True, RunStopped)))],
+                vec![
+                    following(),
+                    finished(accepted(with_ready(True, RunStopped))),
+                    finished(accepted(with_ready(True, RunStopped))),
+                ],
                 &[(false, StopAccepted), (false, RunStopped)],
             ),
-            (vec![finished(accepted(so(True, RunStopped)))], &[(false, StopAccepted), (false, RunStopped)]),
-            (vec![finished(accepted(so(True, StopAccepted)))], &[(false, StopAccepted)]),
+            (vec![finished(accepted(with_ready(True, RunStopped)))], &[(false, StopAccepted), (false, RunStopped)]),
+            (vec![finished(accepted(with_ready(True, StopAccepted)))], &[(false, StopAccepted)]),
             (
-                vec![following(), finished(accepted(so(False, RunStillActive)))],
+                vec![following(), finished(accepted(with_ready(False, RunStillActive)))],
                 &[(false, StopAccepted), (true, RunStillActive)],
             ),
             (
-                vec![so(False, Forbidden), finished(so(False, DeadlineExceeded))],
+                vec![with_ready(False, Forbidden), finished(with_ready(False, DeadlineExceeded))],
                 &[(true, Forbidden), (true, DeadlineExceeded)],
             ),
         ] {
@@ -181,9 +198,9 @@ mod tests {
 
     #[test]
     fn what_stands_there_at_the_beginning_was_told_by_who_wrote_it() {
-        let failing = so(Truth::False, Reason::Unauthorized);
-        let mut story = Story::of(&failing);
-        assert_eq!(story.go_on(&failing), []);
-        assert_eq!(story.go_on(&so(Truth::False, Reason::Forbidden)).len(), 1);
+        let failing = with_ready(ConditionStatus::False, Reason::Unauthorized);
+        let mut filter = EventFilter::of(&failing);
+        assert_eq!(filter.update(&failing), []);
+        assert_eq!(filter.update(&with_ready(ConditionStatus::False, Reason::Forbidden)).len(), 1);
     }
 }

@@ -21,17 +21,17 @@ use tokio::{
     time::Instant,
 };
 
-use crate::amperity::http::Fence;
+use crate::amperity::transport::Fence;
 use crate::clock::Clock;
-use crate::dice;
-use crate::labels::Outcome;
-use crate::resource::{Claim, WorkflowRunStop, WorkflowRunStopStatus};
-use crate::sabotage::{Break, is_broken};
-pub use crate::stop::ledger_error::LedgerError;
-use crate::stop::{
+use crate::fault_injection::{Fault, is_injected};
+use crate::metric_labels::Outcome;
+pub use crate::reconcile::store_error::StoreError;
+use crate::reconcile::{
     decide::CLAIM_VALIDITY,
-    ledger_error::{is_invalid, is_refused, within},
+    store_error::{is_invalid, is_refused, within},
 };
+use crate::resource::{Claim, WorkflowRunStop, WorkflowRunStopStatus};
+use crate::rng;
 
 /// A Secret that was read so recently is not read again: a thousand stops with one Secret read it once.
 const SECRET_FRESH: Duration = Duration::from_secs(1);
@@ -45,7 +45,7 @@ const MAX_RETRY: Duration = Duration::from_secs(5);
 
 /// What became of a guarded write.
 #[derive(Debug)]
-pub enum Written {
+pub enum WriteResult {
     /// It is stored; the object as it is now.
     Stored(Box<WorkflowRunStop>),
     /// It was so already and nothing was written.
@@ -56,8 +56,8 @@ pub enum Written {
     Gone,
 }
 
-/// A stored claim: the right to send one request for a short time. Only [`Ledger::claim`] makes it
-/// and [`Ledger::record`] consumes it.
+/// A stored claim: the right to send one request for a short time. Only [`Store::claim`] makes it
+/// and [`Store::record`] consumes it.
 #[must_use]
 pub struct Claimed {
     resource: WorkflowRunStop,
@@ -82,7 +82,7 @@ impl Claimed {
             let now = clock();
             let fresh = now.duration_since(from).unsigned_abs() < CLAIM_VALIDITY;
             let in_time = deadline.is_none_or(|deadline| now < deadline);
-            Instant::now() < until && ((fresh && in_time) || is_broken(Break::NoWallClock))
+            Instant::now() < until && ((fresh && in_time) || is_injected(Fault::NoWallClock))
         });
         Fence { until, is_open }
     }
@@ -104,7 +104,7 @@ pub const RESULTS: [&str; 4] = ["stored", "conflict", "gone", "failed"];
 
 /// Reads and writes for one replica.
 #[derive(Clone)]
-pub struct Ledger {
+pub struct Store {
     client: Client,
     holder: Arc<str>,
     clock: Clock,
@@ -117,7 +117,7 @@ pub struct Ledger {
     pub writes: Family<Outcome, Counter>,
 }
 
-impl Ledger {
+impl Store {
     /// A ledger that claims in the name of `holder`.
     pub fn new(client: Client, holder: &str, clock: Clock) -> Self {
         let semaphore = || Arc::new(Semaphore::new(AT_ONCE));
@@ -141,7 +141,7 @@ impl Ledger {
     ///
     /// # Errors
     /// Where the API server gives no answer.
-    pub async fn read(&self, resource: &WorkflowRunStop) -> Result<Option<WorkflowRunStop>, LedgerError> {
+    pub async fn read(&self, resource: &WorkflowRunStop) -> Result<Option<WorkflowRunStop>, StoreError> {
         let found = within(self.api(resource).get_opt(resource.name())).await?;
         Ok(found.filter(|found| found.uid() == resource.uid()))
     }
@@ -150,7 +150,7 @@ impl Ledger {
     ///
     /// # Errors
     /// Where the API server gives no answer or does not let the operator read it.
-    pub async fn secret(&self, namespace: &str, name: &str) -> Result<Option<SecretContent>, LedgerError> {
+    pub async fn secret(&self, namespace: &str, name: &str) -> Result<Option<SecretContent>, StoreError> {
         let slot = {
             let mut secrets = self.secrets.lock().expect("nothing panics while it holds this lock");
             let fresh = |slot: &SecretSlot| match slot.try_lock() {
@@ -187,23 +187,23 @@ impl Ledger {
         &self,
         resource: &WorkflowRunStop,
         status: impl FnOnce(Claim) -> WorkflowRunStopStatus,
-    ) -> Result<Result<Claimed, Written>, LedgerError> {
+    ) -> Result<Result<Claimed, WriteResult>, StoreError> {
         let (start, from_wall) = (Instant::now(), (self.clock)());
-        let id = dice::id();
+        let id = rng::id();
         let claim = Claim { id: id.clone(), holder: self.holder.to_string(), time: Time(from_wall), ended: None };
         let until = start + CLAIM_VALIDITY;
         let claimed = |resource| Claimed { resource, id: id.clone(), until, from_wall, clock: self.clock.clone() };
         let ours = |stored: &WorkflowRunStop| stored.claim().is_some_and(|stored| stored.id == id);
-        if is_broken(Break::NoClaim) {
+        if is_injected(Fault::NoClaim) {
             let status = Some(status(claim));
             return Ok(Ok(claimed(WorkflowRunStop { status, ..resource.clone() })));
         }
         match self.write(resource, status(claim)).await {
-            Ok(Written::Stored(stored)) => Ok(Ok(claimed(*stored))),
+            Ok(WriteResult::Stored(stored)) => Ok(Ok(claimed(*stored))),
             // A proxy on the way repeated the patch, and the second one was refused.
-            Ok(Written::Changed(stored)) if ours(&stored) => Ok(Ok(claimed(*stored))),
+            Ok(WriteResult::Changed(stored)) if ours(&stored) => Ok(Ok(claimed(*stored))),
             Ok(written) => Ok(Err(written)),
-            Err(LedgerError::Invalid(why)) => Err(LedgerError::Invalid(why)),
+            Err(StoreError::Invalid(why)) => Err(StoreError::Invalid(why)),
             // The answer was lost: only what is stored tells.
             Err(error) => match self.read(resource).await? {
                 Some(stored) if ours(&stored) => Ok(Ok(claimed(stored))),
@@ -218,17 +218,17 @@ impl Ledger {
         &self,
         claimed: Claimed,
         status: impl Fn(&WorkflowRunStop) -> WorkflowRunStopStatus,
-    ) -> Written {
+    ) -> WriteResult {
         let Claimed { mut resource, id, until: _, from_wall: _, clock: _ } = claimed;
         let (mut bare, mut wait) = (false, FIRST_RETRY);
         loop {
             let outcome = status(&resource);
             let outcome = if bare { outcome.bare() } else { outcome };
-            let unguarded = is_broken(Break::RecordWithoutClaim) || is_broken(Break::NoClaim);
+            let unguarded = is_injected(Fault::RecordWithoutClaim) || is_injected(Fault::NoClaim);
             let error = match self.patch(&resource, &outcome, unguarded).await {
                 Ok(stored) => {
                     self.count("stored");
-                    return Written::Stored(Box::new(stored));
+                    return WriteResult::Stored(Box::new(stored));
                 }
                 Err(error) => error,
             };
@@ -236,17 +236,17 @@ impl Ledger {
             match self.read(&resource).await {
                 Ok(None) => {
                     self.count("gone");
-                    return Written::Gone;
+                    return WriteResult::Gone;
                 }
                 // Only the answer was lost.
                 Ok(Some(stored)) if stored.status.as_ref() == Some(&outcome) => {
                     self.count("stored");
-                    return Written::Stored(Box::new(stored));
+                    return WriteResult::Stored(Box::new(stored));
                 }
                 // An outcome that stayed unknown is final as well, and keeps the claim.
                 Ok(Some(stored)) if stored.is_finished() || stored.claim().is_none_or(|claim| claim.id != id) => {
                     self.count("conflict");
-                    return Written::Changed(Box::new(stored));
+                    return WriteResult::Changed(Box::new(stored));
                 }
                 Ok(Some(stored)) if stored.resource_version() != resource.resource_version() => {
                     self.count("conflict");
@@ -259,7 +259,7 @@ impl Ledger {
             self.count("failed");
             let (namespace, name) = (resource.namespace(), resource.name());
             tracing::warn!(namespace, name, %error, "the outcome is not stored yet, trying again");
-            tokio::time::sleep(wait.mul_f64(dice::upper_half())).await;
+            tokio::time::sleep(wait.mul_f64(rng::upper_half())).await;
             wait = (wait * 2).min(MAX_RETRY);
         }
     }
@@ -272,12 +272,10 @@ impl Ledger {
         &self,
         resource: &WorkflowRunStop,
         status: WorkflowRunStopStatus,
-    ) -> Result<Written, LedgerError> {
+    ) -> Result<WriteResult, StoreError> {
         match self.write(resource, status.clone()).await {
             // What the run carries along is not worth the rest.
-            Err(LedgerError::Invalid(_)) if status.task_instances.is_some() => {
-                self.write(resource, status.bare()).await
-            }
+            Err(StoreError::Invalid(_)) if status.task_instances.is_some() => self.write(resource, status.bare()).await,
             written => written,
         }
     }
@@ -290,20 +288,24 @@ impl Ledger {
         &self,
         resource: &WorkflowRunStop,
         status: WorkflowRunStopStatus,
-    ) -> Result<Written, LedgerError> {
+    ) -> Result<WriteResult, StoreError> {
         let _permit = permit(&self.announcements).await;
         self.write(resource, status).await
     }
 
-    async fn write(&self, resource: &WorkflowRunStop, status: WorkflowRunStopStatus) -> Result<Written, LedgerError> {
+    async fn write(
+        &self,
+        resource: &WorkflowRunStop,
+        status: WorkflowRunStopStatus,
+    ) -> Result<WriteResult, StoreError> {
         if resource.status.as_ref() == Some(&status) {
-            return Ok(Written::Same);
+            return Ok(WriteResult::Same);
         }
         let written = self.try_write(resource, status).await;
         self.count(match &written {
-            Ok(Written::Stored(_) | Written::Same) => "stored",
-            Ok(Written::Changed(_)) => "conflict",
-            Ok(Written::Gone) => "gone",
+            Ok(WriteResult::Stored(_) | WriteResult::Same) => "stored",
+            Ok(WriteResult::Changed(_)) => "conflict",
+            Ok(WriteResult::Gone) => "gone",
             Err(_) => "failed",
         });
         written
@@ -317,15 +319,15 @@ impl Ledger {
         &self,
         resource: &WorkflowRunStop,
         status: WorkflowRunStopStatus,
-    ) -> Result<Written, LedgerError> {
-        match self.patch(resource, &status, is_broken(Break::ClaimWithoutVersion)).await {
-            Ok(stored) => Ok(Written::Stored(Box::new(stored))),
+    ) -> Result<WriteResult, StoreError> {
+        match self.patch(resource, &status, is_injected(Fault::ClaimWithoutVersion)).await {
+            Ok(stored) => Ok(WriteResult::Stored(Box::new(stored))),
             Err(error) if is_refused(&error) => match self.read(resource).await? {
-                None => Ok(Written::Gone),
+                None => Ok(WriteResult::Gone),
                 Some(stored) if stored.resource_version() == resource.resource_version() => {
-                    Err(LedgerError::Invalid(error.to_string()))
+                    Err(StoreError::Invalid(error.to_string()))
                 }
-                Some(stored) => Ok(Written::Changed(Box::new(stored))),
+                Some(stored) => Ok(WriteResult::Changed(Box::new(stored))),
             },
             Err(error) => Err(error),
         }
@@ -338,7 +340,7 @@ impl Ledger {
         resource: &WorkflowRunStop,
         status: &WorkflowRunStopStatus,
         unguarded: bool,
-    ) -> Result<WorkflowRunStop, LedgerError> {
+    ) -> Result<WorkflowRunStop, StoreError> {
         let mut operations = vec![
             json!({"op": "test", "path": "/metadata/uid", "value": resource.uid()}),
             json!({"op": "test", "path": "/metadata/resourceVersion", "value": resource.resource_version()}),

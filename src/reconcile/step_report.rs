@@ -3,12 +3,12 @@
 
 use tokio::time::Instant;
 
+use crate::reconcile::store::StoreError;
 use crate::resource::WorkflowRunStopStatus;
-use crate::stop::ledger::LedgerError;
 
 /// When to look at a resource again, unless it changes before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
+pub enum Requeue {
     /// At once.
     Now,
     /// Then.
@@ -17,7 +17,7 @@ pub enum Next {
     OnChange,
 }
 
-impl Next {
+impl Requeue {
     /// The same, but not later than `latest`.
     #[must_use]
     pub fn bounded(self, latest: Option<Instant>) -> Self {
@@ -31,20 +31,20 @@ impl Next {
 
 /// What a step did, for those who tell it.
 #[derive(Debug)]
-pub struct Report {
+pub struct StepReport {
     /// What was done.
-    pub did: Did,
+    pub outcome: StepOutcome,
     /// When to look again.
-    pub next: Next,
+    pub requeue: Requeue,
 }
 
 /// What was done in a step.
 #[derive(Debug)]
-pub enum Did {
+pub enum StepOutcome {
     /// Nothing but to look.
-    Looked,
+    Unchanged,
     /// A stop request was sent (or not, as its class tells) and answered, and the outcome is recorded.
-    Stopped {
+    StopAttempted {
         /// The class of the answer.
         class: &'static str,
         /// When it was written, if it was.
@@ -56,11 +56,11 @@ pub enum Did {
         unstored: Option<Box<WorkflowRunStopStatus>>,
     },
     /// The run was read.
-    Read,
+    RunRead,
     /// The status tells something new.
-    Told,
+    Updated,
     /// The resource finished.
     Finished,
     /// The API server gave no usable answer.
-    Failed(LedgerError),
+    Failed(StoreError),
 }

@@ -14,7 +14,7 @@ use crate::amperity::{
     },
     reply::{Body, Shape},
 };
-use crate::run::{MAX_DATA_BYTES, MAX_DATA_DEPTH, Run, RunDetails, RunError, TaskInstance, TaskSelection};
+use crate::workflow_run::{MAX_DATA_BYTES, MAX_DATA_DEPTH, Run, RunDetails, RunError, TaskInstance, TaskSelection};
 
 /// The longest time that a `Retry-After` is honoured for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
@@ -226,7 +226,7 @@ fn http_status(number: &Number) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run::MAX_TEXT_BYTES;
+    use crate::workflow_run::MAX_TEXT_BYTES;
     use serde_json::{Value, json};
 
     fn decoded(body: &Value) -> Run {

@@ -3,21 +3,21 @@
 
 use jiff::Timestamp;
 
-use crate::amperity::{Amperity, budget::Budget, credentials::Wallet, endpoint::Endpoints};
+use crate::amperity::{budget::Budget, client::Amperity, credentials::CredentialCache, endpoint::Endpoints};
 use crate::clock::Clock;
-use crate::dice;
-use crate::stop::{decide::Rules, draft::Moment, ledger::Ledger};
+use crate::reconcile::{decide::Rules, status_builder::StepTime, store::Store};
+use crate::rng;
 
 /// What a replica needs to work on resources.
-pub struct House {
+pub struct Context {
     /// Reads and writes in Kubernetes.
-    pub ledger: Ledger,
+    pub store: Store,
     /// Calls the API.
     pub amperity: Amperity,
     /// Who may call it when.
     pub budget: Budget,
     /// Keeps tokens, and knows which credentials were refused.
-    pub wallet: Wallet,
+    pub credential_cache: CredentialCache,
     /// Where the API is.
     pub endpoints: Endpoints,
     /// The settings that decisions depend on.
@@ -26,14 +26,14 @@ pub struct House {
     pub clock: Clock,
 }
 
-impl House {
+impl Context {
     /// The date.
     pub fn now(&self) -> Timestamp {
         (self.clock)()
     }
 
     /// The date, and dice for what follows.
-    pub fn moment(&self) -> Moment {
-        Moment { now: self.now(), jitter: dice::unit(), settle_time: self.rules.settle_time }
+    pub fn step_time(&self) -> StepTime {
+        StepTime { now: self.now(), jitter: rng::unit(), settle_time: self.rules.settle_time }
     }
 }

@@ -1,21 +1,21 @@
-//! Owns the events at the API server: what is told of a resource becomes one, in order.
+//! Owns the events at the API server: what is queue of a resource becomes one, in order.
 //! Never holds anybody up: where the API server does not keep up, events are dropped, and counted.
 
 use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{
     Client, Resource,
-    runtime::events::{Event, EventType, Recorder, Reporter},
+    runtime::events::{Event, EventType, Recorder, Reporter as EventReporter},
 };
 use prometheus_client::metrics::{counter::Counter, family::Family};
 use tokio::{sync::mpsc, time::timeout};
 
-use crate::amperity::http::reason;
-use crate::labels::Outcome;
-use crate::operator::story::News;
+use crate::amperity::transport::reason;
+use crate::metric_labels::Outcome;
+use crate::observe::event_filter::EventDraft;
 use crate::resource::WorkflowRunStop;
 
-/// How many resources' news wait at the most.
+/// How many resources' drafts wait at the most.
 const MOST_WAITING: usize = 4096;
 
 /// How many resources' events are written at once.
@@ -30,58 +30,59 @@ const MAX_MESSAGE: usize = 1024;
 /// What came of an event.
 pub const RESULTS: [&str; 3] = ["published", "failed", "dropped"];
 
-/// What was told and is not written yet.
-pub type Told = mpsc::Receiver<(ObjectReference, Vec<News>)>;
+/// What was queue and is not written yet.
+pub type EventQueue = mpsc::Receiver<(ObjectReference, Vec<EventDraft>)>;
 
-/// Where news are told.
+/// Where drafts are queue.
 #[derive(Clone)]
 pub struct Events {
-    waiting: mpsc::Sender<(ObjectReference, Vec<News>)>,
+    waiting: mpsc::Sender<(ObjectReference, Vec<EventDraft>)>,
     results: Family<Outcome, Counter>,
 }
 
 impl Events {
-    /// A way for news, and its other end.
-    pub fn channel(results: Family<Outcome, Counter>) -> (Self, Told) {
-        let (waiting, told) = mpsc::channel(MOST_WAITING);
-        (Self { waiting, results }, told)
+    /// A way for drafts, and its other end.
+    pub fn channel(results: Family<Outcome, Counter>) -> (Self, EventQueue) {
+        let (waiting, queue) = mpsc::channel(MOST_WAITING);
+        (Self { waiting, results }, queue)
     }
 
     /// Tells what is new of a resource, with the reason that its author gave.
-    pub fn tell(&self, resource: &WorkflowRunStop, mut news: Vec<News>) {
+    pub fn emit(&self, resource: &WorkflowRunStop, mut drafts: Vec<EventDraft>) {
         if let Some(reason) = &resource.spec.reason {
-            for news in &mut news {
-                news.message = with_reason(&news.message, reason);
+            for drafts in &mut drafts {
+                drafts.message = with_reason(&drafts.message, reason);
             }
         }
-        let count = u64::try_from(news.len()).unwrap_or(u64::MAX);
-        if count != 0 && self.waiting.try_send((resource.object_ref(&()), news)).is_err() {
+        let count = u64::try_from(drafts.len()).unwrap_or(u64::MAX);
+        if count != 0 && self.waiting.try_send((resource.object_ref(&()), drafts)).is_err() {
             self.results.get_or_create(&Outcome { result: "dropped" }).inc_by(count);
         }
     }
 }
 
-/// Makes events of what is told, in the name of a controller's instance, until nobody can tell anything more.
-pub async fn run(client: Client, reporter: Reporter, told: Told, results: Family<Outcome, Counter>) {
+/// Makes events of what is queue, in the name of a controller's instance, until nobody can tell anything more.
+pub async fn run(client: Client, reporter: EventReporter, queue: EventQueue, results: Family<Outcome, Counter>) {
     let (client, reporter, results) = (&client, &reporter, &results);
-    let told = stream::unfold(told, |mut told| async move { Some((told.recv().await?, told)) });
-    told.for_each_concurrent(AT_ONCE, |(about, news)| async move {
-        // Those of one resource one after the other: their names have the time in them, which is their order.
-        for news in news {
-            // A recorder of its own for each: it would keep them all for minutes, to count what comes again. Here
-            // nothing does, since a story tells a thing once.
-            let recorder = Recorder::new(client.clone(), reporter.clone());
-            let result = publish(&recorder, &about, news).await;
-            results.get_or_create(&Outcome { result }).inc();
-        }
-    })
-    .await;
+    let queue = stream::unfold(queue, |mut queue| async move { Some((queue.recv().await?, queue)) });
+    queue
+        .for_each_concurrent(AT_ONCE, |(about, drafts)| async move {
+            // Those of one resource one after the other: their names have the time in them, which is their order.
+            for drafts in drafts {
+                // A recorder of its own for each: it would keep them all for minutes, to count what comes again. Here
+                // nothing does, since a story tells a thing once.
+                let recorder = Recorder::new(client.clone(), reporter.clone());
+                let result = publish(&recorder, &about, drafts).await;
+                results.get_or_create(&Outcome { result }).inc();
+            }
+        })
+        .await;
 }
 
 async fn publish(
     recorder: &Recorder,
     about: &ObjectReference,
-    News { warning, reason: why, message }: News,
+    EventDraft { warning, reason: why, message }: EventDraft,
 ) -> &'static str {
     let event = Event {
         type_: if warning { EventType::Warning } else { EventType::Normal },

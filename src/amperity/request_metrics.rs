@@ -15,7 +15,7 @@ use crate::amperity::{
     answer::{ReadAnswer, StopAnswer, TOKEN_CLASSES},
     purpose::Purpose,
 };
-use crate::labels::{Tenant, Tenants};
+use crate::metric_labels::{Tenant, Tenants};
 
 /// Requests of one purpose that were answered in one way.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -48,7 +48,7 @@ const ANSWERED: Seconds = Seconds(&[0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 
 
 /// Counts requests.
 #[derive(Clone, Debug)]
-pub struct Traffic {
+pub struct RequestMetrics {
     /// The tenants that have metrics of their own.
     pub tenants: Tenants,
     /// Requests by the class of their answer.
@@ -57,7 +57,7 @@ pub struct Traffic {
     pub durations: Family<Asked, Histogram, Seconds>,
 }
 
-impl Default for Traffic {
+impl Default for RequestMetrics {
     fn default() -> Self {
         Self {
             tenants: Tenants::default(),
@@ -67,7 +67,7 @@ impl Default for Traffic {
     }
 }
 
-impl Traffic {
+impl RequestMetrics {
     /// A counter that is there from the start shows its first event.
     pub fn expect(&self, tenant: &Tenant) {
         for purpose in Purpose::ALL {

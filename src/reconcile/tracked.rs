@@ -7,21 +7,21 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tokio::time::Instant;
 
 use crate::amperity::answer::ReadAnswer;
-use crate::dice;
-use crate::resource::{Claim, WorkflowRunStop};
-use crate::sabotage::{Break, is_broken};
-use crate::stop::{
+use crate::fault_injection::{Fault, is_injected};
+use crate::reconcile::{
     backoff::next_look,
-    decide::{Established, Seen},
-    ledger::Written,
-    report::Next,
+    decide::{Established, Observed},
+    step_report::Requeue,
+    store::WriteResult,
 };
+use crate::resource::{Claim, WorkflowRunStop};
+use crate::rng;
 
 /// When to look again at a resource that seems to be gone.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
 /// One resource as this replica knows it.
-pub struct Subject {
+pub struct Tracked {
     /// The newest version known.
     pub resource: WorkflowRunStop,
     /// What this process knows beside it.
@@ -70,7 +70,7 @@ struct About {
 
 /// What a change of the resource is measured by: what others may change that a decision builds on. Its
 /// state, tasks and times only this replica writes while it works on the resource.
-pub struct Known {
+pub struct Snapshot {
     resource_version: Option<u64>,
     generation: Option<i64>,
     deleting: bool,
@@ -79,7 +79,7 @@ pub struct Known {
     finished: bool,
 }
 
-impl Known {
+impl Snapshot {
     fn of(resource: &WorkflowRunStop) -> Self {
         Self {
             resource_version: version(resource),
@@ -111,7 +111,7 @@ fn version(resource: &WorkflowRunStop) -> Option<u64> {
     resource.resource_version().parse().ok()
 }
 
-impl Subject {
+impl Tracked {
     /// A resource that nothing else is known of.
     pub fn new(resource: WorkflowRunStop) -> Self {
         Self { resource, memory: Memory::default() }
@@ -126,12 +126,12 @@ impl Subject {
     }
 
     /// What is known now, to measure changes by.
-    pub fn known(&self) -> Known {
-        Known::of(&self.resource)
+    pub fn known(&self) -> Snapshot {
+        Snapshot::of(&self.resource)
     }
 
     /// What this process knows, for the decision.
-    pub fn seen(&mut self) -> Seen {
+    pub fn observed(&mut self) -> Observed {
         let now = Instant::now();
         let ago = |since: Instant| now - since;
         let Reads { about: _, tried, active, unreadable, unrecorded } = self.reads();
@@ -144,11 +144,11 @@ impl Subject {
         if next_attempt != self.memory.next_attempt.as_ref().map(|(time, _)| time) {
             self.memory.next_attempt = next_attempt.map(|time| (time.clone(), now));
         }
-        Seen {
+        Observed {
             claim_unchanged: self.memory.claim.as_ref().map_or(Duration::ZERO, |(_, since)| ago(*since)),
             next_attempt_unchanged: self.memory.next_attempt.as_ref().map_or(Duration::ZERO, |(_, since)| ago(*since)),
-            active_for: if is_broken(Break::ConfirmAfterOneRead) { Some(Duration::MAX) } else { active.map(ago) },
-            unreadable_for: if is_broken(Break::UnreadableOnce) { Some(Duration::MAX) } else { unreadable.map(ago) },
+            active_for: if is_injected(Fault::ConfirmAfterOneRead) { Some(Duration::MAX) } else { active.map(ago) },
+            unreadable_for: if is_injected(Fault::UnreadableOnce) { Some(Duration::MAX) } else { unreadable.map(ago) },
             tried_for: tried.map(ago),
             unrecorded,
             next_look: self.memory.next_look.map(|at| at.saturating_duration_since(now)),
@@ -187,7 +187,7 @@ impl Subject {
     /// Remembers that the run is followed by one more read; the next one comes no earlier than after `wait`.
     pub fn looked(&mut self, wait: Duration) {
         self.memory.looks += 1;
-        self.memory.next_look = Some(Instant::now() + next_look(self.memory.looks, dice::unit()).max(wait));
+        self.memory.next_look = Some(Instant::now() + next_look(self.memory.looks, rng::unit()).max(wait));
     }
 
     /// What reads have shown of the request that the status speaks of.
@@ -204,15 +204,15 @@ impl Subject {
     }
 
     /// Takes over what a write left behind, and says when to look again.
-    pub fn take(&mut self, written: Written) -> Next {
+    pub fn take(&mut self, written: WriteResult) -> Requeue {
         match written {
-            Written::Stored(now) | Written::Changed(now) => {
+            WriteResult::Stored(now) | WriteResult::Changed(now) => {
                 self.resource = *now;
-                Next::Now
+                Requeue::Now
             }
-            Written::Same => Next::Now,
+            WriteResult::Same => Requeue::Now,
             // A resource that is gone leaves the watch. Something on the way to the API server may have answered as well.
-            Written::Gone => Next::At(Instant::now() + LOOK_AGAIN),
+            WriteResult::Gone => Requeue::At(Instant::now() + LOOK_AGAIN),
         }
     }
 }

@@ -1,0 +1,183 @@
+//! Owns the client of the Amperity API: each method sends one HTTP request and returns its answer.
+//! Never repeats a request and decides nothing.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use reqwest::{
+    Method, Request, Response, Url,
+    header::{
+        ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, DATE, HeaderMap, HeaderName, HeaderValue, LOCATION,
+        RETRY_AFTER,
+    },
+};
+use tokio::time::Instant;
+use url::form_urlencoded;
+
+use crate::amperity::{
+    answer::{ReadAnswer, StopAnswer, TokenAnswer, read_answer, stop_answer, token_answer},
+    budget::Slot,
+    credentials::{Client as OauthClient, Token},
+    decode,
+    endpoint::Endpoint,
+    purpose::Purpose,
+    reply::{Failure, Reply},
+    request_metrics::RequestMetrics,
+    transport::{self, BuildError, Fence, Transport},
+};
+use crate::clock::Clock;
+use crate::workflow_run::cut;
+
+const API_VERSION: HeaderName = HeaderName::from_static("api-version");
+const TENANT: HeaderName = HeaderName::from_static("amperity-tenant");
+const TOKEN_TENANT: HeaderName = HeaderName::from_static("x-amperity-tenant");
+const DEPRECATION: HeaderName = HeaderName::from_static("deprecation");
+const SUNSET: HeaderName = HeaderName::from_static("sunset");
+
+/// How to reach the API.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The header `api-version`.
+    pub api_version: String,
+    /// The limit for a request from its writing to the end of its answer.
+    pub request_timeout: Duration,
+}
+
+/// A client of the API for all tenants.
+#[derive(Clone)]
+pub struct Amperity {
+    transport: Transport,
+    clock: Clock,
+    request_timeout: Duration,
+    metrics: RequestMetrics,
+    /// Set when the API announced a removal and the log was told.
+    warned: Arc<OnceLock<()>>,
+}
+
+/// An answer and its body.
+type Exchange = (Reply, Vec<u8>);
+
+impl Amperity {
+    /// Builds the client.
+    ///
+    /// # Errors
+    /// Where the settings or the certificates to trust cannot be used.
+    pub fn new(settings: &Settings, clock: Clock) -> Result<Self, BuildError> {
+        let version = settings.api_version.parse().map_err(|_| BuildError::ApiVersion(settings.api_version.clone()))?;
+        let headers = HeaderMap::from_iter([
+            (API_VERSION, version),
+            // Some routes of the host answer in another format otherwise.
+            (ACCEPT, "application/json".parse().expect("a plain text is a header")),
+        ]);
+        let transport = transport::network(headers, settings.request_timeout)?;
+        Ok(Self::over(transport, clock, settings.request_timeout))
+    }
+
+    /// A client whose requests go this way.
+    pub fn over(transport: Transport, clock: Clock, request_timeout: Duration) -> Self {
+        Self { transport, clock, request_timeout, metrics: RequestMetrics::default(), warned: Arc::default() }
+    }
+
+    /// The counts of what was sent and answered.
+    pub fn metrics(&self) -> &RequestMetrics {
+        &self.metrics
+    }
+
+    /// Asks once to stop a run, if the fence is open when the request can be written. Also returns when it was.
+    pub async fn stop(
+        &self,
+        endpoint: &Endpoint,
+        run_id: &str,
+        token: &Token,
+        slot: Slot,
+        fence: Fence,
+    ) -> (StopAnswer, Option<Instant>) {
+        let mut request = authorized(Method::POST, endpoint.stop_url(run_id), endpoint, token);
+        request.headers_mut().insert(CONTENT_LENGTH, 0.into());
+        let (result, sent) = self.send(request, slot, Some(fence)).await;
+        let answer = stop_answer(result.map(|(reply, _)| reply), run_id);
+        self.metrics.count(endpoint.tenant(), Purpose::Stop, answer.class(), sent);
+        (answer, sent)
+    }
+
+    /// Reads a run once, with its tasks.
+    pub async fn read(&self, endpoint: &Endpoint, run_id: &str, token: &Token, slot: Slot) -> ReadAnswer {
+        let request = authorized(Method::GET, endpoint.run_url(run_id), endpoint, token);
+        let (result, sent) = self.send(request, slot, None).await;
+        let answer = read_answer(result.map(|(reply, _)| reply), run_id);
+        self.metrics.count(endpoint.tenant(), Purpose::Read, answer.class(), sent);
+        answer
+    }
+
+    /// Asks once for a token. The header's name and the form are those of the API's documentation.
+    pub async fn token(&self, url: Url, endpoint: &Endpoint, client: &OauthClient, slot: Slot) -> TokenAnswer<Token> {
+        let form = [("grant_type", "client_credentials"), ("client_id", &client.id), ("client_secret", &client.secret)];
+        let mut request = Request::new(Method::POST, url);
+        request.headers_mut().insert(TOKEN_TENANT, tenant(endpoint));
+        request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
+        *request.body_mut() = Some(form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish().into());
+        let (result, sent) = self.send(request, slot, None).await;
+        let answer = token_answer(result.map(|(reply, body)| {
+            let token = decode::access_token(&body);
+            (reply, token.and_then(|(token, valid)| Some((Token::bearer(&token)?, valid))))
+        }));
+        self.metrics.count(endpoint.tenant(), Purpose::Token, answer.class(), sent);
+        answer
+    }
+
+    /// Sends a request; returns its answer, and when it was written.
+    async fn send(
+        &self,
+        request: Request,
+        slot: Slot,
+        fence: Option<Fence>,
+    ) -> (Result<Exchange, Failure>, Option<Instant>) {
+        let slot = Arc::new(slot);
+        let result = self.exchange(request, slot.clone(), fence).await;
+        (result, slot.sent())
+    }
+
+    async fn exchange(&self, request: Request, slot: Arc<Slot>, fence: Option<Fence>) -> Result<Exchange, Failure> {
+        let (limit, head) = (self.request_timeout, |response: &Response| self.head(response));
+        let (head, response) = transport::send(&self.transport, request, (slot.clone(), fence), limit, head).await?;
+        let written = slot.sent().unwrap_or_else(Instant::now);
+        match transport::body(response, written + limit).await {
+            Ok(body) => Ok((Reply { body: decode::said(&body), ..head }, body)),
+            Err(failure) if head.needs_body() => Err(failure),
+            Err(_) => Ok((head, vec![])),
+        }
+    }
+
+    /// What the head of an answer says.
+    fn head(&self, response: &Response) -> Reply {
+        let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+        // The API announces a removal half a year ahead in these headers.
+        if let Some(notice) = header(SUNSET).or_else(|| header(DEPRECATION)) {
+            self.warned.get_or_init(|| {
+                tracing::warn!(notice, path = response.url().path(), "Amperity announces the end of this API version");
+            });
+        }
+        // A date is measured by the clock that wrote it, where the answer tells that clock.
+        let now = || header(DATE).and_then(decode::http_date).unwrap_or_else(|| (self.clock)());
+        let location = header(LOCATION).and_then(|location| response.url().join(location).ok());
+        Reply {
+            status: response.status().as_u16(),
+            retry_after: header(RETRY_AFTER).and_then(|value| decode::retry_after(value, now())),
+            location: location.map(|url| cut(&url.origin().ascii_serialization())),
+            ..Reply::default()
+        }
+    }
+}
+
+fn tenant(endpoint: &Endpoint) -> HeaderValue {
+    endpoint.tenant().parse().expect("an endpoint's tenant has only letters, digits, - and _")
+}
+
+fn authorized(method: Method, url: Url, endpoint: &Endpoint, token: &Token) -> Request {
+    let mut request = Request::new(method, url);
+    request.headers_mut().insert(AUTHORIZATION, token.header());
+    request.headers_mut().insert(TENANT, tenant(endpoint));
+    request
+}

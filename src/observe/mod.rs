@@ -1,0 +1,8 @@
+//! Owns what others see of the operator's work: log lines, events and metrics.
+//! Never decides, and writes nothing but events.
+
+pub mod backlog;
+pub mod event_filter;
+pub mod events;
+pub mod metrics;
+pub mod reporter;

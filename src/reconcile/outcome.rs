@@ -1,0 +1,334 @@
+//! Owns what an outcome makes of the status: answers and endings in, the new status out.
+//! Never claims more than was observed, never does IO, reads a clock or throws dice.
+
+use std::time::Duration;
+
+use crate::amperity::answer::{ReadAnswer, ReadFailure, ResponseInfo, StatusKind, StopAnswer};
+use crate::reconcile::backoff::{MAX_CREDENTIALS_DELAY, MAX_DELAY, delay};
+use crate::reconcile::decide::{Ending, Established};
+use crate::reconcile::status_builder::{StatusBuilder, StepTime, state_detail};
+use crate::resource::conditions::{self, ConditionStatus, ConditionType, Reason};
+use crate::resource::{Claim, StopRequest, UnclearAnswer, WorkflowRunStop, WorkflowRunStopStatus};
+use crate::workflow_run::Phase;
+
+/// A stop whose attempt with this number, or a later one, is answered by a gateway instead of Amperity is not tried again.
+const MAX_FOREIGN_ATTEMPTS: i32 = 5;
+
+/// The status with a claim: the request is about to be sent.
+pub fn claimed(resource: &WorkflowRunStop, claim: Claim, url: String, step_time: StepTime) -> WorkflowRunStopStatus {
+    let mut builder = StatusBuilder::of(resource, step_time);
+    let attempts = builder.request().attempts.saturating_add(1);
+    // What an earlier answer said is not of this request.
+    *builder.request() = StopRequest { url: Some(url), attempts, claim: Some(claim), ..StopRequest::default() };
+    builder.set(ConditionType::StopAccepted, ConditionStatus::Unknown, (Reason::StopRequested, ""));
+    builder.going_on(ConditionStatus::Unknown, (Reason::StopRequested, ""))
+}
+
+/// The status while something has to be waited for before a request may be sent.
+pub fn waiting(resource: &WorkflowRunStop, reason: Reason, detail: &str, step_time: StepTime) -> WorkflowRunStopStatus {
+    let in_order = matches!(reason, Reason::Suspended | Reason::WaitingForBudget);
+    let ready = if in_order { ConditionStatus::Unknown } else { ConditionStatus::False };
+    StatusBuilder::of(resource, step_time).going_on(ready, (reason, detail))
+}
+
+/// When refused credentials may be used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// At once: the token was simply too old, and a new one is fetched.
+    AtOnce,
+    /// After a while.
+    Backoff,
+}
+
+/// The status after the answer to the claimed stop request.
+pub fn stop_answered(
+    resource: &WorkflowRunStop,
+    answer: &StopAnswer,
+    retry: Retry,
+    step_time: StepTime,
+) -> WorkflowRunStopStatus {
+    let mut builder = StatusBuilder::of(resource, step_time);
+    let detail = match answer {
+        StopAnswer::Accepted(_, info)
+        | StopAnswer::NotOurRun(info)
+        | StopAnswer::RateLimited(info, _)
+        | StopAnswer::Unauthorized(info)
+        | StopAnswer::Forbidden(info)
+        | StopAnswer::NotFound(info)
+        | StopAnswer::Conflict(info)
+        | StopAnswer::BadRequest(info)
+        | StopAnswer::Rejected(info)
+        | StopAnswer::Foreign(info)
+        | StopAnswer::Redirected(info, _)
+        | StopAnswer::ServerError(info, _) => {
+            builder.info(info);
+            info.detail()
+        }
+        StopAnswer::NotSent(why) | StopAnswer::NoAnswer(why) => why.clone(),
+        StopAnswer::TooLate => String::new(),
+    };
+    match answer {
+        StopAnswer::Accepted(run, _) => {
+            if let Some(run) = run {
+                builder.request().answered_state = Some(run.state.clone());
+                // Tasks that were read before the stop are not those of its end.
+                builder.status.task_instances = None;
+                builder.status.task_instances_omitted = None;
+                builder.observe((**run).clone());
+            }
+            builder.accepted(Reason::StopAccepted)
+        }
+        StopAnswer::RateLimited(_, retry_after) => {
+            let wait = retry_after.unwrap_or_else(|| builder.backoff(MAX_DELAY));
+            builder.refused(wait, (Reason::RateLimited, &detail))
+        }
+        StopAnswer::Unauthorized(_) | StopAnswer::Forbidden(_) => {
+            let wait = match retry {
+                Retry::AtOnce => Duration::ZERO,
+                Retry::Backoff => builder.backoff(MAX_CREDENTIALS_DELAY),
+            };
+            let forbidden = matches!(answer, StopAnswer::Forbidden(_));
+            let reason = if forbidden { Reason::Forbidden } else { Reason::Unauthorized };
+            builder.refused(wait, (reason, &detail))
+        }
+        StopAnswer::NotSent(_) => {
+            let wait = builder.backoff(MAX_DELAY);
+            builder.refused(wait, (Reason::Unreachable, &detail))
+        }
+        StopAnswer::TooLate => {
+            let why = (Reason::StopRequested, "the claim or the deadline expired before the request could be sent");
+            builder.request().claim = None;
+            let wait = builder.backoff(MAX_DELAY);
+            builder.next_attempt_in(wait);
+            builder.set(ConditionType::StopAccepted, ConditionStatus::False, why);
+            builder.going_on(ConditionStatus::Unknown, why)
+        }
+        // The request was answered: the run is read at once.
+        StopAnswer::Conflict(_) => {
+            let why = (ConditionStatus::False, (Reason::Conflict, detail.as_str()));
+            builder.unclear(UnclearAnswer::Conflict, Duration::ZERO, why)
+        }
+        StopAnswer::BadRequest(_) => {
+            let why = (ConditionStatus::Unknown, (Reason::OutcomeUnknown, detail.as_str()));
+            builder.unclear(UnclearAnswer::Conflict, Duration::ZERO, why)
+        }
+        StopAnswer::ServerError(_, retry_after) => {
+            let wait = step_time.settle_time.max(retry_after.unwrap_or_default());
+            let why = (ConditionStatus::False, (Reason::Unavailable, detail.as_str()));
+            builder.unclear(UnclearAnswer::ServerError, wait, why)
+        }
+        StopAnswer::NotOurRun(_) => {
+            let detail = format!("{detail}, but not with this run");
+            let why = (ConditionStatus::Unknown, (Reason::OutcomeUnknown, detail.as_str()));
+            builder.unclear(UnclearAnswer::NotOurRun, step_time.settle_time, why)
+        }
+        StopAnswer::Foreign(_) => {
+            let why = (ConditionStatus::Unknown, (Reason::OutcomeUnknown, detail.as_str()));
+            builder.unclear(UnclearAnswer::NotOurRun, step_time.settle_time, why)
+        }
+        StopAnswer::Redirected(info, to) => {
+            // The host is still needed when the run has been read.
+            let message = format!("a redirect to {to}, which is never followed");
+            let info = ResponseInfo { message: Some(message), ..info.clone() };
+            builder.info(&info);
+            let detail = info.detail();
+            let why = (ConditionStatus::Unknown, (Reason::OutcomeUnknown, detail.as_str()));
+            builder.unclear(UnclearAnswer::NotOurRun, step_time.settle_time, why)
+        }
+        StopAnswer::NoAnswer(_) => {
+            let why = (ConditionStatus::Unknown, (Reason::OutcomeUnknown, detail.as_str()));
+            builder.unclear(UnclearAnswer::NoAnswer, step_time.settle_time, why)
+        }
+        StopAnswer::NotFound(_) => builder.rejected((Reason::RunNotFound, &detail)),
+        StopAnswer::Rejected(_) => builder.rejected((Reason::Rejected, &detail)),
+    }
+}
+
+/// The status after reading the run to learn what became of a stop request: of the claim's, or of an earlier one before
+/// a further one is sent.
+pub fn confirmed(
+    resource: &WorkflowRunStop,
+    answer: &ReadAnswer,
+    established: Established,
+    failures: u32,
+    step_time: StepTime,
+) -> WorkflowRunStopStatus {
+    let mut builder = StatusBuilder::of(resource, step_time);
+    match answer {
+        ReadAnswer::Run(run) => {
+            let detail = state_detail(Some(&run.state));
+            builder.observe((**run).clone());
+            match Phase::of(&run.state) {
+                Phase::Stopping | Phase::Stopped => builder.accepted(Reason::ConfirmedByRead),
+                Phase::EndedOtherwise => {
+                    builder.request().claim = None;
+                    builder.set(
+                        ConditionType::StopAccepted,
+                        ConditionStatus::Unknown,
+                        (Reason::RunEndedOtherwise, &detail),
+                    );
+                    builder.finished(true, (Reason::RunEndedOtherwise, &detail))
+                }
+                Phase::Active => match Answered::of(resource) {
+                    // Amperity's own word that the stop was not carried out: once is enough.
+                    Answered::Conflict => {
+                        let wait = builder.backoff(MAX_DELAY);
+                        builder.refused(wait, (Reason::Conflict, &detail))
+                    }
+                    Answered::BadRequest(info) => builder.rejected((Reason::Rejected, &format!("{info}, {detail}"))),
+                    _ if !established.active => builder.still_open(&detail),
+                    Answered::Redirect(info) => builder.rejected((Reason::UnexpectedAnswer, &info)),
+                    Answered::ClientError(info) => {
+                        let why = (Reason::UnexpectedAnswer, info.as_str());
+                        if MAX_FOREIGN_ATTEMPTS <= builder.request().attempts {
+                            return builder.rejected(why);
+                        }
+                        let wait = builder.backoff(MAX_DELAY);
+                        builder.refused(wait, why)
+                    }
+                    Answered::Otherwise => {
+                        let detail = format!("the request had no effect, the run's state is {}", run.state);
+                        let wait = builder.backoff(MAX_DELAY);
+                        builder.refused(wait, (Reason::Unavailable, &detail))
+                    }
+                },
+            }
+        }
+        ReadAnswer::Unreadable(info) => {
+            let detail = format!("the run cannot be read ({})", info.detail());
+            if !established.unreadable {
+                return builder.still_open(&detail);
+            }
+            let same = builder.request().http_status == Some(i32::from(info.status));
+            match Answered::of(resource) {
+                Answered::Conflict => builder.rejected((Reason::Rejected, &format!("HTTP 409, and {detail}"))),
+                Answered::BadRequest(answered) => {
+                    builder.rejected((Reason::Rejected, &format!("{answered}, and {detail}")))
+                }
+                Answered::Redirect(answered) if same => builder.rejected((Reason::UnexpectedAnswer, &answered)),
+                Answered::ClientError(answered) if same => {
+                    let not_found = StatusKind::of(info.status) == StatusKind::NotFound;
+                    let reason = if not_found { Reason::RunNotFound } else { Reason::Rejected };
+                    builder.rejected((reason, &format!("{answered}, and {detail}")))
+                }
+                Answered::Redirect(_) | Answered::ClientError(_) | Answered::Otherwise => builder.unknown(&detail),
+            }
+        }
+        ReadAnswer::Failed(failure) => {
+            let wait = delay(failures, MAX_DELAY, step_time.jitter).max(failure.retry_after().unwrap_or_default());
+            builder.next_attempt_in(wait);
+            let (reason, detail) = read_failure(failure);
+            builder.going_on(ConditionStatus::False, (reason, &detail))
+        }
+    }
+}
+
+/// How the last stop request was answered, as far as the status still tells; with the answer in words.
+enum Answered {
+    /// Amperity's own 409.
+    Conflict,
+    /// Amperity's own 400 or 422.
+    BadRequest(String),
+    /// 3xx.
+    Redirect(String),
+    /// Any other 4xx, not Amperity's own.
+    ClientError(String),
+    /// 5xx, a success without the run, or not at all.
+    Otherwise,
+}
+
+impl Answered {
+    fn of(resource: &WorkflowRunStop) -> Self {
+        let status = resource.status.as_ref();
+        let request = resource.stop_request();
+        let Some(http) = request.and_then(|request| request.http_status).and_then(|http| u16::try_from(http).ok())
+        else {
+            return Self::Otherwise;
+        };
+        // A dropped claim has left its reason behind.
+        let own = match resource.claim().map(|claim| claim.ended.as_ref().map(|ended| ended.answer)) {
+            Some(answer) => answer == Some(UnclearAnswer::Conflict),
+            None => {
+                let dropped =
+                    status.and_then(|status| conditions::find(&status.conditions, ConditionType::StopAccepted));
+                dropped.and_then(Reason::of) == Some(Reason::Conflict)
+            }
+        };
+        let message = request.and_then(|request| request.message.clone());
+        let info = ResponseInfo { status: http, message, request_id: None, own }.detail();
+        match StatusKind::of(http) {
+            StatusKind::Conflict if own => Self::Conflict,
+            StatusKind::ClientError if own => Self::BadRequest(info),
+            StatusKind::Redirect => Self::Redirect(info),
+            StatusKind::Conflict | StatusKind::NotFound | StatusKind::ClientError => Self::ClientError(info),
+            StatusKind::Other => Self::Otherwise,
+        }
+    }
+}
+
+/// The status after reading a run whose stop was accepted.
+pub fn followed(
+    resource: &WorkflowRunStop,
+    answer: &ReadAnswer,
+    established: Established,
+    step_time: StepTime,
+) -> WorkflowRunStopStatus {
+    let mut builder = StatusBuilder::of(resource, step_time);
+    match answer {
+        ReadAnswer::Run(run) => {
+            let detail = state_detail(Some(&run.state));
+            builder.observe((**run).clone());
+            // The verbose view without tasks has none to tell of.
+            builder.status.task_instances.get_or_insert_default();
+            builder.going_on(ConditionStatus::Unknown, (Reason::FollowingRun, &detail))
+        }
+        // A gateway may have answered: only the same again makes it final.
+        ReadAnswer::Unreadable(info) if !established.unreadable => {
+            let state = builder.status.state.as_deref().map(|state| format!("its last known state is {state}, "));
+            let detail = format!("{}the last read was answered {}", state.unwrap_or_default(), info.detail());
+            builder.going_on(ConditionStatus::Unknown, (Reason::FollowingRun, &detail))
+        }
+        ReadAnswer::Unreadable(info) => {
+            let ended = builder.status.state.as_deref().map(Phase::of).filter(|phase| phase.has_ended());
+            match ended {
+                Some(_) => finished(resource, Ending::Ended, step_time),
+                None => builder.finished(true, (Reason::RunUnreadable, &info.detail())),
+            }
+        }
+        ReadAnswer::Failed(failure) => {
+            let (reason, detail) = read_failure(failure);
+            builder.going_on(ConditionStatus::False, (reason, &detail))
+        }
+    }
+}
+
+fn read_failure(failure: &ReadFailure) -> (Reason, String) {
+    match failure {
+        ReadFailure::RateLimited(info) => (Reason::RateLimited, info.detail()),
+        ReadFailure::Unauthorized(info) => (Reason::Unauthorized, info.detail()),
+        ReadFailure::NotSent(why) => (Reason::Unreachable, why.clone()),
+        ReadFailure::Unavailable(why, _) => (Reason::Unavailable, why.clone()),
+    }
+}
+
+/// The status of the end.
+pub fn finished(resource: &WorkflowRunStop, ending: Ending, step_time: StepTime) -> WorkflowRunStopStatus {
+    let builder = StatusBuilder::of(resource, step_time);
+    let state = builder.status.state.clone();
+    let detail = state_detail(state.as_deref());
+    let last = conditions::find(&builder.status.conditions, ConditionType::Ready);
+    let last = last.map(|ready| format!("the last reason was {}", ready.reason)).unwrap_or_default();
+    match ending {
+        Ending::Ended => match state.as_deref().map(Phase::of) {
+            Some(Phase::EndedOtherwise) => builder.finished(true, (Reason::RunEndedOtherwise, &detail)),
+            Some(Phase::Stopped | Phase::Stopping | Phase::Active) | None => {
+                builder.finished(true, (Reason::RunStopped, &detail))
+            }
+        },
+        Ending::NotFollowed => builder.finished(true, (Reason::StopAccepted, "the run is not followed")),
+        Ending::StillActive => builder.finished(false, (Reason::RunStillActive, &detail)),
+        Ending::Expired => builder.finished(true, (Reason::Expired, "")),
+        Ending::DeadlineExceeded => builder.finished(false, (Reason::DeadlineExceeded, &last)),
+        Ending::OutcomeUnknown => builder.unknown(&format!("reads of the run did not show it in time, {last}")),
+    }
+}
