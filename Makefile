@@ -41,7 +41,7 @@ simulate: tools ## Runs the deterministic simulation: SEEDS=20000, LARGE_SEEDS=1
 	  $(if $(SEED),no_schedule_breaks,$(if $(LARGE_SEED),no_large_schedule,$(if $(PLAN),no_schedule_with))) -- --nocapture
 
 # The core. Not in .cargo/mutants.toml: cargo-mutants adds files of the command line to those there.
-MUTATED := src/reconcile/** src/amperity/** src/workflow_run.rs src/resource/conditions.rs
+MUTATED := src/reconcile/** src/amperity/** api/src/conditions.rs api/src/workflow_run.rs
 
 # The dependencies stay built in a folder of their own, from one call to the next.
 mutants: tools ## Lists what can be changed in the core without a test that fails: all of it, for hours, or ONLY=src/reconcile/decide.rs

@@ -23,7 +23,7 @@ use tokio::{
     process::{Child, Command},
     time::Instant,
 };
-use workflow_run_stop_operator::resource::{WorkflowRunStop, WorkflowRunStopSpec};
+use workflow_run_stop_api::{WorkflowRunStop, WorkflowRunStopSpec};
 
 /// The argument by which this program runs as the bare loop.
 const BARE_LOOP: &str = "bare-loop";

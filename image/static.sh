@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Owns building one program of this crate for Linux so that it loads nothing when it runs: prints where it is.
+# Owns building one program of this workspace for Linux, statically linked: prints where it is.
 # Never prints anything else on stdout.
 #
 #   static.sh PROGRAM amd64|arm64
@@ -15,6 +15,11 @@ fail() {
 
 [ "$#" -eq 2 ] || fail 'usage: static.sh PROGRAM amd64|arm64'
 program=$1
+# Of its own package alone, so that it is built without the dependencies of the other program.
+case $program in
+kubectl-stop_run) package=kubectl-stop-run ;;
+*) package=$program ;;
+esac
 case $2 in
 amd64) target=x86_64-unknown-linux-gnu ;;
 arm64) target=aarch64-unknown-linux-gnu ;;
@@ -36,7 +41,7 @@ fi
 # With --target given, the flags are for the program alone, not for what is run while it is built.
 unset CARGO_ENCODED_RUSTFLAGS
 export RUSTFLAGS='-C target-feature=+crt-static'
-binary=$(cargo build --release --locked --target "$target" --bin "$program" \
+binary=$(cargo build --release --locked --target "$target" --package "$package" --bin "$program" \
   --message-format=json-render-diagnostics | sed -n 's|.*"executable":"\([^"]*/'"$program"'\)".*|\1|p')
 [ -n "$binary" ] || fail "cargo built no $program"
 printf '%s\n' "$binary"

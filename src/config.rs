@@ -4,6 +4,10 @@
 use std::{net::SocketAddr, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use workflow_run_stop_common::{
+    duration,
+    name::{NotADnsLabel, dns_label},
+};
 
 use crate::amperity::endpoint::{AllowedHosts, Endpoints};
 
@@ -85,11 +89,11 @@ pub struct Flags {
     pub leader_elect: bool,
 
     /// Name of the Lease
-    #[arg(long, env, default_value = "workflow-run-stop-operator", value_name = "NAME", value_parser = name)]
+    #[arg(long, env, default_value = "workflow-run-stop-operator", value_name = "NAME", value_parser = dns_label)]
     pub lease_name: String,
 
     /// Namespace of the Lease; the operator's own where it is not given
-    #[arg(long, env, value_name = "NAMESPACE", value_parser = name)]
+    #[arg(long, env, value_name = "NAMESPACE", value_parser = dns_label)]
     pub lease_namespace: Option<String>,
 
     /// Address that serves /metrics, /healthz and /readyz
@@ -120,24 +124,12 @@ impl Flags {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Namespaces(pub Vec<String>);
 
-fn namespaces(list: &str) -> Result<Namespaces, String> {
+fn namespaces(list: &str) -> Result<Namespaces, NotADnsLabel> {
     let names = list.split(',').map(str::trim).filter(|entry| !entry.is_empty());
-    let mut names = names.map(name).collect::<Result<Vec<_>, _>>()?;
+    let mut names = names.map(dns_label).collect::<Result<Vec<_>, _>>()?;
     names.sort_unstable();
     names.dedup();
     Ok(Namespaces(names))
-}
-
-/// The name of an object in Kubernetes: a DNS label.
-fn name(text: &str) -> Result<String, String> {
-    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    let label =
-        (1..=63).contains(&text.len()) && text.bytes().all(plain) && !text.starts_with('-') && !text.ends_with('-');
-    if label {
-        Ok(text.to_owned())
-    } else {
-        Err(format!("'{text}' is not a name of lower-case letters, digits and '-'"))
-    }
 }
 
 /// What can be sent as a header.
@@ -146,13 +138,13 @@ fn api_version(text: &str) -> Result<String, String> {
     if plain { Ok(text.to_owned()) } else { Err("it is not a version such as 2024-04-01".to_owned()) }
 }
 
-/// A duration such as `30s`, `1m30s` or `2 minutes`: more than nothing and at most an hour.
+/// A duration such as `30s` or `1m30s`, greater than zero and at most one hour.
 fn duration(text: &str) -> Result<Duration, String> {
-    let parsed = text.parse::<jiff::SignedDuration>().ok().and_then(|parsed| Duration::try_from(parsed).ok());
-    match parsed {
-        Some(parsed) if Duration::ZERO < parsed && parsed <= Duration::from_secs(3600) => Ok(parsed),
-        Some(_) => Err("it has to be more than nothing and at most an hour".to_owned()),
-        None => Err("it is not a duration such as 30s or 1m30s".to_owned()),
+    let parsed = Duration::try_from(duration::parse(text).map_err(|error| error.to_string())?).unwrap_or_default();
+    if Duration::ZERO < parsed && parsed <= Duration::from_secs(3600) {
+        Ok(parsed)
+    } else {
+        Err("not greater than 0s and at most 1h".to_owned())
     }
 }
 

@@ -3,18 +3,14 @@
 //! Never holds code.
 //!
 //! Data flows one way: the API server → [`operator`] watches → [`reconcile`] decides, acts and records →
-//! the API server. Imports go down only: operator → observe → reconcile → amperity, resource → workflow_run.
-//! [`plugin`] is a program of its own, which creates stops and waits for them.
+//! the API server. Imports go down only: operator → observe → reconcile → amperity. The types of the
+//! resource are the crate [`workflow_run_stop_api`].
 //!
 //! Invariants:
 //! - No stop request without a stored claim, and no second claim while the first one's request may
 //!   have been accepted ([`reconcile::decide`]).
 //! - No write to Kubernetes without a guard ([`reconcile::store`]).
 //! - No request to Amperity without a slot of the tenant's budget ([`amperity::budget`]).
-
-pub mod resource;
-
-pub mod workflow_run;
 
 pub mod config;
 
@@ -25,8 +21,6 @@ pub mod observe;
 pub mod reconcile;
 
 pub mod amperity;
-
-pub mod plugin;
 
 pub mod clock;
 

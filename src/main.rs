@@ -1,7 +1,7 @@
 //! Owns the front door: the crypto provider, flags, log, clock, signals and exit codes.
 //! Never holds logic.
 
-use std::{io::Write, process::ExitCode, sync::Arc};
+use std::{process::ExitCode, sync::Arc};
 
 use clap::Parser;
 use jiff::Timestamp;
@@ -9,11 +9,12 @@ use kube::CustomResourceExt;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
+use workflow_run_stop_api::WorkflowRunStop;
+use workflow_run_stop_common::output;
 use workflow_run_stop_operator::{
     amperity::client::Settings,
     config::{Cli, Command, Flags, LogFormat},
     operator::{self, LeaseName, Setup},
-    resource::WorkflowRunStop,
     rng,
 };
 
@@ -28,10 +29,7 @@ fn main() -> ExitCode {
         Ok(Command::Check { watch_namespaces }) => check(&watch_namespaces.0),
         Err(error) if error.use_stderr() => fail(USAGE, &in_one_line(&error.to_string())),
         // Help and version.
-        Err(text) => match text.print() {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(_) => ExitCode::FAILURE,
-        },
+        Err(text) => print(&text.to_string()),
     }
 }
 
@@ -138,16 +136,13 @@ fn print_crd() -> ExitCode {
 }
 
 fn print(text: &str) -> ExitCode {
-    match std::io::stdout().write_all(text.as_bytes()) {
+    match output::stdout(text.as_bytes()) {
         Ok(()) => ExitCode::SUCCESS,
-        // Who reads has had enough.
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(error) => fail(1, &format!("error: {error}")),
+        Err(error) => fail(1, &format!("error: stdout: {error}")),
     }
 }
 
 fn fail(code: u8, line: &str) -> ExitCode {
-    // Where even stderr is gone the exit code has to do.
-    let _ = writeln!(std::io::stderr(), "{line}");
+    output::stderr_line(line);
     ExitCode::from(code)
 }

@@ -17,9 +17,9 @@ use tokio::{
     time::Instant,
 };
 use workflow_run_stop_operator::amperity::{
-    client::{Amperity, Settings},
     answer::{ReadAnswer, ReadFailure, StopAnswer, TokenAnswer},
     budget::Budget,
+    client::{Amperity, Settings},
     credentials::{Client as OauthClient, Token},
     endpoint::{AllowedHosts, Endpoint, Endpoints},
     purpose::Purpose,

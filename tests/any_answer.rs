@@ -8,15 +8,16 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::core::ObjectList;
 use proptest::{collection::vec, prelude::*, sample::select};
 use serde_json::json;
+use workflow_run_stop_api::{Claim, WorkflowRunStop, WorkflowRunStopSpec, WorkflowRunStopStatus};
 use workflow_run_stop_operator::amperity::answer::{ReadAnswer, ResponseInfo, StopAnswer};
 use workflow_run_stop_operator::amperity::decode::{access_token, said};
+use workflow_run_stop_operator::amperity::run::Run;
+use workflow_run_stop_operator::amperity::run::stored_bytes;
 use workflow_run_stop_operator::reconcile::{
     decide::{Ending, Established},
     outcome::{Retry, claimed, confirmed, finished, followed, stop_answered},
     status_builder::StepTime,
 };
-use workflow_run_stop_operator::resource::{Claim, WorkflowRunStop, WorkflowRunStopSpec, WorkflowRunStopStatus};
-use workflow_run_stop_operator::workflow_run::{Run, stored_bytes};
 
 /// What a status may have at the most.
 const MAX_STATUS_BYTES: usize = 512 * 1024;

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use workflow_run_stop_operator::reconcile::decide::{
-    Decision, Ending, Established, Observed, Rules, at_the_latest, decide,
-};
-use workflow_run_stop_operator::resource::{
+use workflow_run_stop_api::{
     Claim, ClaimEnded, UnclearAnswer, WorkflowRunStop, WorkflowRunStopSpec, WorkflowRunStopStatus,
     conditions::{ConditionStatus, ConditionType, Reason, condition, set},
+};
+use workflow_run_stop_operator::reconcile::decide::{
+    Decision, Ending, Established, Observed, Rules, at_the_latest, decide,
 };
 
 /// Created at 0 s; it is 1000 s now. A request takes 30 s at the most and settles in 30 s.

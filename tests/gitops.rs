@@ -8,15 +8,19 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::CustomResourceExt;
 use serde_json::{Value, json};
+use workflow_run_stop_api::{
+    Claim, WorkflowRunStop, WorkflowRunStopSpec, conditions::Reason, workflow_run::TaskInstance,
+};
 use workflow_run_stop_operator::{
-    amperity::answer::{ReadAnswer, ReadFailure, ResponseInfo, StopAnswer},
+    amperity::{
+        answer::{ReadAnswer, ReadFailure, ResponseInfo, StopAnswer},
+        run::Run,
+    },
     reconcile::{
         decide::{Ending, Established},
         outcome::{Retry, claimed, confirmed, finished, followed, stop_answered, waiting},
         status_builder::StepTime,
     },
-    resource::{Claim, WorkflowRunStop, WorkflowRunStopSpec, conditions::Reason},
-    workflow_run::{Run, TaskInstance},
 };
 
 const STATES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/gitops/states.json");

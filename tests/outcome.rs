@@ -5,17 +5,18 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use workflow_run_stop_api::workflow_run::TaskInstance;
+use workflow_run_stop_api::{
+    Claim, ClaimEnded, UnclearAnswer, WorkflowRunStop, WorkflowRunStopSpec, WorkflowRunStopStatus,
+    conditions::{ConditionType, find},
+};
 use workflow_run_stop_operator::amperity::answer::{ReadAnswer, ReadFailure, ResponseInfo, StopAnswer};
+use workflow_run_stop_operator::amperity::run::Run;
 use workflow_run_stop_operator::reconcile::{
     decide::{Ending, Established},
     outcome::{Retry, claimed, confirmed, finished, followed, stop_answered, waiting},
     status_builder::StepTime,
 };
-use workflow_run_stop_operator::resource::{
-    Claim, ClaimEnded, UnclearAnswer, WorkflowRunStop, WorkflowRunStopSpec, WorkflowRunStopStatus,
-    conditions::{ConditionType, find},
-};
-use workflow_run_stop_operator::workflow_run::{Run, TaskInstance};
 
 const MOMENT: fn() -> StepTime = || StepTime {
     now: Timestamp::from_millisecond(1_000_500).unwrap(),
@@ -367,7 +368,7 @@ fn every_reading_before_a_further_request_has_its_status() {
 
 #[test]
 fn every_finished_status_has_the_result_of_its_reason_and_no_other_status_has_one() {
-    use workflow_run_stop_operator::resource::conditions::{Reason, StopResult};
+    use workflow_run_stop_api::conditions::{Reason, StopResult};
     let finished_with = |stop: &WorkflowRunStop, ending| finished(stop, ending, MOMENT());
     let ended = |state: &str| {
         let mut stop = accepted();
@@ -444,7 +445,7 @@ fn an_answer_without_tasks_leaves_those_that_are_known() {
 
 #[test]
 fn the_same_cause_makes_the_same_status() {
-    use workflow_run_stop_operator::resource::conditions::Reason;
+    use workflow_run_stop_api::conditions::Reason;
     let mut stop = a_stop();
     let first = waiting(&stop, Reason::CredentialsMissing, "there is no Secret amperity", MOMENT());
     stop.status = Some(first.clone());

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard};
 
 use lab::simulator::Simulator;
-use workflow_run_stop_operator::resource::{
+use workflow_run_stop_api::{
     WorkflowRunStop,
     conditions::{ConditionStatus, ConditionType, Reason, find},
 };

@@ -7,8 +7,10 @@
 
 use std::time::Duration;
 
+use workflow_run_stop_api::workflow_run::Phase;
+
 use crate::amperity::reply::{Failure, Reply, Shape};
-use crate::workflow_run::{Phase, Run};
+use crate::amperity::run::Run;
 
 /// Status, message and request id of an answer, and whether it is Amperity's own.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -16,6 +16,7 @@ use reqwest::{
 use tokio::time::Instant;
 use url::form_urlencoded;
 
+use crate::amperity::run::cut;
 use crate::amperity::{
     answer::{ReadAnswer, StopAnswer, TokenAnswer, read_answer, stop_answer, token_answer},
     budget::Slot,
@@ -28,7 +29,6 @@ use crate::amperity::{
     transport::{self, BuildError, Fence, Transport},
 };
 use crate::clock::Clock;
-use crate::workflow_run::cut;
 
 const API_VERSION: HeaderName = HeaderName::from_static("api-version");
 const TENANT: HeaderName = HeaderName::from_static("amperity-tenant");

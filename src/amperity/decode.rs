@@ -6,7 +6,10 @@ use std::{marker::PhantomData, time::Duration};
 use jiff::Timestamp;
 use serde::de::{MapAccess, SeqAccess};
 use serde_json::Number;
+use workflow_run_stop_api::workflow_run::{RunDetails, RunError, TaskInstance};
 
+use crate::amperity::run::Run;
+use crate::amperity::run::{MAX_DATA_BYTES, MAX_DATA_DEPTH, TaskSelection};
 use crate::amperity::{
     lenient_json::{
         AnyNumber, Bounded, Fields, Object, Objects, Text, TextOrNumber, Wanted, WholeText, item, object, skip,
@@ -14,7 +17,6 @@ use crate::amperity::{
     },
     reply::{Body, Shape},
 };
-use crate::workflow_run::{MAX_DATA_BYTES, MAX_DATA_DEPTH, Run, RunDetails, RunError, TaskInstance, TaskSelection};
 
 /// The longest time that a `Retry-After` is honoured for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
@@ -226,7 +228,7 @@ fn http_status(number: &Number) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::workflow_run::MAX_TEXT_BYTES;
+    use crate::amperity::run::MAX_TEXT_BYTES;
     use serde_json::{Value, json};
 
     fn decoded(body: &Value) -> Run {

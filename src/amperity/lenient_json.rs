@@ -10,7 +10,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Seq
 use serde_json::{Map, Number, Value};
 
 use crate::amperity::json_repair::repaired;
-use crate::workflow_run::{cut, stored_bytes};
+use crate::amperity::run::{cut, stored_bytes};
 
 /// Up to here a double holds every integer exactly.
 const MAX_EXACT_INTEGER: f64 = 9_007_199_254_740_992.0;

@@ -13,4 +13,5 @@ pub mod lenient_json;
 pub mod purpose;
 pub mod reply;
 pub mod request_metrics;
+pub mod run;
 pub mod transport;

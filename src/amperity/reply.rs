@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::workflow_run::Run;
+use crate::amperity::run::Run;
 
 /// What the body of an answer says.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -20,11 +20,13 @@ use reqwest::{Certificate, Request, Response, header::HeaderMap};
 use thiserror::Error;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tower::{BoxError, timeout::TimeoutLayer, util::AndThenLayer};
+use workflow_run_stop_common::error::root_cause;
 
 use crate::amperity::{
     budget::Slot,
     reply::{Failure, Reply},
 };
+
 use crate::fault_injection::{Fault, is_injected};
 
 /// The largest body that is read, after decompression.
@@ -53,7 +55,7 @@ struct Admission {
 }
 
 tokio::task_local! {
-    /// The ticket of the request that waits for a connection in this task.
+    /// The admission of the request that waits for a connection in this task.
     static ADMISSION: Arc<Admission>;
 }
 
@@ -75,7 +77,7 @@ pub enum BuildError {
     #[error("the API version {0:?} cannot be sent as a header")]
     ApiVersion(String),
     /// The HTTP client refuses its settings.
-    #[error("the HTTP client cannot be built: {}", reason(.0))]
+    #[error("the HTTP client cannot be built: {}", root_cause(.0))]
     Http(reqwest::Error),
 }
 
@@ -122,19 +124,19 @@ pub fn network(headers: HeaderMap, request_timeout: Duration) -> Result<Transpor
 
 /// Lets a request go on, now that its connection is there, when its turn has come and its fence is open.
 async fn admitted<C>(connection: C) -> Result<C, BoxError> {
-    let Ok(ticket) = ADMISSION.try_with(Arc::clone) else {
-        return Err("a request without a ticket waits for this connection".into());
+    let Ok(admission) = ADMISSION.try_with(Arc::clone) else {
+        return Err("a request without a admission waits for this connection".into());
     };
-    match &ticket.fence {
-        None => timeout(MAX_TURN_WAIT, ticket.slot.turn()).await.map_err(|_| BoxError::from(NotYet))?,
+    match &admission.fence {
+        None => timeout(MAX_TURN_WAIT, admission.slot.turn()).await.map_err(|_| BoxError::from(NotYet))?,
         Some(fence) => {
-            let turn = timeout_at(fence.until, ticket.slot.turn()).await;
+            let turn = timeout_at(fence.until, admission.slot.turn()).await;
             if (turn.is_err() || !(fence.is_open)()) && !is_injected(Fault::NoFence) {
                 return Err(Box::new(TooLate));
             }
         }
     }
-    ticket.slot.send();
+    admission.slot.send();
     Ok(connection)
 }
 
@@ -157,9 +159,9 @@ pub async fn send(
             None => slot.near().await,
             Some(fence) => timeout_at(fence.until, slot.near()).await.map_err(|_| Failure::TooLate)?,
         }
-        let ticket = Arc::new(Admission { slot: slot.clone(), fence: fence.clone() });
+        let admission = Arc::new(Admission { slot: slot.clone(), fence: fence.clone() });
         let request = request.try_clone().expect("a body that is no stream can be cloned");
-        let answer = ADMISSION.scope(ticket.clone(), carry(transport, request, ticket));
+        let answer = ADMISSION.scope(admission.clone(), carry(transport, request, admission));
         let answered = tokio::select! {
             biased;
             answered = answer => answered,
@@ -179,10 +181,10 @@ pub async fn send(
     Ok((head, response))
 }
 
-async fn carry(transport: &Transport, request: Request, ticket: Arc<Admission>) -> Result<Response, BoxError> {
+async fn carry(transport: &Transport, request: Request, admission: Arc<Admission>) -> Result<Response, BoxError> {
     match transport {
         Transport::Network(client) => client.execute(request).await.map_err(BoxError::from),
-        Transport::Other(other) => other.carry(request, ADMISSION.scope(ticket, admitted(())).boxed()).await,
+        Transport::Other(other) => other.carry(request, ADMISSION.scope(admission, admitted(())).boxed()).await,
     }
 }
 
@@ -216,21 +218,13 @@ fn failure(error: &(dyn std::error::Error + 'static), sent: bool) -> Failure {
     let timeout = error.downcast_ref::<reqwest::Error>().is_some_and(reqwest::Error::is_timeout);
     match (sent, timeout) {
         (false, true) => Failure::NotSent("no connection within the connect timeout".to_owned()),
-        (false, false) => Failure::NotSent(reason(error)),
-        (true, _) => Failure::NoAnswer(reason(error)),
+        (false, false) => Failure::NotSent(root_cause(error)),
+        (true, _) => Failure::NoAnswer(root_cause(error)),
     }
 }
 
 fn caused_by<E: std::error::Error + 'static>(error: &(dyn std::error::Error + 'static)) -> bool {
     std::iter::successors(Some(error), |error| error.source()).any(|cause| cause.is::<E>())
-}
-
-/// The innermost cause of an error: the others repeat the URL or say little.
-pub fn reason(mut error: &dyn std::error::Error) -> String {
-    while let Some(cause) = error.source() {
-        error = cause;
-    }
-    error.to_string()
 }
 
 /// Where the common distributions keep the system's certificates in one file.

@@ -7,12 +7,12 @@ use std::{
 };
 
 use jiff::Timestamp;
-
-use crate::metric_labels::Tenant;
-use crate::resource::{
+use workflow_run_stop_api::{
     WorkflowRunStop,
     conditions::{self, ConditionType, Reason},
 };
+
+use crate::metric_labels::Tenant;
 
 /// What an unfinished resource waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -3,7 +3,7 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
-use crate::resource::{
+use workflow_run_stop_api::{
     WorkflowRunStop,
     conditions::{self, ConditionStatus, ConditionType, Reason},
 };
@@ -99,9 +99,9 @@ impl EventDraft {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::resource::{StopRequest, WorkflowRunStopSpec, WorkflowRunStopStatus};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use k8s_openapi::jiff::Timestamp;
+    use workflow_run_stop_api::{StopRequest, WorkflowRunStopSpec, WorkflowRunStopStatus};
 
     const THEN: Time = Time(Timestamp::UNIX_EPOCH);
 

@@ -9,11 +9,11 @@ use kube::{
 };
 use prometheus_client::metrics::{counter::Counter, family::Family};
 use tokio::{sync::mpsc, time::timeout};
+use workflow_run_stop_api::WorkflowRunStop;
+use workflow_run_stop_common::error::root_cause;
 
-use crate::amperity::transport::reason;
 use crate::metric_labels::Outcome;
 use crate::observe::event_filter::EventDraft;
-use crate::resource::WorkflowRunStop;
 
 /// How many resources' drafts wait at the most.
 const MOST_WAITING: usize = 4096;
@@ -93,7 +93,7 @@ async fn publish(
     };
     let error = match timeout(TIMEOUT, recorder.publish(&event, about)).await {
         Ok(Ok(())) => return "published",
-        Ok(Err(error)) => reason(&error),
+        Ok(Err(error)) => root_cause(&error),
         Err(_) => format!("no answer within {} s", TIMEOUT.as_secs()),
     };
     // The namespace is being deleted, say, or the right is missing. The status tells all of it as well.

@@ -14,6 +14,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
     registry::Registry,
 };
+use workflow_run_stop_api::{WorkflowRunStop, conditions::Reason};
 
 use crate::amperity::{
     budget::Budget,
@@ -26,7 +27,6 @@ use crate::observe::{
     events,
 };
 use crate::reconcile::store;
-use crate::resource::{WorkflowRunStop, conditions::Reason};
 
 /// From a stop that goes out at once to one that waits behind many others, or for a person.
 const SENT: Seconds = Seconds(&[0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0]);

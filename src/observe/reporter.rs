@@ -6,6 +6,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tokio::time::Instant;
+use workflow_run_stop_api::workflow_run::Phase;
+use workflow_run_stop_api::{
+    WorkflowRunStop, WorkflowRunStopStatus,
+    conditions::{self, ConditionStatus, ConditionType, Reason, StopResult},
+};
 
 use crate::observe::{
     backlog::{BacklogEntry, WaitsFor},
@@ -14,12 +19,7 @@ use crate::observe::{
     metrics::Metrics,
 };
 use crate::reconcile::step_report::{StepOutcome, StepReport};
-use crate::resource::{
-    WorkflowRunStop, WorkflowRunStopStatus,
-    conditions::{self, ConditionStatus, ConditionType, Reason, StopResult},
-};
 use crate::rng;
-use crate::workflow_run::Phase;
 
 /// Who waits longer for a turn within the rate limit waits for long. Up to half as long again: not all that began
 /// to wait at the same moment are to tell so at the same moment.
@@ -226,8 +226,8 @@ fn log(resource: &WorkflowRunStop, status: Option<&WorkflowRunStopStatus>, (step
 mod tests {
     use super::*;
     use crate::observe::events::EventQueue;
-    use crate::resource::WorkflowRunStopSpec;
     use prometheus_client::metrics::family::Family;
+    use workflow_run_stop_api::WorkflowRunStopSpec;
 
     fn limited() -> WorkflowRunStop {
         let mut stop = WorkflowRunStop::new("a", WorkflowRunStopSpec::new("wf-1", "acme", "amperity"));

@@ -14,13 +14,15 @@ use kube::{Api, Client, api::ListParams, config::Kubeconfig, runtime::events::Re
 use thiserror::Error;
 use tokio::{net::TcpListener, sync::watch::channel, task::JoinSet, time::timeout};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use workflow_run_stop_api::WorkflowRunStop;
+use workflow_run_stop_common::{error::root_cause, kube_client::harden};
 
 use crate::amperity::{
     budget::Budget,
     client::{Amperity, Settings},
     credentials::CredentialCache,
     endpoint::Endpoints,
-    transport::{BuildError, reason},
+    transport::BuildError,
 };
 use crate::clock::Clock;
 use crate::observe::{
@@ -30,13 +32,15 @@ use crate::observe::{
 };
 use crate::operator::watch::Watch;
 use crate::reconcile::{context::Context, decide::Rules, store::Store};
-use crate::resource::WorkflowRunStop;
 
 /// Longest wait at the end for the lease to be released.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Longest wait at the end for events that are not written yet.
 const EVENTS_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A connection to the API server that is silent for longer is given up. A watch is renewed more often than that.
+const READ_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// The name in which events are written.
 const CONTROLLER: &str = "workflow-run-stop-operator";
@@ -85,7 +89,7 @@ pub enum StartError {
     /// The API server cannot be reached, does not know the resource, or does not let it be listed.
     #[error(
         "WorkflowRunStops cannot be listed: {}; install the CustomResourceDefinition, and let this account list them",
-        reason(.0)
+        root_cause(.0)
     )]
     List(kube::Error),
     /// The HTTP client refuses its settings.
@@ -210,11 +214,7 @@ pub async fn check(namespaces: &[String]) -> Result<(), StartError> {
 /// A client of the cluster, and the namespace that this process belongs to.
 async fn client() -> Result<(Client, String), StartError> {
     let mut config = kube::Config::infer().await?;
-    // A retried write would hide what became of the first one; every caller here has its own way.
-    config.default_retry = false;
-    // A server that says nothing is not waited for for ever; a watch is renewed more often than that.
-    config.read_timeout = Some(Duration::from_secs(300));
-    config.reset_reader_on_write = true;
+    harden(&mut config, READ_TIMEOUT);
     // HTTPS_PROXY is the way to Amperity. To the cluster only its own entry in the kubeconfig names a proxy.
     if config.proxy_url.is_some() && !kubeconfig_names_a_proxy() {
         config.proxy_url = None;

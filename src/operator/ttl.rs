@@ -17,10 +17,10 @@ use kube::{
 };
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout};
+use workflow_run_stop_api::{EXPIRING, WorkflowRunStop};
 
 use crate::clock::{Clock, until};
 use crate::operator::watch::{apis, changes};
-use crate::resource::{EXPIRING, WorkflowRunStop};
 
 /// The wait after a deletion that failed: the right to delete may be missing for long.
 const RETRY: Duration = Duration::from_secs(60);

@@ -19,8 +19,9 @@ use kube::{
 };
 use tokio::{sync::watch, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
+use workflow_run_stop_api::{UNFINISHED, WorkflowRunStop};
+use workflow_run_stop_common::error::{root_cause, watch_status};
 
-use crate::amperity::transport::reason;
 use crate::clock::until;
 use crate::observe::reporter::Reporter;
 use crate::reconcile::{
@@ -30,7 +31,6 @@ use crate::reconcile::{
     step_report::Requeue,
     tracked::{Snapshot, Tracked},
 };
-use crate::resource::{UNFINISHED, WorkflowRunStop};
 use crate::rng;
 
 /// How many resources come in one page of a list; a status may have half a MiB.
@@ -91,17 +91,8 @@ impl kube::runtime::utils::Backoff for Backoff {
 }
 
 fn log_watch_error(error: &watcher::Error, path: &str) {
-    let status = match error {
-        watcher::Error::InitialListFailed(kube::Error::Api(status))
-        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
-        | watcher::Error::WatchFailed(kube::Error::Api(status)) => Some(status),
-        watcher::Error::WatchError(status) => Some(status),
-        watcher::Error::InitialListFailed(_)
-        | watcher::Error::WatchStartFailed(_)
-        | watcher::Error::WatchFailed(_)
-        | watcher::Error::NoResourceVersion => None,
-    };
-    let error = reason(error);
+    let status = watch_status(error);
+    let error = root_cause(error);
     match status {
         Some(status) if status.code == 404 => {
             tracing::error!(path, error, "the watch failed: install the CustomResourceDefinition; it is tried again");

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use workflow_run_stop_api::conditions::{self, ConditionType, Reason};
+use workflow_run_stop_api::workflow_run::Phase;
+use workflow_run_stop_api::{Claim, UnclearAnswer, WorkflowRunStop, WorkflowRunStopStatus};
 
 use crate::reconcile::backoff::MAX_DELAY;
-use crate::resource::conditions::{self, ConditionType, Reason};
-use crate::resource::{Claim, UnclearAnswer, WorkflowRunStop, WorkflowRunStopStatus};
-use crate::workflow_run::Phase;
 
 /// How long a claim allows sending, counted from before it was written.
 pub const CLAIM_VALIDITY: Duration = Duration::from_secs(5);

@@ -16,6 +16,8 @@ use std::{pin::Pin, time::Duration};
 
 use jiff::Timestamp;
 use tokio::time::{Instant, timeout};
+use workflow_run_stop_api::workflow_run::Phase;
+use workflow_run_stop_api::{WorkflowRunStop, WorkflowRunStopStatus, conditions::Reason};
 
 use crate::amperity::{
     answer::{ReadAnswer, ReadFailure, StopAnswer},
@@ -35,9 +37,7 @@ use crate::reconcile::{
     store::{StoreError, WriteResult},
     tracked::{Memory, Tracked},
 };
-use crate::resource::{WorkflowRunStop, WorkflowRunStopStatus, conditions::Reason};
 use crate::rng;
-use crate::workflow_run::Phase;
 
 /// A read that was to precede a further stop request and is older than this when the request may go is made again: the
 /// rate limit was closed in between.

@@ -3,13 +3,14 @@
 
 use std::time::Duration;
 
+use workflow_run_stop_api::conditions::{self, ConditionStatus, ConditionType, Reason};
+use workflow_run_stop_api::workflow_run::Phase;
+use workflow_run_stop_api::{Claim, StopRequest, UnclearAnswer, WorkflowRunStop, WorkflowRunStopStatus};
+
 use crate::amperity::answer::{ReadAnswer, ReadFailure, ResponseInfo, StatusKind, StopAnswer};
 use crate::reconcile::backoff::{MAX_CREDENTIALS_DELAY, MAX_DELAY, delay};
 use crate::reconcile::decide::{Ending, Established};
 use crate::reconcile::status_builder::{StatusBuilder, StepTime, state_detail};
-use crate::resource::conditions::{self, ConditionStatus, ConditionType, Reason};
-use crate::resource::{Claim, StopRequest, UnclearAnswer, WorkflowRunStop, WorkflowRunStopStatus};
-use crate::workflow_run::Phase;
 
 /// A stop whose attempt with this number, or a later one, is answered by a gateway instead of Amperity is not tried again.
 const MAX_FOREIGN_ATTEMPTS: i32 = 5;

@@ -5,6 +5,7 @@ use std::{pin::pin, time::Duration};
 
 use jiff::Timestamp;
 use tokio::time::{Instant, timeout};
+use workflow_run_stop_api::{WorkflowRunStop, conditions::Reason};
 
 use crate::amperity::{
     answer::{StopAnswer, TokenAnswer},
@@ -19,7 +20,6 @@ use crate::reconcile::{
     store::{StoreError, WriteResult},
     tracked::Tracked,
 };
-use crate::resource::{WorkflowRunStop, conditions::Reason};
 use crate::rng;
 
 /// After this queueing time, and up to twice as long, the status says `WaitingForBudget`.

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use workflow_run_stop_api::conditions::{self, ConditionStatus, ConditionType, Reason};
+use workflow_run_stop_api::workflow_run::Phase;
+use workflow_run_stop_api::{ClaimEnded, StopRequest, UnclearAnswer, WorkflowRunStop, WorkflowRunStopStatus};
 
 use crate::amperity::answer::ResponseInfo;
+use crate::amperity::run::Run;
 use crate::reconcile::backoff::delay;
-use crate::resource::conditions::{self, ConditionStatus, ConditionType, Reason};
-use crate::resource::{ClaimEnded, StopRequest, UnclearAnswer, WorkflowRunStop, WorkflowRunStopStatus};
-use crate::workflow_run::{Phase, Run};
 
 /// When an outcome came, and the dice for what follows.
 #[derive(Clone, Copy, Debug)]

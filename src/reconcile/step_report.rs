@@ -2,9 +2,9 @@
 //! Never tells anybody: that is done above.
 
 use tokio::time::Instant;
+use workflow_run_stop_api::WorkflowRunStopStatus;
 
 use crate::reconcile::store::StoreError;
-use crate::resource::WorkflowRunStopStatus;
 
 /// When to look at a resource again, unless it changes before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -20,6 +20,7 @@ use tokio::{
     sync::{Semaphore, SemaphorePermit},
     time::Instant,
 };
+use workflow_run_stop_api::{Claim, WorkflowRunStop, WorkflowRunStopStatus};
 
 use crate::amperity::transport::Fence;
 use crate::clock::Clock;
@@ -30,7 +31,6 @@ use crate::reconcile::{
     decide::CLAIM_VALIDITY,
     store_error::{is_invalid, is_refused, within},
 };
-use crate::resource::{Claim, WorkflowRunStop, WorkflowRunStopStatus};
 use crate::rng;
 
 /// A Secret that was read so recently is not read again: a thousand stops with one Secret read it once.
@@ -367,8 +367,8 @@ async fn permit(semaphore: &Semaphore) -> SemaphorePermit<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::resource::WorkflowRunStopSpec;
     use std::sync::atomic::{AtomicI64, Ordering};
+    use workflow_run_stop_api::WorkflowRunStopSpec;
 
     const START: i64 = 1_800_000_000;
 

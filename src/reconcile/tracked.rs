@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tokio::time::Instant;
+use workflow_run_stop_api::{Claim, WorkflowRunStop};
 
 use crate::amperity::answer::ReadAnswer;
 use crate::fault_injection::{Fault, is_injected};
@@ -14,7 +15,6 @@ use crate::reconcile::{
     step_report::Requeue,
     store::WriteResult,
 };
-use crate::resource::{Claim, WorkflowRunStop};
 use crate::rng;
 
 /// When to look again at a resource that seems to be gone.

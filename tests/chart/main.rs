@@ -10,7 +10,8 @@ use std::{collections::BTreeSet, fs};
 
 use clap::CommandFactory;
 use serde_json::{Map, Value};
-use workflow_run_stop_operator::{config::Cli, resource::WorkflowRunStop};
+use workflow_run_stop_api::WorkflowRunStop;
+use workflow_run_stop_operator::config::Cli;
 
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/workflow-run-stop-operator");
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lab::simulator::{Again, ErrorBody, Fault, Kind, RetryAfter, Run, Simulator, StopAnswerTasks, Took};
 use serde_json::json;
-use workflow_run_stop_operator::resource::{
+use workflow_run_stop_api::{
     WorkflowRunStop,
     conditions::{ConditionType, Reason, StopResult},
 };

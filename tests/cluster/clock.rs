@@ -12,6 +12,10 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
+use workflow_run_stop_api::{
+    WorkflowRunStop,
+    conditions::{ConditionStatus, Reason, StopResult},
+};
 use workflow_run_stop_operator::{
     amperity::{
         budget::Budget,
@@ -23,10 +27,6 @@ use workflow_run_stop_operator::{
     observe::{metrics::Metrics, reporter::Reporter},
     operator::watch::Watch,
     reconcile::{context::Context, decide::Rules, store::Store},
-    resource::{
-        WorkflowRunStop,
-        conditions::{ConditionStatus, Reason, StopResult},
-    },
 };
 
 use crate::support::{Place, TENANT, a_stop, ends_at_once, is, ready, request};

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use lab::simulator::{ErrorBody, Fault, Kind, RetryAfter, Run, Took};
 use serde_json::json;
-use workflow_run_stop_operator::resource::{
+use workflow_run_stop_api::{
     StopRequest, WorkflowRunStop, WorkflowRunStopStatus,
     conditions::{self, ConditionStatus, ConditionType, Reason, StopResult},
 };

@@ -3,7 +3,7 @@
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use lab::simulator::Again;
 use serde_json::json;
-use workflow_run_stop_operator::resource::{WorkflowRunStop, WorkflowRunStopStatus, conditions::Reason};
+use workflow_run_stop_api::{WorkflowRunStop, WorkflowRunStopStatus, conditions::Reason};
 
 use crate::answers::{Bench, a_run};
 use crate::support::{Place, TENANT, a_stop, ready};

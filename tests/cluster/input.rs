@@ -10,7 +10,7 @@ use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use lab::{control_plane::User, simulator::Kind, table::table};
 use serde_json::{Value, json};
 use tokio::process::Command;
-use workflow_run_stop_operator::resource::{
+use workflow_run_stop_api::{
     EXPIRING, UNFINISHED, WorkflowRunStop, WorkflowRunStopStatus,
     conditions::{ConditionStatus, ConditionType, Reason, StopResult},
 };

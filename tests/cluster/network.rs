@@ -4,7 +4,7 @@ use std::{collections::HashMap, path::PathBuf, time::Duration};
 
 use lab::simulator::{Kind, Recorded, Run, Simulator, proxy::Proxy};
 use tokio::process::Command;
-use workflow_run_stop_operator::resource::{
+use workflow_run_stop_api::{
     WorkflowRunStop,
     conditions::{ConditionStatus, ConditionType, Reason},
 };

@@ -27,7 +27,7 @@ use tokio::{
     net::TcpStream,
     time::{Instant, timeout},
 };
-use workflow_run_stop_operator::resource::{
+use workflow_run_stop_api::{
     WorkflowRunStop, WorkflowRunStopStatus,
     conditions::{ConditionStatus, ConditionType, Reason},
 };

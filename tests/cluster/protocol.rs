@@ -11,7 +11,7 @@ use kube::{
 use lab::simulator::{ErrorBody, Fault, HoldPoint, Kind, Recorded, RetryAfter, Run, Took};
 use serde_json::json;
 use tokio::time::Instant;
-use workflow_run_stop_operator::resource::{
+use workflow_run_stop_api::{
     Claim, StopRequest, WorkflowRunStop, WorkflowRunStopStatus,
     conditions::{ConditionType, Reason, StopResult},
 };

@@ -24,7 +24,7 @@ use tokio::{
     sync::watch,
     time::{sleep, timeout},
 };
-use workflow_run_stop_operator::resource::{
+use workflow_run_stop_api::{
     StopRequest, WorkflowRunStop, WorkflowRunStopSpec, WorkflowRunStopStatus,
     conditions::{ConditionStatus, ConditionType, Reason},
 };

@@ -10,7 +10,7 @@ use lab::{
 };
 use serde_json::{Value, json};
 use tokio::process::Command;
-use workflow_run_stop_operator::resource::{Claim, StopRequest, WorkflowRunStopStatus, conditions::Reason};
+use workflow_run_stop_api::{Claim, StopRequest, WorkflowRunStopStatus, conditions::Reason};
 
 use crate::operator::{Replica, kubeconfig_with, sum};
 use crate::rights;

@@ -6,6 +6,10 @@ use clap::CommandFactory;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use std::sync::Arc;
+use workflow_run_stop_api::{
+    StopRequest, WorkflowRunStop, WorkflowRunStopSpec, WorkflowRunStopStatus,
+    conditions::{ConditionStatus, ConditionType, Reason, condition, set},
+};
 use workflow_run_stop_operator::{
     amperity::{
         budget::Budget,
@@ -16,11 +20,6 @@ use workflow_run_stop_operator::{
     clock::Clock,
     config::Cli,
     observe::{event_filter::EventFilter, metrics::Metrics},
-    plugin,
-    resource::{
-        StopRequest, WorkflowRunStop, WorkflowRunStopSpec, WorkflowRunStopStatus,
-        conditions::{ConditionStatus, ConditionType, Reason, condition, set},
-    },
 };
 
 use crate::markdown::{Document, all, codes, read, rows};
@@ -112,7 +111,7 @@ fn every_flag_has_a_row_with_its_default_and_none_has_a_row_too_many() {
 
 #[test]
 fn every_option_of_the_plugin_has_a_row_and_none_has_a_row_too_many() {
-    let command = <plugin::args::Cli as CommandFactory>::command();
+    let command = <kubectl_stop_run::args::Cli as CommandFactory>::command();
     let options = command.get_arguments().filter_map(|arg| Some(format!("--{}", arg.get_long()?)));
     let options: Vec<_> = options.filter(|name| !["--help", "--version"].contains(&name.as_str())).collect();
     let table = rows(&Document::at("docs/kubectl-plugin.md").section("## Options"));
@@ -129,7 +128,7 @@ fn every_exit_code_of_the_plugin_has_a_row() {
     let codes = text.lines().filter_map(|line| line.strip_prefix("| ")?.split_once(" |")?.0.parse::<u8>().ok());
     let mut codes: Vec<_> = codes.collect();
     codes.sort_unstable();
-    let mut known = plugin::Exit::ALL.map(plugin::Exit::code);
+    let mut known = kubectl_stop_run::Exit::ALL.map(kubectl_stop_run::Exit::code);
     known.sort_unstable();
     assert_eq!(codes, known);
 }

@@ -79,7 +79,7 @@ impl Stage {
         bash.args(["-euo", "pipefail", "-c", &format!("exec 2>&1\n{script}")]);
         let helm = PathBuf::from(std::env::var("HELM").expect("HELM is to name the program helm; `make test` gets it"));
         let kubectl = kubectl().unwrap_or_else(|error| panic!("{error}"));
-        let plugin = PathBuf::from(env!("CARGO_BIN_EXE_kubectl-stop_run"));
+        let plugin = lab::binary("kubectl-stop_run");
         let mut path: Vec<_> = [&kubectl, &helm, &plugin].into_iter().filter_map(|program| program.parent()).collect();
         let inherited = std::env::var("PATH").unwrap();
         path.extend(inherited.split(':').map(Path::new));

@@ -7,7 +7,7 @@ use lab::{
     simulator::{HoldPoint, Run},
 };
 use tokio::time::{Instant, timeout};
-use workflow_run_stop_operator::resource::conditions::{ConditionStatus, ConditionType, Reason};
+use workflow_run_stop_api::conditions::{ConditionStatus, ConditionType, Reason};
 
 use crate::{
     batch::{Batch, came, stored},

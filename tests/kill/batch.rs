@@ -13,7 +13,7 @@ use lab::{
     simulator::{Kind, Recorded},
 };
 use tokio::{sync::watch, time::timeout};
-use workflow_run_stop_operator::resource::WorkflowRunStop;
+use workflow_run_stop_api::WorkflowRunStop;
 
 use crate::support::{Operator, Place, TENANT, a_stop, ends_at_once, ready, request};
 

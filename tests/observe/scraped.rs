@@ -8,7 +8,7 @@ use std::{
 
 use lab::simulator::{ErrorBody, Fault, RetryAfter, Run, Took};
 use serde_json::{Value, json};
-use workflow_run_stop_operator::resource::{WorkflowRunStop, conditions::Reason};
+use workflow_run_stop_api::{WorkflowRunStop, conditions::Reason};
 
 use crate::{
     ALERT_TESTS, ALERTS, alerts,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lab::simulator::{HoldPoint, Kind, Recorded};
-use workflow_run_stop_operator::resource::{
+use workflow_run_stop_api::{
     WorkflowRunStop,
     conditions::{ConditionStatus, ConditionType, Reason},
 };

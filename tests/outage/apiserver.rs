@@ -14,7 +14,7 @@ use tokio::{
     process::Command,
     time::{sleep, timeout},
 };
-use workflow_run_stop_operator::resource::{
+use workflow_run_stop_api::{
     WorkflowRunStop,
     conditions::{ConditionStatus, ConditionType, Reason},
 };

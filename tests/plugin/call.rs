@@ -15,7 +15,7 @@ use tokio::{
     task::JoinHandle,
     time::{sleep, timeout},
 };
-use workflow_run_stop_operator::resource::WorkflowRunStop;
+use workflow_run_stop_api::WorkflowRunStop;
 
 use crate::support::{Place, TENANT, a_stop};
 
@@ -77,7 +77,7 @@ impl Ended {
 
 /// The plugin with this kubeconfig. Nothing of the test's own environment reaches it.
 pub fn plugin(kubeconfig: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_kubectl-stop_run"));
+    let mut command = Command::new(lab::binary("kubectl-stop_run"));
     command.env_clear().env("KUBECONFIG", kubeconfig);
     command
 }

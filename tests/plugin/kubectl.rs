@@ -21,7 +21,7 @@ pub fn kubectl(kubeconfig: &Path) -> Command {
 fn installed(name: &str) -> Folder {
     let folder = Folder::new(name);
     for name in ["kubectl-stop_run", "kubectl_complete-stop_run"] {
-        symlink(env!("CARGO_BIN_EXE_kubectl-stop_run"), folder.path().join(name)).unwrap();
+        symlink(lab::binary("kubectl-stop_run"), folder.path().join(name)).unwrap();
     }
     folder
 }

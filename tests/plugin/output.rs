@@ -6,7 +6,7 @@ use kube::api::ListParams;
 use lab::{control_plane::User, simulator::Run};
 use serde::Deserialize;
 use serde_json::Value;
-use workflow_run_stop_operator::resource::WorkflowRunStop;
+use workflow_run_stop_api::WorkflowRunStop;
 
 use crate::call::{Folder, USUAL, call, done, plugin};
 use crate::kubectl::kubectl;

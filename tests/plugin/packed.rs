@@ -16,7 +16,7 @@ async fn pack(name: &str) -> Folder {
     let folder = Folder::new(name);
     let mut command = Command::new("bash");
     command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/plugin/pack.sh")).arg(folder.path());
-    command.args([env!("CARGO_BIN_EXE_kubectl-stop_run"), VERSION, "amd64", "https://example.com/a?b&c=1"]);
+    command.arg(lab::binary("kubectl-stop_run")).args([VERSION, "amd64", "https://example.com/a?b&c=1"]);
     done(command).await.with(0);
     folder
 }

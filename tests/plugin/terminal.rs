@@ -13,8 +13,9 @@ async fn a_spinner_shows_the_state_and_leaves_only_the_outcome() {
     let place = Place::new().await;
     place.amperity.add_run(TENANT, Run::new("wf-1").stops_in(Duration::from_secs(2)));
     let _operator = place.operator().await;
-    let plugin = env!("CARGO_BIN_EXE_kubectl-stop_run");
-    let call = format!("{plugin} wf-1 --tenant {TENANT} --credentials amperity -n {} --wait", place.namespace);
+    let plugin = lab::binary("kubectl-stop_run");
+    let call =
+        format!("{} wf-1 --tenant {TENANT} --credentials amperity -n {} --wait", plugin.display(), place.namespace);
     // It makes a terminal of its own, and passes on what is written to it.
     let mut command = Command::new("script");
     command.args(["--quiet", "--return", "--command", &call, "/dev/null"]);

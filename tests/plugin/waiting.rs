@@ -5,7 +5,7 @@ use std::time::Duration;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use lab::{control_plane::User, simulator::Run};
 use serde_json::{Value, json};
-use workflow_run_stop_operator::resource::conditions::StopResult::{
+use workflow_run_stop_api::conditions::StopResult::{
     Accepted, EndedOtherwise, Expired, Failed, StillActive, Stopped, Unknown,
 };
 

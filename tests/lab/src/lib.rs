@@ -2,9 +2,12 @@
 
 pub mod api_docs;
 pub mod apiserver_proxy;
+mod binary;
 pub mod control_plane;
 pub mod dns;
 pub mod examples;
 pub mod table;
 
 pub mod simulator;
+
+pub use binary::binary;

@@ -4,9 +4,9 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Resource;
 use serde_json::{Map, Value, json};
+use workflow_run_stop_api::WorkflowRunStop;
 
-use crate::plugin::args::Flags;
-use crate::resource::WorkflowRunStop;
+use crate::args::Flags;
 
 /// The API server cuts what it generates a name from after so many bytes.
 const LONGEST_PREFIX: usize = 58;
@@ -82,8 +82,8 @@ fn prefix(run: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plugin::args::{Cli, Command};
-    use crate::resource::WorkflowRunStopSpec;
+    use crate::args::{Cli, Command};
+    use workflow_run_stop_api::WorkflowRunStopSpec;
 
     fn flags(args: &str) -> Flags {
         let line = format!("kubectl-stop_run wf-1 --tenant acme --credentials amperity {args}");

@@ -5,7 +5,8 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use clap_complete::Shell;
-use jiff::{Span, SpanRelativeTo, Timestamp};
+use jiff::Timestamp;
+use workflow_run_stop_common::{duration, name::dns_label};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -108,7 +109,7 @@ pub struct Flags {
     pub dry_run: DryRun,
 
     /// Namespace; the kubeconfig's own where it is not given
-    #[arg(short, long, value_parser = namespace)]
+    #[arg(short, long, value_parser = dns_label)]
     pub namespace: Option<String>,
 
     /// Context of the kubeconfig
@@ -176,25 +177,12 @@ fn shell(name: &str) -> Result<Shell, String> {
     }
 }
 
-/// It becomes a part of the path that the cluster is asked for.
-fn namespace(text: &str) -> Result<String, String> {
-    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    if !text.is_empty() && text.bytes().all(plain) {
-        Ok(text.to_owned())
-    } else {
-        Err("it is not a name of lower-case letters, digits and '-'".to_owned())
-    }
-}
-
 /// A duration such as `90s`, `1h30m`, `7d`, or a bare number of seconds, as whole seconds.
 fn seconds(text: &str) -> Result<i32, String> {
     if let Ok(seconds) = text.parse() {
         return if 0 <= seconds { Ok(seconds) } else { Err("it is negative".to_owned()) };
     }
-    let parsed = text.parse::<Span>().ok();
-    let days_are_24_hours = SpanRelativeTo::days_are_24_hours();
-    let duration = parsed.and_then(|span| span.to_duration(days_are_24_hours).ok());
-    let duration = duration.ok_or("it is not a duration such as 90s, 10m or 7d")?;
+    let duration = duration::parse(text).map_err(|error| error.to_string())?;
     if duration.is_negative() {
         return Err("it is negative".to_owned());
     }

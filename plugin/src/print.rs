@@ -1,13 +1,11 @@
 //! Owns what goes to stdout: resources in the format that was asked for, texts for people, scripts.
 //! Never anything but that, so that a program can read it.
 
-use std::io::{ErrorKind, Write};
-
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::plugin::args::Output;
-use crate::plugin::words::full_name;
+use crate::args::Output;
+use crate::words::full_name;
 
 /// A resource in one of the formats. Several can be printed one after the other.
 pub fn resource(resource: &impl Serialize, output: Output) -> String {
@@ -20,18 +18,6 @@ pub fn resource(resource: &impl Serialize, output: Output) -> String {
         Output::Name => format!("{}\n", full_name(resource["metadata"]["name"].as_str().unwrap_or_default())),
         Output::Json => format!("{resource:#}\n"),
         Output::Yaml => format!("---\n{}", serde_yaml_ng::to_string(&resource).unwrap_or_default()),
-    }
-}
-
-/// Writes to stdout.
-///
-/// # Errors
-/// Where it cannot be written, but for a reader that has had enough.
-pub fn out(bytes: &[u8]) -> Result<(), String> {
-    let mut stdout = std::io::stdout();
-    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(format!("stdout: {error}")),
-        Ok(()) | Err(_) => Ok(()),
     }
 }
 

@@ -6,7 +6,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::resource::conditions::StopResult;
+use crate::conditions::StopResult;
 use crate::workflow_run::{RunDetails, RunError, TaskInstance};
 
 /// What is known of the stop and of the run.

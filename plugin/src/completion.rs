@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use clap::CommandFactory;
 use clap_complete::{Shell, engine};
 
-use crate::plugin::args::Cli;
+use crate::args::Cli;
 
 /// kubectl runs a program of this name to complete `kubectl stop-run`.
 const ASKED_BY_KUBECTL: &str = "kubectl_complete-stop_run";

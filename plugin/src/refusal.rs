@@ -3,7 +3,7 @@
 
 use kube::core::Status;
 
-use crate::plugin::words::one_line;
+use crate::words::one_line;
 
 /// Where a field of the spec comes from.
 const FLAGS: &[(&str, &str)] = &[

@@ -3,6 +3,7 @@
 
 pub mod conditions;
 mod status;
+pub mod workflow_run;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;

@@ -1,12 +1,10 @@
 //! Owns what is shown while it waits: on a terminal one spinner for each stop, otherwise one plain line for each change.
 //! Never writes to stdout.
 
-use std::{
-    io::{IsTerminal, Write},
-    time::Duration,
-};
+use std::{io::IsTerminal, time::Duration};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use workflow_run_stop_common::output::stderr_line;
 
 const TICK: Duration = Duration::from_millis(120);
 
@@ -61,7 +59,7 @@ impl Line {
         text.clone_into(&mut self.said);
         match &self.spinner {
             Some(spinner) => spinner.set_message(text.to_owned()),
-            None => tell(&format!("{}: {text}", self.name)),
+            None => stderr_line(&format!("{}: {text}", self.name)),
         }
     }
 
@@ -69,8 +67,8 @@ impl Line {
     pub fn warns(&self, text: &str) {
         let warning = format!("{}: warning: {text}", self.name);
         match &self.spinner {
-            Some(spinner) => spinner.suspend(|| tell(&warning)),
-            None => tell(&warning),
+            Some(spinner) => spinner.suspend(|| stderr_line(&warning)),
+            None => stderr_line(&warning),
         }
     }
 }
@@ -81,10 +79,4 @@ impl Drop for Line {
             spinner.finish_and_clear();
         }
     }
-}
-
-/// A line on stderr.
-pub fn tell(text: &str) {
-    // Where even stderr is gone the exit code has to do.
-    let _ = writeln!(std::io::stderr(), "{text}");
 }

@@ -6,11 +6,11 @@ use std::time::Duration;
 use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::Resource;
+use workflow_run_stop_api::conditions::{self, ConditionStatus, ConditionType, Reason, StopResult};
+use workflow_run_stop_api::workflow_run::{Phase, RunError, TaskInstance};
+use workflow_run_stop_api::{WorkflowRunStop, WorkflowRunStopStatus};
 
-use crate::plugin::exit::Exit;
-use crate::resource::conditions::{self, ConditionStatus, ConditionType, Reason, StopResult};
-use crate::resource::{WorkflowRunStop, WorkflowRunStopStatus};
-use crate::workflow_run::{Phase, RunError, TaskInstance};
+use crate::exit::Exit;
 
 /// How many failed tasks are shown; `kubectl get -o yaml` has them all.
 const MOST_TASKS: usize = 10;
@@ -191,8 +191,8 @@ fn cut(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::resource::WorkflowRunStopSpec;
     use k8s_openapi::jiff::Timestamp;
+    use workflow_run_stop_api::WorkflowRunStopSpec;
 
     fn at(second: i64) -> Time {
         Time(Timestamp::from_second(second).unwrap())

@@ -9,14 +9,15 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig, KubeconfigError},
 };
 use serde_json::Value;
+use workflow_run_stop_api::WorkflowRunStop;
+use workflow_run_stop_common::{error::chain, kube_client::harden};
 
-use crate::plugin::args::Flags;
-use crate::plugin::refusal::explain;
-use crate::plugin::words::{Place, one_line, quoted};
-use crate::resource::WorkflowRunStop;
+use crate::args::Flags;
+use crate::refusal::explain;
+use crate::words::{Place, one_line, quoted};
 
-/// A server that says nothing is given up after so long. A watch hears something once a minute.
-const SILENCE: Duration = Duration::from_secs(90);
+/// A connection that is silent for longer is given up. A watch receives a bookmark about once a minute.
+const READ_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// A cluster, and the namespace to work in.
 pub struct Cluster {
@@ -32,18 +33,15 @@ impl Cluster {
     /// Where no cluster is named, or in a way that cannot be used; with what to do.
     pub async fn new(flags: &Flags) -> Result<Self, String> {
         let mut config = config(flags).await?;
-        // Nothing that is sent again may make a second stop.
-        config.default_retry = false;
-        config.read_timeout = Some(SILENCE);
-        config.reset_reader_on_write = true;
+        harden(&mut config, READ_TIMEOUT);
         let namespace = flags.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
         let named = [
             flags.context.as_ref().map(|context| format!("--context {}", quoted(context))),
             flags.kubeconfig.as_ref().map(|path| format!("--kubeconfig {}", quoted(&path.display().to_string()))),
         ];
         let place = Place { namespace, cluster: named.into_iter().flatten().collect() };
-        let client =
-            Client::try_from(config).map_err(|error| format!("the kubeconfig cannot be used: {}", told(&error)))?;
+        let client = Client::try_from(config)
+            .map_err(|error| format!("the kubeconfig cannot be used: {}", explained(&error)))?;
         Ok(Self { client, place })
     }
 
@@ -72,21 +70,21 @@ impl Cluster {
 
     fn why_not_created(&self, error: &kube::Error, dry_run: bool) -> String {
         let status = if let kube::Error::Api(status) = error { Some(status) } else { None };
-        let told = status.map_or_else(|| told(error), |status| explain(status, "create", &self.place.namespace));
+        let reason = status.map_or_else(|| explained(error), |status| explain(status, "create", &self.place.namespace));
         if status.is_some_and(|status| status.code < 500) {
-            return told;
+            return reason;
         }
         if was_not_sent(error) {
             return format!(
-                "{told}\nCheck that the cluster runs, and which one is meant: kubectl config view --minify"
+                "{reason}\nCheck that the cluster runs, and which one is meant: kubectl config view --minify"
             );
         }
         if dry_run {
-            return told;
+            return reason;
         }
         // Sending it again might make a second stop.
         format!(
-            "{told}\nIt may have been created all the same. Look before you try again: {}",
+            "{reason}\nIt may have been created all the same. Look before you try again: {}",
             self.place.look_at_all()
         )
     }
@@ -121,22 +119,13 @@ fn unusable(error: &KubeconfigError, context: Option<&str>) -> String {
         (KubeconfigError::CurrentContextNotSet | KubeconfigError::LoadContext(_), _) => {
             format!("the kubeconfig names no current context. {remedy}, or choose a context with --context")
         }
-        _ => format!("no cluster is known: {}. {remedy}", told(error)),
+        _ => format!("no cluster is known: {}. {remedy}", explained(error)),
     }
 }
 
-/// An error in one line, with what lies below it where it says more.
-pub fn told(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut below = error.source();
-    while let Some(source) = below {
-        let more = source.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        below = source.source();
-    }
-    one_line(&text)
+/// Returns an error and its causes in one line.
+pub fn explained(error: &(dyn Error + 'static)) -> String {
+    one_line(&chain(error))
 }
 
 /// True where it is certain that no request went out: there was no connection to send it on.

@@ -19,23 +19,24 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     time::Instant,
 };
+use workflow_run_stop_common::output::{self, stderr_line};
 
-use crate::resource::WorkflowRunStop;
+use workflow_run_stop_api::WorkflowRunStop;
 
 use self::args::{Cli, Command, DryRun, Flags, Output};
 use self::cluster::Cluster;
 pub use self::exit::Exit;
 use self::manifest::{Naming, manifest};
-use self::progress::{Progress, tell};
+use self::progress::Progress;
 use self::wait::{Waited, wait};
 
 /// Does what the command line says; the first argument is the name of the program.
-pub fn main(args: Vec<OsString>) -> Exit {
+pub fn run(args: Vec<OsString>) -> Exit {
     if completion::is_asked_by_kubectl(&args) {
-        return written(print::out(completion::candidates(args).as_bytes()));
+        return written(print_out(completion::candidates(args).as_bytes()));
     }
     match Cli::read(&args) {
-        Ok(Command::Completion { shell }) => written(print::out(&completion::script(shell))),
+        Ok(Command::Completion { shell }) => written(print_out(&completion::script(shell))),
         Ok(Command::Stop(flags)) if flags.dry_run == DryRun::Client => dry_run(&flags),
         Ok(Command::Stop(flags)) => match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime.block_on(stop(&flags)),
@@ -53,8 +54,16 @@ pub fn main(args: Vec<OsString>) -> Exit {
     }
 }
 
+/// Writes to stdout.
+///
+/// # Errors
+/// If it cannot be written, other than because the reader of a pipe has gone.
+fn print_out(bytes: &[u8]) -> Result<(), String> {
+    output::stdout(bytes).map_err(|error| format!("stdout: {error}"))
+}
+
 fn failed(why: &str) -> Exit {
-    tell(&format!("error: {why}"));
+    stderr_line(&format!("error: {why}"));
     Exit::Failed
 }
 
@@ -72,7 +81,7 @@ fn dry_run(flags: &Flags) -> Exit {
             None => format!("{} created (dry run)\n", words::full_name(name)),
         }
     });
-    written(print::out(each.collect::<String>().as_bytes()))
+    written(print_out(each.collect::<String>().as_bytes()))
 }
 
 /// Creates the stops, and waits for them where asked to.
@@ -94,8 +103,8 @@ async fn stop(flags: &Flags) -> Exit {
                 Err(exit) => worst = worst.max(exit),
             },
             _ = interrupt.recv() => {
-                tell(&format!("interrupted; {run} may have been asked for all the same. To look:"));
-                tell(&format!("  {}", cluster.place.look_at_all()));
+                stderr_line(&format!("interrupted; {run} may have been asked for all the same. To look:"));
+                stderr_line(&format!("  {}", cluster.place.look_at_all()));
                 return Exit::Interrupted;
             }
         }
@@ -107,7 +116,7 @@ async fn stop(flags: &Flags) -> Exit {
         return worst.max(wait_for_all(&cluster, flags, &created, &mut interrupt).await);
     }
     if flags.output.is_none() {
-        tell(&format!("To wait for the end: {}", cluster.place.how_to_wait(&names(&created))));
+        stderr_line(&format!("To wait for the end: {}", cluster.place.how_to_wait(&names(&created))));
     }
     worst
 }
@@ -129,7 +138,7 @@ async fn create(cluster: &Cluster, flags: &Flags, run: &str) -> Result<WorkflowR
         Some(output) if output == Output::Name || !flags.wait => print::resource(&stop, output),
         Some(_) => String::new(),
     };
-    print::out(said.as_bytes()).map_err(|error| failed(&error))?;
+    print_out(said.as_bytes()).map_err(|error| failed(&error))?;
     Ok(stop)
 }
 
@@ -157,8 +166,8 @@ async fn wait_for_all(cluster: &Cluster, flags: &Flags, stops: &[WorkflowRunStop
     }
     // The spinners go first.
     drop(waits);
-    tell(&format!("interrupted; the operator goes on with {}. To look again:", left.join(", ")));
-    tell(&cluster.place.look_again(&left));
+    stderr_line(&format!("interrupted; the operator goes on with {}. To look again:", left.join(", ")));
+    stderr_line(&cluster.place.look_again(&left));
     Exit::Interrupted
 }
 
@@ -169,9 +178,9 @@ fn tell_end(cluster: &Cluster, flags: &Flags, name: &str, waited: Waited) -> Exi
         Waited::Finished(stop) => {
             let outcome = words::outcome(&stop);
             let shown = match flags.output {
-                None => written(print::out(format!("{outcome}\n").as_bytes())),
+                None => written(print_out(format!("{outcome}\n").as_bytes())),
                 Some(output) => {
-                    tell(&outcome);
+                    stderr_line(&outcome);
                     last_seen(&stop, output)
                 }
             };
@@ -179,13 +188,13 @@ fn tell_end(cluster: &Cluster, flags: &Flags, name: &str, waited: Waited) -> Exi
         }
         Waited::TimedOut(stop) => {
             let limit = words::duration(flags.timeout);
-            tell(&format!("{name}: not finished after {limit}: {}\n{again}", words::progress(&stop)));
+            stderr_line(&format!("{name}: not finished after {limit}: {}\n{again}", words::progress(&stop)));
             flags.output.map_or(Exit::Done, |output| last_seen(&stop, output)).max(Exit::TimedOut)
         }
         Waited::Gone => failed(&format!("{name} was deleted before its end was seen")),
         Waited::Refused(why) => {
             let exit = failed(&format!("{name} was created, but cannot be watched: {why}"));
-            tell(&again);
+            stderr_line(&again);
             exit
         }
     }
@@ -195,6 +204,6 @@ fn tell_end(cluster: &Cluster, flags: &Flags, name: &str, waited: Waited) -> Exi
 fn last_seen(stop: &WorkflowRunStop, output: Output) -> Exit {
     match output {
         Output::Name => Exit::Done,
-        Output::Json | Output::Yaml => written(print::out(print::resource(stop, output).as_bytes())),
+        Output::Json | Output::Yaml => written(print_out(print::resource(stop, output).as_bytes())),
     }
 }

@@ -12,12 +12,13 @@ use kube::{
     },
 };
 use tokio::time::{Instant, sleep, sleep_until};
+use workflow_run_stop_api::WorkflowRunStop;
+use workflow_run_stop_common::error::watch_status;
 
-use crate::plugin::cluster::told;
-use crate::plugin::progress::Line;
-use crate::plugin::refusal::explain;
-use crate::plugin::words::{is_unseen, one_line, progress};
-use crate::resource::WorkflowRunStop;
+use crate::cluster::explained;
+use crate::progress::Line;
+use crate::refusal::explain;
+use crate::words::{is_unseen, one_line, progress};
 
 /// A running operator looks at a new stop within a second.
 const UNSEEN_FOR_LONG: Duration = Duration::from_secs(5);
@@ -80,17 +81,8 @@ pub async fn wait(api: Api<WorkflowRunStop>, created: WorkflowRunStop, until: In
 
 /// Why a watch failed, and whether the cluster does not let us look, rather than being away.
 fn why(error: &watcher::Error, namespace: &str) -> (String, bool) {
-    let status = match error {
-        watcher::Error::WatchError(status) => Some(status),
-        watcher::Error::InitialListFailed(kube::Error::Api(status))
-        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => Some(status),
-        watcher::Error::InitialListFailed(_)
-        | watcher::Error::WatchStartFailed(_)
-        | watcher::Error::WatchFailed(_)
-        | watcher::Error::NoResourceVersion => None,
-    };
-    match status {
+    match watch_status(error) {
         Some(status) => (explain(status, "list and watch", namespace), matches!(status.code, 401 | 403 | 404)),
-        None => (told(error), false),
+        None => (explained(error), false),
     }
 }

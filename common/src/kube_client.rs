@@ -1,0 +1,16 @@
+//! Owns the settings with which both programs reach the API server.
+//! Never chooses a cluster.
+
+use std::time::Duration;
+
+use kube::Config;
+
+/// Disables retries and bounds how long a connection may be silent.
+///
+/// A retry in the client would hide the outcome of the first request, and a write that is sent twice may take effect
+/// twice. `read_timeout` ends a request whose answer makes no progress; a watch receives a bookmark about once a minute.
+pub fn harden(config: &mut Config, read_timeout: Duration) {
+    config.default_retry = false;
+    config.read_timeout = Some(read_timeout);
+    config.reset_reader_on_write = true;
+}

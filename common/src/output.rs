@@ -1,0 +1,22 @@
+//! Owns writing to stdout and stderr.
+//! Never fails because the reader of a pipe has gone.
+
+use std::io::{self, ErrorKind, Write};
+
+/// Writes to stdout. A reader that has closed the pipe, such as `head`, is not an error.
+///
+/// # Errors
+/// If stdout cannot be written for another reason.
+pub fn stdout(bytes: &[u8]) -> io::Result<()> {
+    let mut stdout = io::stdout();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Writes one line to stderr, if stderr can be written.
+pub fn stderr_line(text: &str) {
+    // Nothing else is left to report a failure to.
+    let _ = writeln!(io::stderr(), "{text}");
+}

@@ -1,0 +1,42 @@
+//! Owns where a program of another package of this workspace is: a test finds only those of its own package by itself.
+//! Never returns one that is older than its source: cargo builds it first.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{LazyLock, Mutex},
+};
+
+static BUILT: LazyLock<Mutex<HashMap<String, PathBuf>>> = LazyLock::new(Mutex::default);
+
+/// Builds a program of this workspace, once for each process, and returns its path.
+///
+/// All programs of the workspace are built, as by `make`, so that the dependencies are built once for both.
+///
+/// # Panics
+/// If cargo cannot build it, or there is no program of this name.
+pub fn binary(name: &str) -> PathBuf {
+    let mut built = BUILT.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    built.entry(name.to_owned()).or_insert_with(|| build(name)).clone()
+}
+
+fn build(name: &str) -> PathBuf {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("tests/lab lies two levels deep");
+    let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .args(["build", "--locked", "--workspace", "--bins", "--message-format=json-render-diagnostics"])
+        .current_dir(workspace)
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .expect("cargo can be started");
+    assert!(output.status.success(), "cargo cannot build {name}: {}", output.status);
+    let messages = String::from_utf8_lossy(&output.stdout);
+    let executables = messages.lines().filter_map(|line| {
+        serde_json::from_str::<serde_json::Value>(line).ok()?["executable"].as_str().map(PathBuf::from)
+    });
+    executables
+        .into_iter()
+        .find(|path| path.file_stem().is_some_and(|stem| stem == name))
+        .unwrap_or_else(|| panic!("cargo has built no program {name}"))
+}
