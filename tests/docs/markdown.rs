@@ -49,7 +49,7 @@ impl Mark {
     }
 }
 
-/// README.md, everything in docs/, and the chart's own.
+/// The documents at the top, everything in docs/, and the README of the chart.
 pub fn all() -> Vec<Document> {
     let mut paths: Vec<_> = fs::read_dir(format!("{ROOT}/docs"))
         .unwrap()
@@ -57,7 +57,7 @@ pub fn all() -> Vec<Document> {
         .filter(|path| path.ends_with(".md"))
         .collect();
     paths.sort();
-    paths.insert(0, "README.md".to_owned());
+    paths.splice(0..0, ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"].map(str::to_owned));
     paths.push("charts/workflow-run-stop-operator/README.md".to_owned());
     paths.into_iter().map(|path| Document { text: read(&path), path }).collect()
 }
