@@ -1,14 +1,14 @@
 # syntax=docker/dockerfile:1
-# The image for those who have Docker or BuildKit; `make image` makes the same one without. Keep it like image/build.sh.
+# Builds the image with Docker or BuildKit; `make image` builds the same image without them. Keep in sync with image/build.sh.
 #
 #   docker build --build-arg REVISION="$(git rev-parse HEAD)" --tag workflow-run-stop-operator:0.1.0 .
 
 FROM rust:1.95-bookworm AS builder
 WORKDIR /src
-# ca-certificates is there already; its own files and not /etc/ssl hold the public authorities alone.
+# ca-certificates is already installed. Its own files contain only the public authorities; /etc/ssl may contain others.
 RUN cat /usr/share/ca-certificates/mozilla/*.crt >/ca-certificates.crt
 COPY . .
-# Static, so that an empty image can run it. With --target, the flags are not for what is run during the build.
+# Linked statically, since the image contains no libraries. With --target, the flags do not apply to build scripts.
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
     target="$(rustc -vV | sed -n 's/^host: //p')" && \
     RUSTFLAGS='-C target-feature=+crt-static' \

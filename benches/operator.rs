@@ -1,6 +1,6 @@
-//! Owns the measurements: the operator beside a bare loop, its pace under the limit and beside another client, its
-//! idle memory.
-//! Never fails on a slow machine: it prints figures, and ratios of what ran side by side.
+//! Owns the measurements of the operator: latency compared with a minimal loop, throughput under the rate limit with and
+//! without another client, memory.
+//! Never fails on a slow machine: it prints figures and ratios.
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
 #[path = "../tests/outage/other_client.rs"]
@@ -16,7 +16,7 @@ use kube::{
 };
 use lab::{
     control_plane::ControlPlane,
-    simulator::{Kind, Recorded, Run, Simulator},
+    simulator::{Kind, RecordedRequest, Run, Simulator},
 };
 use serde_json::json;
 use tokio::{
@@ -25,49 +25,53 @@ use tokio::{
 };
 use workflow_run_stop_api::{WorkflowRunStop, WorkflowRunStopSpec};
 
-/// The argument by which this program runs as the bare loop.
-const BARE_LOOP: &str = "bare-loop";
+/// The argument that makes this program run the minimal loop.
+const MINIMAL_LOOP: &str = "minimal-loop";
 
 const TENANT: &str = "acme";
+/// Number of measured stops of each program.
 const ROUNDS: usize = 100;
+/// Number of finished resources for the memory measurement.
 const FINISHED: usize = 10_000;
-const SHARED: usize = 600;
+/// Number of stops while another client shares the rate limit.
+const SHARED_LIMIT_STOPS: usize = 600;
 
 #[tokio::main]
 async fn main() {
     rustls::crypto::ring::default_provider().install_default().unwrap();
-    // The bare loop is a process of its own, as the operator is.
+    // The minimal loop runs as a separate process, like the operator.
     let args: Vec<_> = std::env::args().collect();
-    if let [_, word, namespace, base] = &args[..]
-        && word == BARE_LOOP
+    if let [_, mode, namespace, base] = &args[..]
+        && mode == MINIMAL_LOOP
     {
-        return bare_loop(Client::try_default().await.unwrap(), namespace, base).await;
+        return minimal_loop(Client::try_default().await.unwrap(), namespace, base).await;
     }
     let cluster = ControlPlane::start().await.unwrap();
     cluster.apply_crd(include_str!("../crds/workflowrunstops.yaml")).await;
     latency(&cluster).await;
-    pace(&cluster).await;
-    shared(&cluster).await;
+    throughput(&cluster).await;
+    throughput_with_other_client(&cluster).await;
     memory(&cluster).await;
     cluster.stop().await;
 }
 
-/// Created → POST received: the operator and a bare loop take turns in one run.
+/// Measures the time from the creation of a resource to the arrival of the POST, alternating between operator and
+/// minimal loop.
 async fn latency(cluster: &ControlPlane) {
     let amperity = Simulator::start().await;
-    let (bare, ours) = (namespace(cluster).await, namespace(cluster).await);
-    let looping = Command::new(std::env::current_exe().unwrap())
+    let (minimal, operated) = (namespace(cluster).await, namespace(cluster).await);
+    let minimal_process = Command::new(std::env::current_exe().unwrap())
         .env("KUBECONFIG", cluster.kubeconfig_path())
-        .args([BARE_LOOP, &bare, &amperity.base_url()])
+        .args([MINIMAL_LOOP, &minimal, &amperity.base_url()])
         .kill_on_drop(true)
         .spawn();
-    let operator = Operator::start(cluster, &amperity, &ours, "1000").await;
+    let operator = Operator::start(cluster, &amperity, &operated, "1000").await;
     let client = cluster.client();
-    let (mut bare_times, mut our_times) = (vec![], vec![]);
+    let (mut minimal_times, mut operator_times) = (vec![], vec![]);
     for round in 0..ROUNDS {
-        // The operator takes a Secret that it read within the last second: here it has to read it.
+        // The operator caches a Secret for one second. After that it has to read it, as the minimal loop does.
         tokio::time::sleep(Duration::from_millis(1100)).await;
-        let mut turns = [(&bare, &mut bare_times), (&ours, &mut our_times)];
+        let mut turns = [(&minimal, &mut minimal_times), (&operated, &mut operator_times)];
         turns.rotate_left(round % 2);
         for (namespace, times) in turns {
             let run = format!("wf-{namespace}-{round}");
@@ -80,18 +84,18 @@ async fn latency(cluster: &ControlPlane) {
             let requests = amperity.requests();
             let request = requests.iter().find(|request| arrived(request.kind, &request.run_id)).unwrap();
             times.push(request.at - start);
-            amperity.forget();
+            amperity.clear_requests();
         }
     }
-    let (bare_ms, our_ms) = (median(bare_times), median(our_times));
-    println!("created -> POST received, median of {ROUNDS}, taking turns:");
-    println!("  bare loop {bare_ms:.2} ms, operator {our_ms:.2} ms, ratio {:.2}", our_ms / bare_ms);
-    looping.unwrap().kill().await.unwrap();
-    operator.end().await;
+    let (minimal_ms, operator_ms) = (median(minimal_times), median(operator_times));
+    println!("created -> POST received, median of {ROUNDS}, alternating:");
+    println!("  minimal loop {minimal_ms:.2} ms, operator {operator_ms:.2} ms, ratio {:.2}", operator_ms / minimal_ms);
+    minimal_process.unwrap().kill().await.unwrap();
+    operator.kill().await;
 }
 
-/// The least that claims before it sends: watch, Secret, claim patch, POST.
-async fn bare_loop(client: Client, namespace: &str, base: &str) {
+/// Runs the minimum of a claim before a request: watch, Secret, claim patch, POST.
+async fn minimal_loop(client: Client, namespace: &str, base: &str) {
     let stops: Api<WorkflowRunStop> = Api::namespaced(client.clone(), namespace);
     let secrets: Api<Secret> = Api::namespaced(client, namespace);
     let http = reqwest::Client::new();
@@ -100,7 +104,7 @@ async fn bare_loop(client: Client, namespace: &str, base: &str) {
         let WatchEvent::Added(stop) = event else { continue };
         let secret = secrets.get("amperity").await.unwrap();
         let token = String::from_utf8(secret.data.unwrap()["token"].0.clone()).unwrap();
-        let claim = json!({"attempts": 1, "claim": {"id": "x", "holder": "bare", "time": "2026-01-01T00:00:00Z"}});
+        let claim = json!({"attempts": 1, "claim": {"id": "x", "holder": "minimal", "time": "2026-01-01T00:00:00Z"}});
         let patch = serde_json::from_value(json!([
             {"op": "test", "path": "/metadata/uid", "value": stop.uid()},
             {"op": "test", "path": "/metadata/resourceVersion", "value": stop.resource_version()},
@@ -114,62 +118,66 @@ async fn bare_loop(client: Client, namespace: &str, base: &str) {
     }
 }
 
-/// 100 stops against a limit of ten in any second that the simulator enforces.
-async fn pace(cluster: &ControlPlane) {
+/// Measures 100 stops with a rate limit of 10 requests in any second, enforced by the simulator.
+async fn throughput(cluster: &ControlPlane) {
     let amperity = Simulator::start().await;
-    amperity.limit(Some(10));
+    amperity.set_rate_limit(Some(10));
     let namespace = namespace(cluster).await;
     for index in 0..100 {
         create(cluster, &amperity, &namespace, index).await;
     }
     let operator = Operator::start(cluster, &amperity, &namespace, "10").await;
-    amperity.wait_until(|requests| requests.iter().filter(|request| request.answered.is_some()).count() >= 100).await;
+    amperity
+        .wait_until(|requests| requests.iter().filter(|request| request.response_status.is_some()).count() >= 100)
+        .await;
     let requests = amperity.requests();
     let after_burst = (requests.last().unwrap().at - requests[9].at).as_secs_f64();
-    let refused = requests.iter().filter(|request| request.answered == Some(429)).count();
-    let most = amperity.max_in_any_second(TENANT);
+    let refused = requests.iter().filter(|request| request.response_status == Some(429)).count();
+    let max_per_second = amperity.max_in_any_second(TENANT);
     let used = 100.0 * 90.0 / after_burst / 10.0;
     println!("100 stops of one tenant, limit 10/s: {used:.1} % of the rate used after the first burst,");
-    println!("  at most {most} in any second, {refused} answers 429");
-    operator.end().await;
+    println!("  at most {max_per_second} in any second, {refused} responses with 429");
+    operator.kill().await;
 }
 
-/// 600 stops against the same limit, while another client of the tenant sends five requests a second.
-async fn shared(cluster: &ControlPlane) {
+/// Measures 600 stops with the same rate limit, while another client of the tenant sends 5 requests a second.
+async fn throughput_with_other_client(cluster: &ControlPlane) {
     let amperity = Simulator::start().await;
     let namespace = namespace(cluster).await;
-    stream::iter(0..SHARED)
+    stream::iter(0..SHARED_LIMIT_STOPS)
         .for_each_concurrent(16, async |index| create(cluster, &amperity, &namespace, index).await)
         .await;
-    let other = other_client::begin(&amperity, TENANT);
+    let other = other_client::start(&amperity, TENANT);
     let operator = Operator::start(cluster, &amperity, &namespace, "10").await;
-    let accepted = |requests: &[Recorded]| of_stops(requests).filter(|stop| stop.answered == Some(200)).count();
-    amperity.wait_until(|requests| SHARED <= accepted(requests)).await;
+    let accepted =
+        |requests: &[RecordedRequest]| stop_requests(requests).filter(|stop| stop.response_status == Some(200)).count();
+    amperity.wait_until(|requests| SHARED_LIMIT_STOPS <= accepted(requests)).await;
     other.abort();
     let requests = amperity.requests();
-    let (first, last) = (of_stops(&requests).next().unwrap().at, of_stops(&requests).next_back().unwrap().at);
-    let sent = of_stops(&requests).count();
-    let within = |request: &&Recorded| request.kind == Kind::Read && first <= request.at && request.at <= last;
-    let (others, refused) = (requests.iter().filter(within), |request: &&Recorded| request.answered == Some(429));
+    let (first, last) = (stop_requests(&requests).next().unwrap().at, stop_requests(&requests).next_back().unwrap().at);
+    let sent = stop_requests(&requests).count();
+    let within = |request: &&RecordedRequest| request.kind == Kind::Read && first <= request.at && request.at <= last;
+    let (others, refused) =
+        (requests.iter().filter(within), |request: &&RecordedRequest| request.response_status == Some(429));
     let (took, others_refused) = ((last - first).as_secs_f64(), others.clone().filter(refused).count());
-    println!("{SHARED} stops beside a client that sends 5 a second, limit 10/s, Retry-After 1 s:");
+    println!("{SHARED_LIMIT_STOPS} stops while another client sends 5 requests a second, limit 10/s, Retry-After 1 s:");
     println!(
-        "  {:.1} % of the rest used,",
-        100.0 * SHARED as f64 / took / (10.0 - others.clone().count() as f64 / took)
+        "  {:.1} % of the remaining rate used,",
+        100.0 * SHARED_LIMIT_STOPS as f64 / took / (10.0 - others.clone().count() as f64 / took)
     );
     println!(
-        "  {:.1} % answers 429 to us, {others_refused} of {} to it",
-        100.0 * (sent - SHARED) as f64 / sent as f64,
+        "  {:.1} % of the operator's responses are 429, {others_refused} of {} of the other client's",
+        100.0 * (sent - SHARED_LIMIT_STOPS) as f64 / sent as f64,
         others.count()
     );
-    operator.end().await;
+    operator.kill().await;
 }
 
-fn of_stops(requests: &[Recorded]) -> impl DoubleEndedIterator<Item = &Recorded> {
+fn stop_requests(requests: &[RecordedRequest]) -> impl DoubleEndedIterator<Item = &RecordedRequest> {
     requests.iter().filter(|request| request.kind == Kind::Stop)
 }
 
-/// A run, and a stop of it that is not followed.
+/// Adds a run and creates a stop of it, with follow timeout 0.
 async fn create(cluster: &ControlPlane, amperity: &Simulator, namespace: &str, index: usize) {
     let run = format!("wf-{index}");
     amperity.add_run(TENANT, Run::new(&*run));
@@ -178,14 +186,14 @@ async fn create(cluster: &ControlPlane, amperity: &Simulator, namespace: &str, i
     Api::namespaced(cluster.client(), namespace).create(&PostParams::default(), &stop).await.unwrap();
 }
 
-/// Resident memory with nothing to do, and with ten thousand finished resources.
+/// Measures the resident memory without resources, and with 10,000 finished ones.
 async fn memory(cluster: &ControlPlane) {
     let amperity = Simulator::start().await;
     let namespace = namespace(cluster).await;
     let operator = Operator::start(cluster, &amperity, &namespace, "10").await;
     operator.ready().await;
-    println!("idle memory: {:.1} MiB (at most {:.1})", operator.mebibytes("VmRSS"), operator.mebibytes("VmHWM"));
-    operator.end().await;
+    println!("idle memory: {:.1} MiB (peak {:.1})", operator.mebibytes("VmRSS"), operator.mebibytes("VmHWM"));
+    operator.kill().await;
 
     let api: Api<WorkflowRunStop> = Api::namespaced(cluster.client(), &namespace);
     let status = json!({"status": {
@@ -201,12 +209,12 @@ async fn memory(cluster: &ControlPlane) {
     stream::iter(0..FINISHED).for_each_concurrent(16, finished).await;
     let operator = Operator::start(cluster, &amperity, &namespace, "10").await;
     operator.ready().await;
-    let (now, most) = (operator.mebibytes("VmRSS"), operator.mebibytes("VmHWM"));
-    println!("with {FINISHED} finished resources: {now:.1} MiB (at most {most:.1})");
-    operator.end().await;
+    let (now, peak) = (operator.mebibytes("VmRSS"), operator.mebibytes("VmHWM"));
+    println!("with {FINISHED} finished resources: {now:.1} MiB (peak {peak:.1})");
+    operator.kill().await;
 }
 
-/// The operator's binary, built as it is shipped.
+/// A running operator, built with the release profile.
 struct Operator {
     child: Child,
     health: String,
@@ -231,11 +239,11 @@ impl Operator {
     }
 
     async fn ready(&self) {
-        let give_up = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_secs(60);
         let http = reqwest::Client::new();
         let ready = async || http.get(format!("http://{}/readyz", self.health)).send().await?.error_for_status();
         while ready().await.is_err() {
-            assert!(Instant::now() < give_up, "the operator never became ready");
+            assert!(Instant::now() < deadline, "the operator never became ready");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -246,7 +254,7 @@ impl Operator {
         line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
     }
 
-    async fn end(mut self) {
+    async fn kill(mut self) {
         self.child.kill().await.unwrap();
     }
 }

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Owns building the image without a container engine, as an OCI archive: `make image` calls it.
-# Never takes anything into the image but the operator and the certificates of the public authorities.
+# Owns building the image as an OCI archive without a container engine: `make image` calls it.
+# Never adds anything to the image except the operator and the certificates of the public authorities.
 #
 #   build.sh ARCHIVE NAME:TAG [amd64|arm64]
 #
-# The operator is linked statically (static.sh): an empty image has no libraries to load.
-# CA_CERTIFICATES names a PEM file to take instead of Debian's own (ca-certificates).
+# The operator is linked statically (static.sh), since the image contains no libraries.
+# CA_CERTIFICATES names a PEM file to use instead of Debian's package ca-certificates.
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
@@ -19,7 +19,7 @@ archive=$1 name=$2
 case ${3:-$(uname -m)} in
 amd64 | x86_64) architecture=amd64 ;;
 arm64 | aarch64) architecture=arm64 ;;
-*) fail "no image is made for $3" ;;
+*) fail "unsupported architecture: ${3:-$(uname -m)}" ;;
 esac
 
 binary=$(bash image/static.sh workflow-run-stop-operator "$architecture")
@@ -27,7 +27,7 @@ binary=$(bash image/static.sh workflow-run-stop-operator "$architecture")
 root=$(mktemp -d)
 trap 'rm -rf -- "$root"' EXIT
 install -D -m 755 -- "$binary" "$root/workflow-run-stop-operator"
-# Of a package, and not the machine's own bundle: that one may hold authorities which are nobody else's.
+# Uses the files of the package, not the machine's bundle, which may contain private authorities.
 if [ -n "${CA_CERTIFICATES-}" ]; then
   install -D -m 644 -- "$CA_CERTIFICATES" "$root/etc/ssl/certs/ca-certificates.crt"
 else
@@ -37,7 +37,7 @@ else
   cat -- "$@" >"$root/etc/ssl/certs/ca-certificates.crt"
 fi
 
-# The same as in the Dockerfile.
+# Keep in sync with the Dockerfile.
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 revision=$(git rev-parse HEAD 2>/dev/null || printf unknown)
 config='{"User":"65532:65532","Entrypoint":["/workflow-run-stop-operator"],"WorkingDir":"/","Labels":{'

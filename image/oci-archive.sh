@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Owns writing an image without a container engine: an OCI archive of one layer, from a folder that is its whole content.
-# Never depends on when or where it runs: the same content gives the same bytes. Needs GNU tar, gzip and sha256sum.
+# Owns writing an OCI archive with one layer, which contains the files of one folder, without a container engine.
+# Never depends on when or where it runs: the same files give the same bytes. Needs GNU tar, gzip and sha256sum.
 #
 #   oci-archive.sh ARCHIVE NAME:TAG PLATFORM ROOT CONFIG
 #
-# PLATFORM is linux/amd64 or linux/arm64. CONFIG is the JSON of what the image says of itself: User, Entrypoint, Labels.
-# Docker, podman, skopeo and containerd read what comes out.
+# PLATFORM is linux/amd64 or linux/arm64. CONFIG is the image's config as JSON: User, Entrypoint, Labels.
+# Docker, podman, skopeo and containerd can read the archive.
 set -euo pipefail
 
 [ "$#" -eq 5 ] || { echo 'usage: oci-archive.sh ARCHIVE NAME:TAG PLATFORM ROOT CONFIG' >&2; exit 2; }
 archive=$1 name=$2 os=${3%/*} architecture=${3#*/} root=$4 config=$5
-# Of the commit where it is known, as the convention for reproducible builds has it.
+# The time of the commit if it is known, by the convention for reproducible builds.
 epoch=${SOURCE_DATE_EPOCH:-0}
 created=$(date -u -d "@$epoch" +%Y-%m-%dT%H:%M:%SZ)
 
@@ -20,7 +20,7 @@ mkdir -p -- "$layout/blobs/sha256" "$(dirname -- "$archive")"
 
 plain_tar() { tar --format=ustar --mode=u=rwX,go=rX --sort=name --mtime="@$epoch" --owner=0 --group=0 --numeric-owner -c "$@"; }
 
-# Puts a file among the blobs under the name of its hash; sets digest and size.
+# Moves a file to the blobs, named by its hash; sets digest and size.
 blob() {
   digest=$(sha256sum "$1" | cut -d ' ' -f 1)
   size=$(stat -c %s "$1")
@@ -41,7 +41,7 @@ printf '%s' '{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.
   '"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"sha256:'"$digest"'","size":'"$size"'},' \
   '"layers":['"$layer"']}' >"$layout/manifest"
 blob "$layout/manifest"
-# Two names for the same thing: the annotation that the OCI gives to a tag, and the one that containerd looks for.
+# The tag has two annotations: the one of the OCI specification, and the one that containerd reads.
 printf '%s' '{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[' \
   '{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:'"$digest"'","size":'"$size"',' \
   '"platform":{"architecture":"'"$architecture"'","os":"'"$os"'"},"annotations":{' \

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Owns building one program of this workspace for Linux, statically linked: prints where it is.
-# Never prints anything else on stdout.
+# Owns building one program of this workspace for Linux, statically linked. Prints the path of the binary.
+# Never prints anything else to stdout.
 #
 #   static.sh PROGRAM amd64|arm64
 #
-# It is linked statically with glibc, which since 2.34 looks up names in /etc/hosts and DNS by itself.
+# The program is linked with glibc. Since 2.34 a static glibc resolves names from /etc/hosts and DNS without shared libraries.
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
@@ -15,7 +15,7 @@ fail() {
 
 [ "$#" -eq 2 ] || fail 'usage: static.sh PROGRAM amd64|arm64'
 program=$1
-# Of its own package alone, so that it is built without the dependencies of the other program.
+# Builds only the program's own package, without the dependencies of the other program.
 case $program in
 kubectl-stop_run) package=kubectl-stop-run ;;
 *) package=$program ;;
@@ -23,13 +23,13 @@ esac
 case $2 in
 amd64) target=x86_64-unknown-linux-gnu ;;
 arm64) target=aarch64-unknown-linux-gnu ;;
-*) fail "nothing is built for $2" ;;
+*) fail "unsupported architecture: $2" ;;
 esac
 
-glibc=$(getconf GNU_LIBC_VERSION 2>/dev/null) || fail 'glibc is needed, 2.34 or newer; for the image, use the Dockerfile elsewhere'
+glibc=$(getconf GNU_LIBC_VERSION 2>/dev/null) || fail 'glibc 2.34 or newer is needed; on other systems, build the image with the Dockerfile'
 [ "$(printf '%s\n' 2.34 "${glibc#glibc }" | sort -V | head -n 1)" = 2.34 ] || fail "glibc 2.34 or newer is needed, this is $glibc"
 
-# Another architecture than this machine's needs its standard library and its linker.
+# Cross compiling needs the standard library and the linker of the target.
 if [ "$(uname -m)" != "${target%%-*}" ]; then
   cross=${target%%-*}-linux-gnu-gcc
   command -v "$cross" >/dev/null || fail "$cross is missing (Debian: gcc-${target%%-*}-linux-gnu)"
@@ -38,7 +38,7 @@ if [ "$(uname -m)" != "${target%%-*}" ]; then
   export "CARGO_TARGET_${upper}_LINKER=$cross"
 fi
 
-# With --target given, the flags are for the program alone, not for what is run while it is built.
+# With --target, the flags apply only to the program, not to build scripts and procedural macros.
 unset CARGO_ENCODED_RUSTFLAGS
 export RUSTFLAGS='-C target-feature=+crt-static'
 binary=$(cargo build --release --locked --target "$target" --package "$package" --bin "$program" \

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Owns packing the kubectl plugin for krew: an archive of the program and its licence, and the manifest that names it.
-# Never depends on when or where it runs: the same program gives the same bytes. Needs GNU tar, gzip and sha256sum.
+# Owns the package of the kubectl plugin for krew: an archive with the program and its licence, and krew's manifest.
+# Never depends on time or machine: the same program gives the same bytes. Needs GNU tar, gzip and sha256sum.
 #
 #   pack.sh FOLDER PROGRAM VERSION ARCH URI
 #
-# URI is where the archive will be fetched from.
+# krew will download the archive from URI.
 set -euo pipefail
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 
@@ -22,9 +22,9 @@ tar --format=ustar --sort=name --mtime="@${SOURCE_DATE_EPOCH:-0}" --owner=0 --gr
   -C "$content" -c kubectl-stop_run LICENSE | gzip -n -9 >"$archive.new"
 mv -f -- "$archive.new" "$archive"
 sha256=$(sha256sum "$archive" | cut -d ' ' -f 1)
-# A `&` or a `|` of an URI would mean something to sed.
+# Escapes what sed would interpret.
 escaped=$(printf '%s' "$uri" | sed 's/[&|\\]/\\&/g')
 sed -e '/^#/d' -e "s|@VERSION@|$version|; s|@ARCH@|$arch|; s|@SHA256@|$sha256|; s|@URI@|$escaped|" \
   "$here/stop-run.yaml" >"$manifest.new"
 mv -f -- "$manifest.new" "$manifest"
-printf '%s\n%s: sha256:%s, to be fetched from %s\n' "$archive" "$manifest" "$sha256" "$uri" >&2
+printf '%s\n%s: sha256:%s, to be published at %s\n' "$archive" "$manifest" "$sha256" "$uri" >&2

@@ -1,5 +1,5 @@
 //! Owns the flags and environment variables, and turns them into a checked configuration.
-//! Never starts anything; no room below sees this file.
+//! Never starts anything, and no module below imports it.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -11,8 +11,7 @@ use workflow_run_stop_common::{
 
 use crate::amperity::endpoint::{AllowedHosts, Endpoints};
 
-/// Asks Amperity once for each WorkflowRunStop to stop a workflow run, follows the run to its end and
-/// records the outcome.
+/// Sends one stop request to Amperity for each WorkflowRunStop, follows the run to its end and records the outcome.
 #[derive(Debug, Parser)]
 #[command(version, args_conflicts_with_subcommands = true)]
 pub struct Cli {
@@ -22,35 +21,39 @@ pub struct Cli {
     run: Flags,
 }
 
-/// What to do.
+/// The command.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Runs the operator (the default)
     Run(Box<Flags>),
     /// Prints the CustomResourceDefinition as YAML
     Crd,
-    /// Says whether the API server can be reached and WorkflowRunStops be listed, and ends
-    Check {
-        /// Namespaces to look into, separated by commas; all where it is empty
-        #[arg(long, env, default_value = "", value_name = "NAMESPACES", hide_default_value = true, value_parser = namespaces)]
-        watch_namespaces: Namespaces,
-    },
+    /// Checks that WorkflowRunStops can be listed, and exits
+    Check(WatchNamespaces),
 }
 
 impl Cli {
-    /// What to do; to run the operator where nothing is said.
+    /// Returns the command; `run` by default.
     pub fn command(self) -> Command {
         self.command.unwrap_or_else(|| Command::Run(Box::new(self.run)))
     }
 }
 
-/// How log lines are written.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// One JSON object a line.
+    /// One JSON object for each line.
     Json,
-    /// For people.
+    /// Text for people.
     Text,
+}
+
+/// The namespaces that a command covers.
+#[derive(Args, Clone, Debug)]
+pub struct WatchNamespaces {
+    /// Namespaces to watch, separated by commas; all if empty
+    #[arg(long, env, default_value = "", value_name = "NAMESPACES", hide_default_value = true, value_parser = namespaces)]
+    pub watch_namespaces: Namespaces,
 }
 
 /// The operator's flags, each also an environment variable.
@@ -68,23 +71,23 @@ pub struct Flags {
     #[arg(long, env, default_value = "*.amperity.com", value_name = "HOSTS", value_parser = AllowedHosts::parse)]
     pub allowed_hosts: AllowedHosts,
 
-    /// Most requests for one tenant in any second, from 1 to 1000
+    /// Highest number of requests for one tenant in any second, from 1 to 1000
     #[arg(long, env, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub requests_per_second: u32,
 
-    /// Limit for one request to Amperity, from its writing to the end of its answer
+    /// Timeout of one request to Amperity, from when it is written to the end of the response
     #[arg(long, env, default_value = "30s", value_name = "DURATION", value_parser = duration)]
     pub request_timeout: Duration,
 
-    /// How long after a request ended without a clear answer it may still take effect
+    /// Time after which a request without a clear answer can no longer take effect
     #[arg(long, env, default_value = "30s", value_name = "DURATION", value_parser = duration)]
     pub settle_time: Duration,
 
-    /// Namespaces to watch, separated by commas; all where it is empty
-    #[arg(long, env, default_value = "", value_name = "NAMESPACES", hide_default_value = true, value_parser = namespaces)]
-    pub watch_namespaces: Namespaces,
+    /// The namespaces to watch.
+    #[command(flatten)]
+    pub watch: WatchNamespaces,
 
-    /// Let one of several replicas work, elected by a Lease
+    /// Elect a leader among the replicas with a Lease; only the leader works
     #[arg(long, env, default_value_t = false, num_args = 0..=1, default_missing_value = "true", require_equals = true, action = clap::ArgAction::Set, value_name = "BOOL")]
     pub leader_elect: bool,
 
@@ -92,7 +95,7 @@ pub struct Flags {
     #[arg(long, env, default_value = "workflow-run-stop-operator", value_name = "NAME", value_parser = dns_label)]
     pub lease_name: String,
 
-    /// Namespace of the Lease; the operator's own where it is not given
+    /// Namespace of the Lease; the operator's own by default
     #[arg(long, env, value_name = "NAMESPACE", value_parser = dns_label)]
     pub lease_namespace: Option<String>,
 
@@ -100,27 +103,27 @@ pub struct Flags {
     #[arg(long, env, default_value = "0.0.0.0:8080", value_name = "ADDRESS")]
     pub http_addr: SocketAddr,
 
-    /// How log lines are written
+    /// Format of log lines
     #[arg(long, env, default_value = "json", value_name = "FORMAT")]
     pub log_format: LogFormat,
 
-    /// Longest wait at the end for requests in flight
+    /// Timeout at shutdown for requests in flight to be answered and recorded
     #[arg(long, env, default_value = "40s", value_name = "DURATION", value_parser = duration)]
     pub drain_timeout: Duration,
 }
 
 impl Flags {
-    /// Where the API is.
+    /// Returns the base URL of the API and the allowed hosts.
     ///
     /// # Errors
-    /// Where the base URL cannot be used.
+    /// If the base URL is invalid.
     pub fn endpoints(&self) -> Result<Endpoints, String> {
         Endpoints::new(&self.amperity_base_url, self.allowed_hosts.clone())
             .map_err(|error| format!("--amperity-base-url: {error}"))
     }
 }
 
-/// The namespaces to watch; none stands for all.
+/// The namespaces to watch; all if empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Namespaces(pub Vec<String>);
 
@@ -132,10 +135,10 @@ fn namespaces(list: &str) -> Result<Namespaces, NotADnsLabel> {
     Ok(Namespaces(names))
 }
 
-/// What can be sent as a header.
+/// Checks that the API version can be sent as a header.
 fn api_version(text: &str) -> Result<String, String> {
     let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
-    if plain { Ok(text.to_owned()) } else { Err("it is not a version such as 2024-04-01".to_owned()) }
+    if plain { Ok(text.to_owned()) } else { Err("not a version such as 2024-04-01".to_owned()) }
 }
 
 /// A duration such as `30s` or `1m30s`, greater than zero and at most one hour.
@@ -156,7 +159,7 @@ mod tests {
         let args = std::iter::once("operator").chain(args.iter().copied());
         match Cli::try_parse_from(args).map(Cli::command) {
             Ok(Command::Run(flags)) => Ok(*flags),
-            Ok(Command::Crd | Command::Check { .. }) => panic!("not the command to run"),
+            Ok(Command::Crd | Command::Check(_)) => panic!("not the command to run"),
             Err(error) => Err(error.to_string()),
         }
     }
@@ -177,20 +180,20 @@ mod tests {
 
     #[test]
     fn namespaces_are_a_list() {
-        assert_eq!(flags(&["--watch-namespaces", "b, a,b,"]).unwrap().watch_namespaces.0, ["a", "b"]);
-        assert!(flags(&[]).unwrap().watch_namespaces.0.is_empty());
+        assert_eq!(flags(&["--watch-namespaces", "b, a,b,"]).unwrap().watch.watch_namespaces.0, ["a", "b"]);
+        assert!(flags(&[]).unwrap().watch.watch_namespaces.0.is_empty());
     }
 
     #[test]
     fn wrong_values_are_refused_with_a_reason() {
         for (args, why) in [
             (&["--request-timeout", "soon"][..], "not a duration"),
-            (&["--request-timeout", "0s"], "more than nothing"),
+            (&["--request-timeout", "0s"], "not greater than 0s and at most 1h"),
             (&["--requests-per-second", "0"], "1..=1000"),
             (&["--allowed-hosts", "https://x"], "not a host name"),
             (&["--http-addr", "x"], "invalid socket address"),
-            (&["--watch-namespaces", "a,Bad_Name"], "'Bad_Name' is not a name"),
-            (&["--lease-name", "-"], "is not a name"),
+            (&["--watch-namespaces", "a,Bad_Name"], "'Bad_Name' is not a DNS label"),
+            (&["--lease-name", "-"], "is not a DNS label"),
             (&["--no-such-flag"], "unexpected argument"),
         ] {
             let error = flags(args).unwrap_err();

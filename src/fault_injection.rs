@@ -1,47 +1,47 @@
-//! Owns the deliberate breaks by which the simulation shows that it finds what it looks for.
-//! Never part of a binary that is shipped: without the feature `sabotage` nothing can be broken.
+//! Owns the faults that the simulation injects to verify that it detects them.
+//! Never part of a shipped binary: without the feature `fault-injection` no fault can be injected.
 
-/// A guard that can be taken away.
+/// A fault: a guard of the operator that is disabled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// A request is sent without a stored claim.
     NoClaim,
     /// A claim is stored before its request has a slot in the budget.
     ClaimBeforeSlot,
-    /// A claim is stored whatever became of the resource in between.
+    /// A claim is stored without a test of the resource version.
     ClaimWithoutVersion,
-    /// An outcome is stored whoever claimed in between.
+    /// An outcome is stored without a test of the resource version, so possibly over the claim of another process.
     RecordWithoutClaim,
-    /// A run that is read as active once counts as not stopped.
+    /// A run counts as not stopped after one read that shows it active.
     ConfirmAfterOneRead,
-    /// A request is written however old its claim is.
+    /// A request is written even if its fence is closed.
     NoFence,
-    /// The fence looks at the monotonic clock only.
+    /// The fence checks only the monotonic clock.
     NoWallClock,
-    /// A run that is unreadable once counts as unreadable for good.
+    /// A run counts as unreadable for good after one read that fails.
     UnreadableOnce,
-    /// A 403 of a stop closes reads as well.
-    ForbiddenClosesReads,
+    /// A 403 to a stop request blocks reads as well.
+    ForbiddenBlocksReads,
 }
 
 #[cfg(feature = "fault-injection")]
 thread_local! {
-    static BROKEN: std::cell::Cell<Option<Fault>> = const { std::cell::Cell::new(None) };
+    static INJECTED: std::cell::Cell<Option<Fault>> = const { std::cell::Cell::new(None) };
 }
 
-/// Takes a guard away in this thread.
+/// Injects a fault in this thread, or removes the injected one.
 #[cfg(feature = "fault-injection")]
-pub fn inject(guard: Option<Fault>) {
-    BROKEN.set(guard);
+pub fn inject(fault: Option<Fault>) {
+    INJECTED.set(fault);
 }
 
-/// True where this guard is taken away.
+/// Returns true if this fault is injected in this thread.
 #[cfg(feature = "fault-injection")]
-pub fn is_injected(guard: Fault) -> bool {
-    BROKEN.get() == Some(guard)
+pub fn is_injected(fault: Fault) -> bool {
+    INJECTED.get() == Some(fault)
 }
 
-/// True where this guard is taken away: never.
+/// Returns false: no fault can be injected.
 #[cfg(not(feature = "fault-injection"))]
 pub const fn is_injected(_: Fault) -> bool {
     false

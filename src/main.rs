@@ -1,4 +1,4 @@
-//! Owns the front door: the crypto provider, flags, log, clock, signals and exit codes.
+//! Owns the start of the operator: crypto provider, flags, log, clock, signals and exit codes.
 //! Never holds logic.
 
 use std::{process::ExitCode, sync::Arc};
@@ -8,7 +8,12 @@ use jiff::Timestamp;
 use kube::CustomResourceExt;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{
+    Layer,
+    filter::{LevelFilter, Targets},
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
+};
 use workflow_run_stop_api::WorkflowRunStop;
 use workflow_run_stop_common::output;
 use workflow_run_stop_operator::{
@@ -18,7 +23,7 @@ use workflow_run_stop_operator::{
     rng,
 };
 
-/// Bad flags; what clap and most programs use.
+/// The exit code for invalid arguments, as of clap and most programs.
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
@@ -26,14 +31,14 @@ fn main() -> ExitCode {
     match Cli::try_parse().map(Cli::command) {
         Ok(Command::Run(flags)) => run(&flags),
         Ok(Command::Crd) => print_crd(),
-        Ok(Command::Check { watch_namespaces }) => check(&watch_namespaces.0),
+        Ok(Command::Check(watch)) => check(&watch.watch_namespaces.0),
         Err(error) if error.use_stderr() => fail(USAGE, &in_one_line(&error.to_string())),
         // Help and version.
         Err(text) => print(&text.to_string()),
     }
 }
 
-/// What is wrong, without the usage that follows behind an empty line.
+/// Returns clap's error in one line, without the usage after the empty line.
 fn in_one_line(error: &str) -> String {
     error.split("\n\n").next().unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ")
 }
@@ -43,13 +48,17 @@ fn run(flags: &Flags) -> ExitCode {
         Ok(endpoints) => endpoints,
         Err(error) => return fail(USAGE, &format!("error: {error}")),
     };
-    start_log(flags.log_format);
+    let targets = match log_filter(&std::env::var("RUST_LOG").unwrap_or_default()) {
+        Ok(targets) => targets,
+        Err(error) => return fail(USAGE, &format!("error: {error}")),
+    };
+    start_log(flags.log_format, targets);
     let setup = Setup {
         amperity: Settings { api_version: flags.amperity_api_version.clone(), request_timeout: flags.request_timeout },
         endpoints,
         requests_per_second: flags.requests_per_second,
         settle_time: flags.settle_time,
-        namespaces: flags.watch_namespaces.0.clone(),
+        namespaces: flags.watch.watch_namespaces.0.clone(),
         lease: flags
             .leader_elect
             .then(|| LeaseName { namespace: flags.lease_namespace.clone(), name: flags.lease_name.clone() }),
@@ -71,7 +80,7 @@ fn run(flags: &Flags) -> ExitCode {
 
 fn check(namespaces: &[String]) -> ExitCode {
     match block_on(operator::check(namespaces)) {
-        Ok(()) => print("the API server answers, and WorkflowRunStops can be listed\n"),
+        Ok(()) => print("ok: WorkflowRunStops can be listed\n"),
         Err(error) => fail(1, &format!("error: {error}")),
     }
 }
@@ -81,13 +90,13 @@ fn block_on<E: ToString>(work: impl Future<Output = Result<(), E>>) -> Result<()
     runtime.map_err(|error| error.to_string())?.block_on(work).map_err(|error| error.to_string())
 }
 
-/// The one place that reads the wall clock.
+/// Reads the wall clock. No other code does.
 #[allow(clippy::disallowed_methods)]
 fn now() -> Timestamp {
     Timestamp::now()
 }
 
-/// The host's name, which is the pod's in a cluster, and a number that tells processes on it apart.
+/// Returns the host name, which is the pod's name in a cluster, with a random suffix for this process.
 fn identity() -> String {
     let host = std::env::var("HOSTNAME").ok().or_else(|| std::fs::read_to_string("/proc/sys/kernel/hostname").ok());
     let host = host.as_deref().map(str::trim).filter(|host| !host.is_empty()).unwrap_or("unknown").to_owned();
@@ -97,32 +106,48 @@ fn identity() -> String {
 async fn cancel_on_signal(shutdown: CancellationToken) {
     let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
-        tracing::error!("signals cannot be caught");
+        tracing::error!("failed to install signal handlers; the process cannot shut down cleanly");
         return;
     };
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    tracing::info!("told to end: no new work is begun, requests in flight are recorded");
+    tracing::info!("shutting down: no new work is started, requests in flight are recorded");
     shutdown.cancel();
-    // Who sits at a terminal and cannot wait says so twice.
+    // A second Ctrl-C ends the process at once.
     interrupt.recv().await;
-    tracing::warn!("ended at once: claims of requests in flight are confirmed by the next replica");
+    tracing::warn!("terminated immediately: the next replica confirms the claims of requests in flight");
     std::process::exit(130);
 }
 
-fn start_log(format: LogFormat) {
-    // RUST_LOG as usual; what cannot be read of it counts as not given.
-    let targets = std::env::var("RUST_LOG").ok().and_then(|targets| targets.parse::<Targets>().ok());
-    let targets = targets.unwrap_or_else(|| Targets::new().with_default(tracing::Level::INFO));
+/// Reads `RUST_LOG`: levels and `target=level`, separated by commas; `info` if it is unset or empty.
+///
+/// # Errors
+/// If a part is neither. A word that is no level would otherwise count as a target and silence everything else.
+fn log_filter(directives: &str) -> Result<Targets, String> {
+    let directives = if directives.trim().is_empty() { "info" } else { directives };
+    for part in directives.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+        if !part.contains('=') && part.parse::<LevelFilter>().is_err() {
+            return Err(format!(
+                "RUST_LOG: '{part}' is not a level; use error, warn, info, debug, trace or target=level"
+            ));
+        }
+    }
+    let targets: Targets = directives.parse().map_err(|error| format!("RUST_LOG: '{directives}': {error}"))?;
+    // kube logs failed requests without saying which; whoever made the request reports the error with its context.
+    let quiet = !directives.contains("kube_client");
+    Ok(if quiet { targets.with_target("kube_client::client::builder", LevelFilter::OFF) } else { targets })
+}
+
+fn start_log(format: LogFormat, targets: Targets) {
     let lines = tracing_subscriber::fmt::layer();
     let lines = match format {
-        LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).boxed(),
         LogFormat::Text => lines.boxed(),
     };
     tracing_subscriber::registry().with(lines.with_filter(targets)).init();
-    // A panic is a line of the log as well.
+    // Panics are logged like everything else.
     std::panic::set_hook(Box::new(|panic| {
         tracing::error!(location = panic.location().map(tracing::field::display), "{panic}")
     }));
@@ -145,4 +170,33 @@ fn print(text: &str) -> ExitCode {
 fn fail(code: u8, line: &str) -> ExitCode {
     output::stderr_line(line);
     ExitCode::from(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tracing::Level;
+
+    #[test]
+    fn a_log_filter_has_levels_and_targets_and_info_is_the_default() {
+        let enables =
+            |directives: &str, target: &str, level| log_filter(directives).unwrap().would_enable(target, &level);
+        let own = "workflow_run_stop_operator::operator";
+        for directives in ["", " ", "info", "info,kube_client=debug", "INFO"] {
+            assert!(enables(directives, own, Level::INFO) && !enables(directives, own, Level::DEBUG), "{directives}");
+        }
+        assert!(enables("warn,workflow_run_stop_operator=debug", own, Level::DEBUG));
+        assert!(!enables("debug", "kube_client::client::builder", Level::ERROR));
+        assert!(enables("info,kube_client=debug", "kube_client::client::builder", Level::DEBUG));
+    }
+
+    #[test]
+    fn a_wrong_log_filter_is_refused_by_name() {
+        for (directives, part) in
+            [("inf", "'inf'"), ("info,kube", "'kube'"), ("a=b", "'a=b'"), ("info,a=loud", "a=loud")]
+        {
+            let error = log_filter(directives).unwrap_err();
+            assert!(error.starts_with("RUST_LOG: ") && error.contains(part), "{error}");
+        }
+    }
 }

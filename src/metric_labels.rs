@@ -1,5 +1,5 @@
-//! Owns the labels that several metrics share; of tenants there is a bounded number.
-//! Never knows a metric.
+//! Owns the labels that several metrics share, and bounds the number of tenants in them.
+//! Never registers or updates a metric.
 
 use std::{
     collections::HashSet,
@@ -8,32 +8,32 @@ use std::{
 
 use prometheus_client::encoding::EncodeLabelSet;
 
-/// What came of something.
+/// The label `result`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct Outcome {
-    /// One of a few words.
+pub struct ResultLabel {
+    /// One value of a small fixed set.
     pub result: &'static str,
 }
 
-/// So many tenants have metrics of their own; each has about a hundred series.
-const MOST_TENANTS: usize = 100;
+/// The largest number of tenants with their own label value; each has about a hundred series.
+const MAX_TENANTS: usize = 100;
 
-/// Stands for all tenants beyond these. No tenant begins with `_`.
+/// The label value of all other tenants. No tenant begins with `_`.
 const OTHER: &str = "_other";
 
-/// A tenant's name in metrics.
+/// The label value of a tenant.
 pub type Tenant = Arc<str>;
 
-/// The tenants that have metrics of their own: the first ones that were seen. Who may create resources
-/// chooses the tenants, and must not fill memories with them.
+/// The tenants with their own label value: the first ones that were seen. Anyone who can create resources chooses the
+/// tenants, and must not be able to exhaust memory with them.
 #[derive(Clone, Debug, Default)]
 pub struct Tenants(Arc<Mutex<HashSet<Tenant>>>);
 
 impl Tenants {
-    /// The name under which this tenant is counted.
+    /// Returns the label value for a tenant.
     pub fn label(&self, tenant: &str) -> Tenant {
         let mut known = self.0.lock().expect("nothing panics while it holds this lock");
-        let wanted = if known.contains(tenant) || known.len() < MOST_TENANTS { tenant } else { OTHER };
+        let wanted = if known.contains(tenant) || known.len() < MAX_TENANTS { tenant } else { OTHER };
         match known.get(wanted) {
             Some(label) => label.clone(),
             None => {
@@ -50,13 +50,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_number_of_tenants_with_metrics_of_their_own_is_bounded() {
+    fn the_number_of_tenants_with_their_own_label_value_is_bounded() {
         let tenants = Tenants::default();
         for tenant in 0..1_000 {
             drop(tenants.label(&format!("tenant-{tenant}")));
         }
         assert_eq!(&*tenants.label("tenant-3"), "tenant-3");
         assert_eq!(&*tenants.label("tenant-999"), OTHER);
-        assert_eq!(tenants.0.lock().unwrap().len(), MOST_TENANTS + 1);
+        assert_eq!(tenants.0.lock().unwrap().len(), MAX_TENANTS + 1);
     }
 }

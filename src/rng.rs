@@ -1,5 +1,5 @@
-//! Owns chance: jitter and the ids of claims.
-//! Never decides anything; a test that has to be repeatable loads the dice with a seed.
+//! Owns random numbers: jitter and ids. A test that must be repeatable sets a seed.
+//! Never decides anything.
 
 use std::cell::RefCell;
 
@@ -9,22 +9,22 @@ thread_local! {
     static RNG: RefCell<StdRng> = RefCell::new(rand::make_rng());
 }
 
-/// From 0 up to 1.
+/// Returns a random number from 0 to 1, excluding 1.
 pub fn unit() -> f64 {
-    RNG.with_borrow_mut(|dice| dice.random())
+    RNG.with_borrow_mut(|rng| rng.random())
 }
 
-/// From a half up to 1: jitter for a wait that is not to come to nothing.
+/// Returns a random number from 0.5 to 1, excluding 1: the jitter for a wait that must not become too short.
 pub fn upper_half() -> f64 {
     f64::midpoint(unit(), 1.0)
 }
 
-/// An id that no other process makes.
+/// Returns a random id of 32 hexadecimal digits, which no other process generates.
 pub fn id() -> String {
-    format!("{:032x}", RNG.with_borrow_mut(|dice| dice.random::<u128>()))
+    format!("{:032x}", RNG.with_borrow_mut(|rng| rng.random::<u128>()))
 }
 
-/// Makes all that follows in this thread the same for the same seed.
+/// Makes the following random numbers of this thread depend on the seed only.
 pub fn seed(seed: u64) {
     RNG.set(StdRng::seed_from_u64(seed));
 }

@@ -1,4 +1,4 @@
-//! The client of the API against the simulated API, without Kubernetes.
+//! Tests of the API client against the simulated Amperity, without Kubernetes.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::{
@@ -11,7 +11,7 @@ use std::{
 
 use futures::future::BoxFuture;
 use jiff::Timestamp;
-use lab::simulator::{Fault, Run, Simulator, Took::NoEffect};
+use lab::simulator::{Fault, Run, Simulator, StopEffect::NoEffect};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::Instant,
@@ -20,7 +20,7 @@ use workflow_run_stop_operator::amperity::{
     answer::{ReadAnswer, ReadFailure, StopAnswer, TokenAnswer},
     budget::Budget,
     client::{Amperity, Settings},
-    credentials::{Client as OauthClient, Token},
+    credentials::{OauthClient, Token},
     endpoint::{AllowedHosts, Endpoint, Endpoints},
     purpose::Purpose,
     transport::{CustomTransport, Fence, Transport, TransportFuture},
@@ -53,40 +53,40 @@ impl Client {
     }
 }
 
-/// A fence that is open for so many looks.
-fn open_for(looks: usize) -> Fence {
-    let looked = AtomicUsize::new(0);
-    let is_open = Arc::new(move || looked.fetch_add(1, Ordering::SeqCst) < looks);
+/// Returns a fence that passes this many checks.
+fn open_for(checks: usize) -> Fence {
+    let checked = AtomicUsize::new(0);
+    let is_open = Arc::new(move || checked.fetch_add(1, Ordering::SeqCst) < checks);
     Fence { until: Instant::now() + Duration::from_secs(60), is_open }
 }
 
 #[tokio::test]
-async fn a_claim_that_is_too_old_when_the_connection_is_there_sends_nothing() {
+async fn nothing_is_sent_if_the_claim_is_too_old_when_the_connection_is_established() {
     let client = Client::new().await;
     assert!(matches!(client.stop(open_for(1)).await, StopAnswer::Accepted(..)));
-    assert_eq!(client.stop(open_for(0)).await, StopAnswer::TooLate, "also after others were sent");
+    assert_eq!(client.stop(open_for(0)).await, StopAnswer::TooLate, "after another request was sent");
     assert_eq!(client.sim.requests().len(), 1);
 }
 
 #[tokio::test]
-async fn a_request_is_never_repeated_by_the_client() {
+async fn the_client_never_repeats_a_request() {
     let client = Client::new().await;
     client.sim.always_on_stop("wf-1", Fault::Reset(NoEffect));
     assert!(matches!(client.stop(open_for(9)).await, StopAnswer::NoAnswer(_)));
-    client.sim.always_on_stop("wf-1", Fault::NoAnswer(NoEffect));
+    client.sim.always_on_stop("wf-1", Fault::NoResponse(NoEffect));
     assert!(matches!(client.stop(open_for(9)).await, StopAnswer::NoAnswer(_)));
     assert_eq!(client.sim.requests().len(), 2);
 }
 
 #[tokio::test]
-async fn who_cannot_connect_has_surely_not_sent() {
+async fn a_failed_connection_means_that_nothing_was_sent() {
     let mut client = Client::new().await;
     client.sim.go_offline().await;
     assert!(matches!(client.stop(open_for(9)).await, StopAnswer::NotSent(_)));
 }
 
 #[tokio::test]
-async fn a_compressed_answer_is_understood() {
+async fn a_compressed_answer_is_decoded() {
     // {"id":"wf-1","state":"canceled","task_instances":[]}
     const BODY: [u8; 67] = [
         31, 139, 8, 0, 0, 0, 0, 0, 2, 3, 171, 86, 202, 76, 81, 178, 82, 42, 79, 211, 53, 84, 210, 81, 42, 46, 73, 44,
@@ -112,12 +112,12 @@ async fn a_compressed_answer_is_understood() {
 }
 
 #[tokio::test]
-async fn a_claim_whose_turn_a_429_has_moved_is_given_up_when_it_is_over() {
+async fn a_stop_is_not_sent_if_a_429_moves_its_turn_past_the_end_of_its_claim() {
     let client = Client::new().await;
     let slot = client.budget.acquire(&client.endpoint.budget_key(), Purpose::Stop, Timestamp::UNIX_EPOCH).await;
     let other = client.budget.acquire(&client.endpoint.budget_key(), Purpose::Stop, Timestamp::UNIX_EPOCH).await;
-    other.send();
-    other.rate_limited(Some(Duration::from_secs(300)));
+    other.mark_sent();
+    other.record_rate_limited(Some(Duration::from_secs(300)));
     let token = Token::bearer("good-token").unwrap();
     let fence = Fence { until: Instant::now() + Duration::from_millis(10), ..open_for(9) };
     let (answer, _) = client.amperity.stop(&client.endpoint, "wf-1", &token, slot, fence).await;
@@ -125,7 +125,7 @@ async fn a_claim_whose_turn_a_429_has_moved_is_given_up_when_it_is_over() {
 }
 
 #[tokio::test]
-async fn every_request_has_a_connection_of_its_own() {
+async fn every_request_opens_its_own_connection() {
     let client = Client::new().await;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base = format!("http://{}/api", listener.local_addr().unwrap());
@@ -153,52 +153,49 @@ async fn every_request_has_a_connection_of_its_own() {
     assert_eq!(accepted.load(Ordering::SeqCst), 3);
 }
 
-/// Connects for 200 ms, and answers so long after the request is written.
-struct Way {
-    answers_after: Duration,
+/// A transport that connects in 200 ms and responds some time after the request is written.
+struct DelayedTransport {
+    response_delay: Duration,
     body: &'static str,
 }
 
-impl CustomTransport for Way {
-    fn carry(
-        &self,
-        _: reqwest::Request,
-        connected: BoxFuture<'static, Result<(), tower::BoxError>>,
-    ) -> TransportFuture {
-        let (answers_after, body) = (self.answers_after, self.body);
+impl CustomTransport for DelayedTransport {
+    fn send(&self, _: reqwest::Request, connected: BoxFuture<'static, Result<(), tower::BoxError>>) -> TransportFuture {
+        let (response_delay, body) = (self.response_delay, self.body);
         Box::pin(async move {
             tokio::time::sleep(Duration::from_millis(200)).await;
             connected.await?;
-            tokio::time::sleep(answers_after).await;
+            tokio::time::sleep(response_delay).await;
             Ok(http::Response::new(body).into())
         })
     }
 }
 
+/// The request timeout.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A budget, and a client that waits two seconds for an answer.
-fn over(way: Way) -> (Amperity, Budget, Endpoint) {
+/// Returns a client over this transport, a budget, and an endpoint.
+fn client_over(transport: DelayedTransport) -> (Amperity, Budget, Endpoint) {
     let clock = Arc::new(|| Timestamp::UNIX_EPOCH);
-    let amperity = Amperity::over(Transport::Other(Arc::new(way)), clock, TIMEOUT);
+    let amperity = Amperity::with_transport(Transport::Custom(Arc::new(transport)), clock, TIMEOUT);
     let endpoints = Endpoints::new("https://app.amperity.com/api", AllowedHosts::parse("").unwrap()).unwrap();
     (amperity, Budget::new(10), endpoints.of("acme", None).unwrap())
 }
 
-/// While another request connects, the tenant's budget is closed for a minute.
-async fn closed_meanwhile(budget: &Budget, endpoint: &Endpoint) {
+/// Closes the tenant's budget for a minute while another request connects.
+async fn close_budget_while_connecting(budget: &Budget, endpoint: &Endpoint) {
     let slot = budget.acquire(&endpoint.budget_key(), Purpose::Stop, Timestamp::UNIX_EPOCH).await;
-    slot.send();
+    slot.mark_sent();
     tokio::time::sleep(Duration::from_millis(100)).await;
-    slot.rate_limited(Some(Duration::from_secs(60)));
+    slot.record_rate_limited(Some(Duration::from_secs(60)));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_read_or_token_request_that_waits_for_the_rate_limit_is_not_taken_for_a_failure() {
+async fn a_read_or_token_request_that_waits_for_the_rate_limit_does_not_fail() {
     let body = r#"{"id": "wf-1", "state": "running", "access_token": "t"}"#;
-    let (amperity, budget, endpoint) = over(Way { answers_after: Duration::from_secs(1), body });
+    let (amperity, budget, endpoint) = client_over(DelayedTransport { response_delay: Duration::from_secs(1), body });
     let key = endpoint.budget_key();
-    let begun = Instant::now();
+    let start = Instant::now();
     let (read, token) = (
         budget.acquire(&key, Purpose::Read, Timestamp::UNIX_EPOCH).await,
         budget.acquire(&key, Purpose::Token, Timestamp::UNIX_EPOCH).await,
@@ -208,26 +205,27 @@ async fn a_read_or_token_request_that_waits_for_the_rate_limit_is_not_taken_for_
     let (read, token, ()) = tokio::join!(
         amperity.read(&endpoint, "wf-1", &secret, read),
         amperity.token(endpoint.default_token_url(), &endpoint, &client, token),
-        closed_meanwhile(&budget, &endpoint),
+        close_budget_while_connecting(&budget, &endpoint),
     );
     assert!(matches!(read, ReadAnswer::Run(_)), "{read:?}");
     assert!(matches!(token, TokenAnswer::Token(..)), "{token:?}");
-    assert!(Duration::from_secs(60) <= begun.elapsed(), "{:?}", begun.elapsed());
+    assert!(Duration::from_secs(60) <= start.elapsed(), "{:?}", start.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_request_timeout_is_counted_from_the_writing_of_the_request() {
-    for (answers_after, in_time) in [(1_900, true), (2_100, false)] {
+async fn the_request_timeout_starts_when_the_request_is_written() {
+    for (response_delay, in_time) in [(1_900, true), (2_100, false)] {
         let body = r#"{"id": "wf-1", "state": "running"}"#;
-        let (amperity, budget, endpoint) = over(Way { answers_after: Duration::from_millis(answers_after), body });
+        let response_delay = Duration::from_millis(response_delay);
+        let (amperity, budget, endpoint) = client_over(DelayedTransport { response_delay, body });
         let slot = budget.acquire(&endpoint.budget_key(), Purpose::Read, Timestamp::UNIX_EPOCH).await;
-        let begun = Instant::now();
+        let start = Instant::now();
         let token = Token::bearer("good-token").unwrap();
         let answer = amperity.read(&endpoint, "wf-1", &token, slot).await;
         let no_answer = "no answer within the request timeout".to_owned();
-        let too_late = answer == ReadAnswer::Failed(ReadFailure::Unavailable(no_answer, None));
-        assert_eq!((answer.is_active(), too_late), (in_time, !in_time), "{answer:?}");
+        let timed_out = answer == ReadAnswer::Failed(ReadFailure::Unavailable(no_answer, None));
+        assert_eq!((answer.is_active(), timed_out), (in_time, !in_time), "{answer:?}");
         let connecting = Duration::from_millis(200);
-        assert_eq!(begun.elapsed(), connecting + Duration::from_millis(answers_after).min(TIMEOUT));
+        assert_eq!(start.elapsed(), connecting + response_delay.min(TIMEOUT));
     }
 }

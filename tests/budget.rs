@@ -1,5 +1,5 @@
-//! Whether the budget finds out what other clients of the same tenant leave over: in virtual time, against a
-//! limit of ten requests in any second.
+//! Tests that the budget adapts to the rate that other clients of the same tenant leave free, in virtual time, against
+//! a limit of ten requests in any second.
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
 use std::{
@@ -19,55 +19,58 @@ use workflow_run_stop_operator::{
     rng,
 };
 
+/// Requests in any second.
 const LIMIT: usize = 10;
-const LASTS: Duration = Duration::from_secs(600);
 
-/// A limit in any sliding second that all clients share.
+/// The duration of a test.
+const DURATION: Duration = Duration::from_secs(600);
+
+/// An API with a limit for any sliding second, shared by all clients.
 #[derive(Clone, Default)]
 struct Api(Arc<Mutex<VecDeque<Instant>>>);
 
 impl Api {
-    /// Whether a request is within the limit; only then it counts.
+    /// Returns true, and counts the request, if it is within the limit.
     fn admits(&self) -> bool {
-        let (mut counting, now) = (self.0.lock().unwrap(), Instant::now());
-        while counting.front().is_some_and(|at| *at + Duration::from_secs(1) <= now) {
-            counting.pop_front();
+        let (mut counted, now) = (self.0.lock().unwrap(), Instant::now());
+        while counted.front().is_some_and(|at| *at + Duration::from_secs(1) <= now) {
+            counted.pop_front();
         }
-        let admits = counting.len() < LIMIT;
+        let admits = counted.len() < LIMIT;
         if admits {
-            counting.push_back(now);
+            counted.push_back(now);
         }
         admits
     }
 }
 
-/// What another client does.
+/// The behavior of another client.
 #[derive(Clone, Copy, Debug)]
-enum Other {
-    /// So many in a second, evenly.
+enum OtherClient {
+    /// This many requests a second, evenly spaced.
     Evenly(u32),
-    /// So many at the begin of each second.
-    AtOnce(u32),
-    /// So many in a second, evenly, and from half of the time on nothing.
-    Leaves(u32),
+    /// This many requests at the start of each second.
+    Burst(u32),
+    /// This many requests a second, evenly spaced, in the first half of the test only.
+    FirstHalf(u32),
 }
 
-/// What the operator's requests met.
+/// The results of the operator's requests.
 #[derive(Debug, Default)]
-struct Met {
+struct Results {
     accepted: u32,
     refused: u32,
-    /// How many were accepted in the last minute.
-    lately: u32,
+    /// Accepted in the last minute of the test.
+    accepted_last_minute: u32,
 }
 
-impl Met {
-    fn share_refused(&self) -> f64 {
+impl Results {
+    fn refused_share(&self) -> f64 {
         f64::from(self.refused) / f64::from(self.accepted + self.refused)
     }
 
     fn per_second(&self) -> f64 {
-        f64::from(self.accepted) / LASTS.as_secs_f64()
+        f64::from(self.accepted) / DURATION.as_secs_f64()
     }
 }
 
@@ -76,101 +79,101 @@ fn key() -> BudgetKey {
     endpoints.of("acme", None).unwrap().budget_key()
 }
 
-async fn other_client(api: Api, other: Other) {
+async fn other_client(api: Api, other: OtherClient) {
     let start = Instant::now();
     for second in 0.. {
-        let begin = start + Duration::from_secs(second);
-        let (count, apart) = match other {
-            Other::Leaves(_) if LASTS / 2 < start.elapsed() => return,
-            Other::Evenly(count) | Other::Leaves(count) => (count, Duration::from_secs(1) / count),
-            Other::AtOnce(count) => (count, Duration::ZERO),
+        let second_start = start + Duration::from_secs(second);
+        let (count, interval) = match other {
+            OtherClient::FirstHalf(_) if DURATION / 2 < start.elapsed() => return,
+            OtherClient::Evenly(count) | OtherClient::FirstHalf(count) => (count, Duration::from_secs(1) / count),
+            OtherClient::Burst(count) => (count, Duration::ZERO),
         };
         for index in 0..count {
-            sleep_until(begin + apart * index).await;
+            sleep_until(second_start + interval * index).await;
             api.admits();
         }
-        sleep_until(begin + Duration::from_secs(1)).await;
+        sleep_until(second_start + Duration::from_secs(1)).await;
     }
 }
 
-/// A queue that is never empty, beside another client. `latency` is the longest way there, and back; each
-/// request takes another part of it.
-async fn share(other: Other, latency: Duration, retry_after: Option<Duration>) -> Met {
+/// Sends the requests of a queue that is never empty while another client is active. Each request, and each response,
+/// takes a random part of `latency`.
+async fn run_with(other: OtherClient, latency: Duration, retry_after: Option<Duration>) -> Results {
     rng::seed(7);
-    let (api, budget, met) = (Api::default(), Budget::new(LIMIT as u32), Arc::<Mutex<Met>>::default());
+    let (api, budget, results) = (Api::default(), Budget::new(LIMIT as u32), Arc::<Mutex<Results>>::default());
     tokio::spawn(other_client(api.clone(), other));
     let start = Instant::now();
     let oldest = Timestamp::UNIX_EPOCH;
-    while start.elapsed() < LASTS {
+    while start.elapsed() < DURATION {
         let slot = budget.acquire(&key(), Purpose::Stop, oldest).await;
-        let (api, met) = (api.clone(), met.clone());
+        let (api, results) = (api.clone(), results.clone());
         tokio::spawn(async move {
-            slot.turn().await;
-            slot.send();
+            slot.wait_for_turn().await;
+            slot.mark_sent();
             sleep(latency.mul_f64(rng::unit())).await;
             let admitted = api.admits();
             let at = start.elapsed();
             sleep(latency.mul_f64(rng::unit())).await;
             if admitted {
-                slot.answered()
+                slot.record_answered()
             } else {
-                slot.rate_limited(retry_after)
+                slot.record_rate_limited(retry_after)
             }
-            let mut met = met.lock().unwrap();
-            met.accepted += u32::from(admitted);
-            met.refused += u32::from(!admitted);
-            met.lately += u32::from(admitted && LASTS - Duration::from_secs(60) < at);
+            let mut results = results.lock().unwrap();
+            results.accepted += u32::from(admitted);
+            results.refused += u32::from(!admitted);
+            results.accepted_last_minute += u32::from(admitted && DURATION - Duration::from_secs(60) < at);
         });
     }
-    let met = std::mem::take(&mut *met.lock().unwrap());
+    let results = std::mem::take(&mut *results.lock().unwrap());
     println!(
         "{other:?}, {latency:?}, {retry_after:?}: {:.2} a second, {:.2} % refused, {} in the last minute",
-        met.per_second(),
-        100.0 * met.share_refused(),
-        met.lately
+        results.per_second(),
+        100.0 * results.refused_share(),
+        results.accepted_last_minute
     );
-    met
+    results
 }
 
-const QUICK: Duration = Duration::from_millis(5);
-const SECOND: Option<Duration> = Some(Duration::from_secs(1));
-const CLOSURES: [Option<Duration>; 3] = [None, SECOND, Some(Duration::from_secs(2))];
+const SHORT_LATENCY: Duration = Duration::from_millis(5);
+const ONE_SECOND: Option<Duration> = Some(Duration::from_secs(1));
+const RETRY_AFTERS: [Option<Duration>; 3] = [None, ONE_SECOND, Some(Duration::from_secs(2))];
 
 #[tokio::test(start_paused = true)]
-async fn beside_a_client_that_uses_half_it_gets_nine_tenths_of_the_rest_with_few_429s() {
+async fn the_budget_uses_nine_tenths_of_what_a_client_with_half_leaves_free_with_few_429s() {
     for latency in [1, 5].map(Duration::from_millis) {
-        for retry_after in CLOSURES {
-            for other in [Other::Evenly(5), Other::AtOnce(5)] {
-                let met = share(other, latency, retry_after).await;
-                assert!(4.5 <= met.per_second(), "{latency:?} {retry_after:?} {other:?}: {met:?}");
-                assert!(met.share_refused() < 0.03, "{latency:?} {retry_after:?} {other:?}: {met:?}");
+        for retry_after in RETRY_AFTERS {
+            for other in [OtherClient::Evenly(5), OtherClient::Burst(5)] {
+                let results = run_with(other, latency, retry_after).await;
+                assert!(4.5 <= results.per_second(), "{latency:?} {retry_after:?} {other:?}: {results:?}");
+                assert!(results.refused_share() < 0.03, "{latency:?} {retry_after:?} {other:?}: {results:?}");
             }
         }
     }
 }
 
-/// Then now and then more arrive within a second than were sent in one.
+/// With a varying latency, more requests may arrive in a second than were sent in one.
 #[tokio::test(start_paused = true)]
-async fn where_the_way_takes_now_longer_and_now_shorter_it_gets_three_quarters_with_few_429s() {
-    for retry_after in CLOSURES {
-        let met = share(Other::Evenly(5), Duration::from_millis(200), retry_after).await;
-        assert!(3.75 <= met.per_second(), "{retry_after:?}: {met:?}");
-        assert!(met.share_refused() < 0.03, "{retry_after:?}: {met:?}");
+async fn the_budget_uses_three_quarters_of_what_is_free_with_few_429s_when_latency_varies() {
+    for retry_after in RETRY_AFTERS {
+        let results = run_with(OtherClient::Evenly(5), Duration::from_millis(200), retry_after).await;
+        assert!(3.75 <= results.per_second(), "{retry_after:?}: {results:?}");
+        assert!(results.refused_share() < 0.03, "{retry_after:?}: {results:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn whatever_another_client_uses_it_gets_nine_tenths_of_the_rest_with_few_429s() {
+async fn the_budget_uses_nine_tenths_of_what_any_client_leaves_free_with_few_429s() {
     for used in 1..10 {
-        let met = share(Other::Evenly(used), QUICK, SECOND).await;
+        let results = run_with(OtherClient::Evenly(used), SHORT_LATENCY, ONE_SECOND).await;
         let rest = LIMIT as f64 - f64::from(used);
-        assert!(0.9 * rest <= met.per_second(), "{used}: {met:?}");
-        assert!(met.share_refused() < 0.03, "{used}: {met:?}");
+        assert!(0.9 * rest <= results.per_second(), "{used}: {results:?}");
+        assert!(results.refused_share() < 0.03, "{used}: {results:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn when_the_other_client_leaves_the_whole_rate_is_used_again() {
-    let met = share(Other::Leaves(8), QUICK, SECOND).await;
-    assert!(0.97 * 600.0 <= f64::from(met.lately), "{met:?}");
+async fn the_budget_uses_the_whole_rate_again_after_the_other_client_has_stopped() {
+    let results = run_with(OtherClient::FirstHalf(8), SHORT_LATENCY, ONE_SECOND).await;
+    assert!(0.97 * 600.0 <= f64::from(results.accepted_last_minute), "{results:?}");
 }

@@ -1,4 +1,4 @@
-//! Structural rules of the code: reads src/ and fails where a file breaks one.
+//! Checks the structural rules of the code: reads src/ and reports each file that breaks one.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::{
@@ -6,8 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Every file with its floor: it imports only from lower ones. A folder's own number is its mod.rs.
-const FLOORS: &[(&str, u8)] = &[
+/// Every file with its layer: it may import only from lower ones. The entry of a folder is its mod.rs.
+const LAYERS: &[(&str, u8)] = &[
     ("clock", 0),
     ("rng", 0),
     ("fault_injection", 0),
@@ -18,7 +18,8 @@ const FLOORS: &[(&str, u8)] = &[
     ("amperity::answer", 2),
     ("amperity::adaptive_rate", 0),
     ("amperity::purpose", 0),
-    ("amperity::budget", 1),
+    ("amperity::tenant_budget", 1),
+    ("amperity::budget", 2),
     ("amperity::credentials", 1),
     ("amperity::json_repair", 0),
     ("amperity::lenient_json", 1),
@@ -36,22 +37,23 @@ const FLOORS: &[(&str, u8)] = &[
     ("reconcile::context", 6),
     ("reconcile::step_report", 6),
     ("reconcile::tracked", 7),
-    ("reconcile::preflight", 8),
-    ("reconcile", 9),
-    ("observe::backlog", 10),
-    ("observe::event_filter", 10),
-    ("observe::events", 11),
-    ("observe::metrics", 12),
-    ("observe::reporter", 13),
-    ("observe", 13),
-    ("operator::leader_election", 10),
-    ("operator::health", 14),
-    ("operator::watch", 14),
-    ("operator::ttl", 15),
-    ("operator", 16),
-    ("config", 16),
-    ("main", 17),
-    ("lib", 17),
+    ("reconcile::access", 8),
+    ("reconcile::preflight", 9),
+    ("reconcile", 10),
+    ("observe::backlog", 11),
+    ("observe::event_filter", 11),
+    ("observe::events", 12),
+    ("observe::metrics", 13),
+    ("observe::reporter", 14),
+    ("observe", 14),
+    ("operator::leader_election", 11),
+    ("operator::health", 15),
+    ("operator::watch", 15),
+    ("operator::ttl", 16),
+    ("operator", 17),
+    ("config", 17),
+    ("main", 18),
+    ("lib", 18),
 ];
 
 /// Files that do no IO, read no clock, use no randomness and write no log, and import only each other.
@@ -73,7 +75,7 @@ const PURE: &[&str] = &[
 const IMPURE: &[&str] =
     &["tokio", "reqwest", "kube::Client", "::now()", "tracing", "rand::", "async ", ".await", "std::fs", "std::env"];
 
-/// What may be done in one file only, once, and where.
+/// Code that may occur only once, and its file.
 const ONCE: &[(&str, &str)] = &[
     ("amperity.stop(", "reconcile"),
     ("decide(&tracked.resource", "reconcile"),
@@ -81,8 +83,8 @@ const ONCE: &[(&str, &str)] = &[
     ("Timestamp::now()", "main"),
 ];
 
-/// Tests of a file stand at its end and do not count.
-const LONGEST: usize = 400;
+/// The limit for the lines of a file, without its tests, which are at its end.
+const MAX_LINES: usize = 400;
 
 struct Source {
     name: String,
@@ -111,17 +113,18 @@ fn sources() -> Vec<Source> {
     found.into_iter().map(source).collect()
 }
 
-fn fail_where(wrong: impl Fn(&Source) -> Option<String>) {
+/// Fails with the message of every file for which `wrong` returns one.
+fn check(wrong: impl Fn(&Source) -> Option<String>) {
     let wrong: Vec<_> =
         sources().iter().filter_map(|source| Some(format!("{}: {}", source.name, wrong(source)?))).collect();
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
-fn floor(name: &str) -> Option<u8> {
-    FLOORS.iter().find(|(known, _)| *known == name).map(|(_, floor)| *floor)
+fn layer(name: &str) -> Option<u8> {
+    LAYERS.iter().find(|(known, _)| *known == name).map(|(_, layer)| *layer)
 }
 
-/// The modules that a file imports, as named in FLOORS.
+/// Returns the modules that a file imports, as named in LAYERS.
 fn imports(source: &Source) -> Vec<&'static str> {
     let code: String = source.code.split_whitespace().collect();
     let mut trees: Vec<String> =
@@ -130,7 +133,7 @@ fn imports(source: &Source) -> Vec<&'static str> {
     let mut paths = vec![];
     for tree in &mut trees {
         match tree.split_once("::{") {
-            Some((room, inner)) if !room.contains(['(', '{', '.', '<', ',']) => {
+            Some((parent, inner)) if !parent.contains(['(', '{', '.', '<', ',']) => {
                 let mut depth = 0;
                 let flat: String = inner
                     .chars()
@@ -141,7 +144,7 @@ fn imports(source: &Source) -> Vec<&'static str> {
                         keep
                     })
                     .collect();
-                paths.extend(flat.split(',').filter(|part| part.len() > 1).map(|part| format!("{room}::{part}")));
+                paths.extend(flat.split(',').filter(|part| part.len() > 1).map(|part| format!("{parent}::{part}")));
             }
             _ => paths.push(tree.clone()),
         }
@@ -152,40 +155,40 @@ fn imports(source: &Source) -> Vec<&'static str> {
             .map(|word| word.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap())
             .collect();
         let two = words.iter().take(2).copied().collect::<Vec<_>>().join("::");
-        FLOORS
+        LAYERS
             .iter()
             .map(|(name, _)| *name)
             .find(|name| *name == two)
-            .or_else(|| FLOORS.iter().map(|(name, _)| *name).find(|name| *name == words[0]))
+            .or_else(|| LAYERS.iter().map(|(name, _)| *name).find(|name| *name == words[0]))
     };
     paths.iter().filter_map(known).collect()
 }
 
 #[test]
-fn every_file_imports_only_from_lower_floors() {
-    fail_where(|source| {
-        let Some(own) = floor(&source.name) else { return Some("has no floor: add it to FLOORS".into()) };
-        let wrong = imports(source).into_iter().find(|import| own <= floor(import).unwrap())?;
-        Some(format!("(floor {own}) imports {wrong} (floor {})", floor(wrong).unwrap()))
+fn every_file_imports_only_from_lower_layers() {
+    check(|source| {
+        let Some(own) = layer(&source.name) else { return Some("has no layer: add it to LAYERS".into()) };
+        let wrong = imports(source).into_iter().find(|import| own <= layer(import).unwrap())?;
+        Some(format!("(layer {own}) imports {wrong} (layer {})", layer(wrong).unwrap()))
     });
 }
 
 #[test]
-fn amperity_knows_no_kubernetes_client_and_no_resource() {
-    fail_where(|source| {
+fn amperity_does_not_use_kubernetes_or_the_resource() {
+    check(|source| {
         if !source.name.starts_with("amperity") {
             return None;
         }
-        // Of the API crate it needs the parts of a run that the status repeats.
+        // It may use the types of a run that the status repeats.
         let code = source.code.replace("workflow_run_stop_api::workflow_run::", "");
-        let met = ["kube::", "k8s_openapi", "workflow_run_stop_api"].into_iter().find(|word| code.contains(word))?;
-        Some(format!("knows {met}"))
+        let used = ["kube::", "k8s_openapi", "workflow_run_stop_api"].into_iter().find(|word| code.contains(word))?;
+        Some(format!("uses {used}"))
     });
 }
 
 #[test]
-fn pure_files_do_no_io_read_no_clock_and_use_no_randomness() {
-    fail_where(|source| {
+fn pure_files_use_no_io_clock_randomness_or_log() {
+    check(|source| {
         if !PURE.contains(&source.name.as_str()) {
             return None;
         }
@@ -197,26 +200,26 @@ fn pure_files_do_no_io_read_no_clock_and_use_no_randomness() {
 }
 
 #[test]
-fn every_file_says_what_it_owns_and_what_it_never_does() {
-    fail_where(|source| {
-        let told = source.text.starts_with("//! Owns ") && source.text.contains("\n//! Never ");
-        (!told).then(|| "does not begin with `//! Owns` and `//! Never`".into())
+fn every_file_starts_with_owns_and_never() {
+    check(|source| {
+        let has_both = source.text.starts_with("//! Owns ") && source.text.contains("\n//! Never ");
+        (!has_both).then(|| "does not start with `//! Owns` and `//! Never`".into())
     });
 }
 
 #[test]
-fn files_stay_short_enough_to_read() {
-    fail_where(|source| {
+fn no_file_is_longer_than_400_lines() {
+    check(|source| {
         let lines = source.text.split("#[cfg(test)]").next().unwrap().lines().count();
-        (LONGEST < lines).then(|| format!("has {lines} lines before its tests; look for the seam"))
+        (MAX_LINES < lines).then(|| format!("has {lines} lines before its tests; split it"))
     });
 }
 
 #[test]
-fn what_may_happen_in_one_place_only_happens_there() {
-    fail_where(|source| {
+fn code_that_may_occur_only_once_is_in_its_one_file() {
+    check(|source| {
         let (word, place) = ONCE.iter().find(|(word, place)| source.name != *place && source.code.contains(word))?;
-        Some(format!("{word} belongs to {place}"))
+        Some(format!("contains {word}, which belongs to {place}"))
     });
     for (word, place) in ONCE {
         let here = sources().into_iter().find(|source| source.name == *place).unwrap();
@@ -225,10 +228,14 @@ fn what_may_happen_in_one_place_only_happens_there() {
 }
 
 #[test]
-fn every_reason_is_spelled_in_one_file() {
+fn no_file_repeats_the_name_of_a_reason() {
     let reasons = workflow_run_stop_api::conditions::Reason::ALL;
-    fail_where(|source| {
+    check(|source| {
         let literal = |name: &str| source.code.contains(&format!("\"{name}\""));
-        reasons.iter().map(|reason| reason.as_str()).find(|name| literal(name)).map(|name| format!("spells {name}"))
+        reasons
+            .iter()
+            .map(|reason| reason.as_str())
+            .find(|name| literal(name))
+            .map(|name| format!("contains \"{name}\""))
     });
 }

@@ -1,14 +1,14 @@
-//! What each answer makes of the status: one row for each variant.
+//! Tests of the status that each answer leads to: one row for each variant.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use workflow_run_stop_api::workflow_run::TaskInstance;
 use workflow_run_stop_api::{
-    Claim, ClaimEnded, UnclearAnswer, WorkflowRunStop, WorkflowRunStopSpec, WorkflowRunStopStatus,
-    conditions::{ConditionType, find},
+    Claim, ClaimEnded, StopRequest, UnclearAnswer, WorkflowRunStop, WorkflowRunStopSpec, WorkflowRunStopStatus,
+    conditions::{ConditionType, Reason, find},
+    workflow_run::TaskInstance,
 };
 use workflow_run_stop_operator::amperity::answer::{ReadAnswer, ReadFailure, ResponseInfo, StopAnswer};
 use workflow_run_stop_operator::amperity::run::Run;
@@ -18,7 +18,7 @@ use workflow_run_stop_operator::reconcile::{
     status_builder::StepTime,
 };
 
-const MOMENT: fn() -> StepTime = || StepTime {
+const STEP_TIME: fn() -> StepTime = || StepTime {
     now: Timestamp::from_millisecond(1_000_500).unwrap(),
     jitter: 0.5,
     settle_time: Duration::from_secs(30),
@@ -38,92 +38,94 @@ fn a_stop() -> WorkflowRunStop {
     stop
 }
 
-/// A stop whose request was claimed for the third time.
+/// Returns a stop whose request was claimed for the third time.
 fn a_claimed_stop() -> WorkflowRunStop {
     let mut stop = a_stop();
     for _ in 0..3 {
-        stop.status = Some(claimed(&stop, a_claim(), "https://x/stop".into(), MOMENT()));
+        stop.status = Some(claimed(&stop, a_claim(), "https://x/stop".into(), STEP_TIME()));
     }
     stop
 }
 
 fn accepted() -> WorkflowRunStop {
     let mut stop = a_claimed_stop();
-    stop.status = Some(stop_answered(&stop, &StopAnswer::Accepted(None, said(202)), Retry::Backoff, MOMENT()));
+    stop.status = Some(stop_answered(&stop, &StopAnswer::Accepted(None, own(202)), Retry::Backoff, STEP_TIME()));
     stop
 }
 
-fn said(status: u16) -> ResponseInfo {
-    ResponseInfo { status, message: Some("so they say".into()), request_id: Some("r-1".into()), own: true }
+/// Returns an own answer of Amperity.
+fn own(status: u16) -> ResponseInfo {
+    ResponseInfo { status, message: Some("a message".into()), request_id: Some("r-1".into()), own: true }
 }
 
-/// The same from somebody else.
+/// Returns an answer that is not Amperity's own.
 fn foreign(status: u16) -> ResponseInfo {
-    ResponseInfo { own: false, ..said(status) }
+    ResponseInfo { own: false, ..own(status) }
 }
 
 fn run(state: &str) -> Box<Run> {
     Box::new(Run { id: "wf-1".into(), state: state.into(), ..Run::default() })
 }
 
-/// Ready, StopAccepted and RunEnded, then `claim`, `again in` seconds and `end` where they are so.
-fn told(status: &WorkflowRunStopStatus) -> String {
+/// Formats Ready, StopAccepted and RunEnded, then, if they apply: `claim`, `again@` the seconds until the next attempt,
+/// and `end` or `stalled` for a final status.
+fn summary(status: &WorkflowRunStopStatus) -> String {
     let of = |kind: ConditionType| {
         find(&status.conditions, kind).map_or("-".into(), |known| format!("{}/{}", known.status, known.reason))
     };
-    let request = status.stop_request.as_ref().unwrap();
-    let mut told = [ConditionType::Ready, ConditionType::StopAccepted, ConditionType::RunEnded].map(of).join(" ");
+    let request = status.stop_request.clone().unwrap_or_default();
+    let mut text = [ConditionType::Ready, ConditionType::StopAccepted, ConditionType::RunEnded].map(of).join(" ");
     if request.claim.is_some() {
-        told += " claim";
+        text += " claim";
     }
     if let Some(Time(next)) = &request.next_attempt_time {
-        told += &format!(" again@{}", next.as_second() - 1000);
+        text += &format!(" again@{}", next.as_second() - 1000);
     }
     let stalled = find(&status.conditions, ConditionType::Stalled).is_some();
     let reconciling = find(&status.conditions, ConditionType::Reconciling).is_some();
-    assert_eq!(reconciling, status.completion_time.is_none(), "Reconciling is there exactly until the end");
-    told += match (status.completion_time.is_some(), stalled) {
+    assert_eq!(reconciling, status.completion_time.is_none(), "Reconciling is set exactly while unfinished");
+    text += match (status.completion_time.is_some(), stalled) {
         (true, true) => " stalled",
         (true, false) => " end",
         (false, false) => "",
-        (false, true) => panic!("stalled before the end"),
+        (false, true) => panic!("stalled, but not finished"),
     };
-    told
+    text
 }
 
 #[test]
-fn every_answer_to_a_stop_has_its_status() {
+fn every_answer_to_a_stop_leads_to_one_status() {
     let rows: &[(StopAnswer, &str)] = &[
         (
-            StopAnswer::Accepted(Some(run("stopping")), said(200)),
+            StopAnswer::Accepted(Some(run("stopping")), own(200)),
             "Unknown/FollowingRun True/StopAccepted False/FollowingRun",
         ),
-        (StopAnswer::Accepted(None, said(202)), "Unknown/FollowingRun True/StopAccepted Unknown/FollowingRun"),
-        // Full jitter of 0.5: the third of 1, 2, 4 s is 2 s; a written time is rounded up.
-        (StopAnswer::RateLimited(said(429), None), "False/RateLimited False/RateLimited Unknown/RateLimited again@3"),
+        (StopAnswer::Accepted(None, own(202)), "Unknown/FollowingRun True/StopAccepted Unknown/FollowingRun"),
+        // The third delay, 4 s, with full jitter of 0.5 is 2 s; a written time is rounded up to whole seconds.
+        (StopAnswer::RateLimited(own(429), None), "False/RateLimited False/RateLimited Unknown/RateLimited again@3"),
         (
-            StopAnswer::RateLimited(said(429), Some(Duration::from_secs(7))),
+            StopAnswer::RateLimited(own(429), Some(Duration::from_secs(7))),
             "False/RateLimited False/RateLimited Unknown/RateLimited again@8",
         ),
-        (StopAnswer::Unauthorized(said(401)), "False/Unauthorized False/Unauthorized Unknown/Unauthorized again@3"),
-        (StopAnswer::Forbidden(said(403)), "False/Forbidden False/Forbidden Unknown/Forbidden again@3"),
+        (StopAnswer::Unauthorized(own(401)), "False/Unauthorized False/Unauthorized Unknown/Unauthorized again@3"),
+        (StopAnswer::Forbidden(own(403)), "False/Forbidden False/Forbidden Unknown/Forbidden again@3"),
         (StopAnswer::NotSent("refused".into()), "False/Unreachable False/Unreachable Unknown/Unreachable again@3"),
         (StopAnswer::TooLate, "Unknown/StopRequested False/StopRequested Unknown/StopRequested again@3"),
-        (StopAnswer::Conflict(said(409)), "False/Conflict Unknown/Conflict Unknown/Conflict claim"),
+        (StopAnswer::Conflict(own(409)), "False/Conflict Unknown/Conflict Unknown/Conflict claim"),
         (
-            StopAnswer::ServerError(said(503), None),
+            StopAnswer::ServerError(own(503), None),
             "False/Unavailable Unknown/Unavailable Unknown/Unavailable claim again@31",
         ),
         (
-            StopAnswer::ServerError(said(503), Some(Duration::from_secs(7))),
+            StopAnswer::ServerError(own(503), Some(Duration::from_secs(7))),
             "False/Unavailable Unknown/Unavailable Unknown/Unavailable claim again@31",
         ),
         (
-            StopAnswer::ServerError(said(503), Some(Duration::from_secs(120))),
+            StopAnswer::ServerError(own(503), Some(Duration::from_secs(120))),
             "False/Unavailable Unknown/Unavailable Unknown/Unavailable claim again@121",
         ),
         (
-            StopAnswer::BadRequest(said(400)),
+            StopAnswer::BadRequest(own(400)),
             "Unknown/OutcomeUnknown Unknown/OutcomeUnknown Unknown/OutcomeUnknown claim",
         ),
         (
@@ -131,23 +133,23 @@ fn every_answer_to_a_stop_has_its_status() {
             "Unknown/OutcomeUnknown Unknown/OutcomeUnknown Unknown/OutcomeUnknown claim again@31",
         ),
         (
-            StopAnswer::NotOurRun(said(200)),
+            StopAnswer::NotOurRun(own(200)),
             "Unknown/OutcomeUnknown Unknown/OutcomeUnknown Unknown/OutcomeUnknown claim again@31",
         ),
         (
             StopAnswer::NoAnswer("reset".into()),
             "Unknown/OutcomeUnknown Unknown/OutcomeUnknown Unknown/OutcomeUnknown claim again@31",
         ),
-        (StopAnswer::NotFound(said(404)), "False/RunNotFound False/RunNotFound Unknown/RunNotFound stalled"),
-        (StopAnswer::Rejected(said(410)), "False/Rejected False/Rejected Unknown/Rejected stalled"),
+        (StopAnswer::NotFound(own(404)), "False/RunNotFound False/RunNotFound Unknown/RunNotFound stalled"),
+        (StopAnswer::Rejected(own(410)), "False/Rejected False/Rejected Unknown/Rejected stalled"),
         (
-            StopAnswer::Redirected(said(302), "https://evil.example".into()),
+            StopAnswer::Redirected(own(302), "https://evil.example".into()),
             "Unknown/OutcomeUnknown Unknown/OutcomeUnknown Unknown/OutcomeUnknown claim again@31",
         ),
     ];
     for (answer, expected) in rows {
-        let status = stop_answered(&a_claimed_stop(), answer, Retry::Backoff, MOMENT());
-        assert_eq!(told(&status), *expected, "{answer:?}");
+        let status = stop_answered(&a_claimed_stop(), answer, Retry::Backoff, STEP_TIME());
+        assert_eq!(summary(&status), *expected, "{answer:?}");
         assert_eq!(status.observed_generation, Some(3));
         assert_eq!(status.stop_request.unwrap().attempts, 3);
     }
@@ -157,28 +159,28 @@ const NOTHING: Established = Established { active: false, unreadable: false };
 const ACTIVE: Established = Established { active: true, unreadable: false };
 const UNREADABLE: Established = Established { active: false, unreadable: true };
 
-/// A stop whose request, the `attempts`th, was answered like this.
+/// Returns a stop whose stop request number `attempts` got this answer.
 fn answered(attempts: i32, answer: &StopAnswer) -> WorkflowRunStop {
     let mut stop = a_claimed_stop();
     stop.status.as_mut().unwrap().stop_request.as_mut().unwrap().attempts = attempts;
-    stop.status = Some(stop_answered(&stop, answer, Retry::Backoff, MOMENT()));
+    stop.status = Some(stop_answered(&stop, answer, Retry::Backoff, STEP_TIME()));
     stop
 }
 
-/// Every way from an answer that leaves the outcome open, over what a read shows, to a status.
+/// One row for each pair of an answer that leaves the outcome open and a read after it.
 #[test]
-fn every_reading_after_an_unclear_answer_has_its_status() {
+fn every_read_after_an_unclear_answer_leads_to_one_status() {
     let crashed = a_claimed_stop;
     let of = |answer: StopAnswer| answered(3, &answer);
     let no_answer = || of(StopAnswer::NoAnswer("reset".into()));
-    let server_error = || of(StopAnswer::ServerError(said(504), None));
-    let not_our_run = || of(StopAnswer::NotOurRun(said(200)));
-    let conflict = || of(StopAnswer::Conflict(said(409)));
-    let bad_request = |status| of(StopAnswer::BadRequest(said(status)));
-    let redirected = || of(StopAnswer::Redirected(said(302), "https://login.example".into()));
+    let server_error = || of(StopAnswer::ServerError(own(504), None));
+    let not_our_run = || of(StopAnswer::NotOurRun(own(200)));
+    let conflict = || of(StopAnswer::Conflict(own(409)));
+    let bad_request = |status| of(StopAnswer::BadRequest(own(status)));
+    let redirected = || of(StopAnswer::Redirected(own(302), "https://login.example".into()));
     let gateway = |attempts, status| answered(attempts, &StopAnswer::Foreign(foreign(status)));
     let read = |state| ReadAnswer::Run(run(state));
-    let unreadable = |status| ReadAnswer::Unreadable(said(status));
+    let unreadable = |status| ReadAnswer::Unreadable(own(status));
     let confirmed_stopping = "Unknown/FollowingRun True/ConfirmedByRead False/FollowingRun";
     let ended_otherwise = "True/RunEndedOtherwise Unknown/RunEndedOtherwise True/RunEndedOtherwise end";
     let open = "Unknown/OutcomeUnknown Unknown/OutcomeUnknown False/OutcomeUnknown claim again@31";
@@ -187,7 +189,7 @@ fn every_reading_after_an_unclear_answer_has_its_status() {
     let no_effect = "False/Unavailable False/Unavailable False/Unavailable again@3";
     let rejected = "False/Rejected False/Rejected Unknown/Rejected stalled";
     let mut rows = vec![
-        // 409: Amperity's own word that nothing was stopped.
+        // A 409, 400 or 422 is Amperity's own answer: nothing was stopped.
         (conflict(), read("running"), NOTHING, "False/Conflict False/Conflict False/Conflict again@3"),
         (conflict(), unreadable(403), NOTHING, open_unread),
         (conflict(), unreadable(403), UNREADABLE, rejected),
@@ -256,13 +258,13 @@ fn every_reading_after_an_unclear_answer_has_its_status() {
         ),
         (
             no_answer(),
-            ReadAnswer::Failed(ReadFailure::Unauthorized(said(401))),
+            ReadAnswer::Failed(ReadFailure::Unauthorized(own(401))),
             NOTHING,
             "False/Unauthorized Unknown/OutcomeUnknown Unknown/Unauthorized claim again@1",
         ),
         (
             no_answer(),
-            ReadAnswer::Failed(ReadFailure::RateLimited(said(429))),
+            ReadAnswer::Failed(ReadFailure::RateLimited(own(429))),
             NOTHING,
             "False/RateLimited Unknown/OutcomeUnknown Unknown/RateLimited claim again@1",
         ),
@@ -284,7 +286,8 @@ fn every_reading_after_an_unclear_answer_has_its_status() {
         gateway(1, 404),
         gateway(9, 403),
     ] {
-        let asked = matches!(stop.claim().unwrap().ended, Some(ClaimEnded { answer: UnclearAnswer::Conflict, .. }));
+        let is_conflict =
+            matches!(stop.claim().unwrap().ended, Some(ClaimEnded { answer: UnclearAnswer::Conflict, .. }));
         rows.push((stop.clone(), read("stopping"), NOTHING, confirmed_stopping));
         rows.push((
             stop.clone(),
@@ -294,38 +297,38 @@ fn every_reading_after_an_unclear_answer_has_its_status() {
         ));
         rows.push((stop.clone(), read("succeeded"), UNREADABLE, ended_otherwise));
         rows.push((stop.clone(), unreadable(403), ACTIVE, open_unread));
-        if !asked {
+        if !is_conflict {
             rows.push((stop, read("running"), UNREADABLE, open));
         }
     }
     for (stop, answer, established, expected) in rows {
-        let status = confirmed(&stop, &answer, established, 1, MOMENT());
-        assert_eq!(told(&status), expected, "{:?}: {answer:?} {established:?}", stop.claim());
+        let status = confirmed(&stop, &answer, established, 1, STEP_TIME());
+        assert_eq!(summary(&status), expected, "{:?}: {answer:?} {established:?}", stop.claim());
     }
 }
 
 #[test]
-fn a_redirect_is_still_named_when_the_run_has_been_read() {
-    let stop = answered(1, &StopAnswer::Redirected(said(302), "https://login.example".into()));
-    let status = confirmed(&stop, &ReadAnswer::Run(run("running")), ACTIVE, 0, MOMENT());
+fn the_message_still_names_a_redirect_after_the_run_was_read() {
+    let stop = answered(1, &StopAnswer::Redirected(own(302), "https://login.example".into()));
+    let status = confirmed(&stop, &ReadAnswer::Run(run("running")), ACTIVE, 0, STEP_TIME());
     let message = &find(&status.conditions, ConditionType::Ready).unwrap().message;
     assert!(message.contains("HTTP 302, a redirect to https://login.example, which is never followed"), "{message}");
 }
 
-/// A stop whose last request is known to have had no effect only from reads, and which is read once more.
+/// The last request had no effect according to reads, so the run is read once more before the next request.
 #[test]
-fn every_reading_before_a_further_request_has_its_status() {
+fn every_read_before_a_further_request_leads_to_one_status() {
     let after = |answer: StopAnswer| {
         let mut stop = answered(1, &answer);
-        stop.status = Some(confirmed(&stop, &ReadAnswer::Run(run("running")), ACTIVE, 0, MOMENT()));
+        stop.status = Some(confirmed(&stop, &ReadAnswer::Run(run("running")), ACTIVE, 0, STEP_TIME()));
         stop.status.as_mut().unwrap().state = None;
         assert!(stop.claim().is_none() && !stop.is_finished());
         stop
     };
-    let no_effect = || after(StopAnswer::ServerError(said(504), None));
-    let conflict = || after(StopAnswer::Conflict(said(409)));
+    let no_effect = || after(StopAnswer::ServerError(own(504), None));
+    let conflict = || after(StopAnswer::Conflict(own(409)));
     let gateway = || after(StopAnswer::Foreign(foreign(404)));
-    let unreadable = |status| ReadAnswer::Unreadable(said(status));
+    let unreadable = |status| ReadAnswer::Unreadable(own(status));
     let rows = [
         (
             no_effect(),
@@ -361,15 +364,15 @@ fn every_reading_before_a_further_request_has_its_status() {
         ),
     ];
     for (stop, answer, established, expected) in rows {
-        let status = confirmed(&stop, &answer, established, 1, MOMENT());
-        assert_eq!(told(&status), expected, "{answer:?} {established:?}");
+        let status = confirmed(&stop, &answer, established, 1, STEP_TIME());
+        assert_eq!(summary(&status), expected, "{answer:?} {established:?}");
     }
 }
 
 #[test]
 fn every_finished_status_has_the_result_of_its_reason_and_no_other_status_has_one() {
     use workflow_run_stop_api::conditions::{Reason, StopResult};
-    let finished_with = |stop: &WorkflowRunStop, ending| finished(stop, ending, MOMENT());
+    let finished_with = |stop: &WorkflowRunStop, ending| finished(stop, ending, STEP_TIME());
     let ended = |state: &str| {
         let mut stop = accepted();
         stop.status.as_mut().unwrap().state = Some(state.into());
@@ -383,31 +386,31 @@ fn every_finished_status_has_the_result_of_its_reason_and_no_other_status_has_on
         (finished_with(&a_stop(), Ending::Expired), StopResult::Expired),
         (finished_with(&a_stop(), Ending::DeadlineExceeded), StopResult::Failed),
         (finished_with(&a_claimed_stop(), Ending::OutcomeUnknown), StopResult::Unknown),
-        (answered(1, &StopAnswer::NotFound(said(404))).status.unwrap(), StopResult::Failed),
-        (followed(&accepted(), &ReadAnswer::Unreadable(said(403)), UNREADABLE, MOMENT()), StopResult::Accepted),
+        (answered(1, &StopAnswer::NotFound(own(404))).status.unwrap(), StopResult::Failed),
+        (followed(&accepted(), &ReadAnswer::Unreadable(own(403)), UNREADABLE, STEP_TIME()), StopResult::Accepted),
     ];
     for (status, result) in rows {
         assert!(status.completion_time.is_some());
         assert_eq!(status.result, Some(result));
         assert_eq!(status.conditions[0].type_, "Ready");
     }
-    assert_eq!(waiting(&a_stop(), Reason::Suspended, "", MOMENT()).result, None);
+    assert_eq!(waiting(&a_stop(), Reason::Suspended, "", STEP_TIME()).result, None);
     assert_eq!(accepted().status.unwrap().result, None);
     assert_eq!(a_claimed_stop().status.unwrap().conditions[0].type_, "Ready");
 }
 
 #[test]
-fn every_reading_of_a_stopped_run_has_its_status() {
+fn every_read_after_acceptance_leads_to_one_status() {
     let rows: &[(ReadAnswer, &str)] = &[
         (ReadAnswer::Run(run("stopping")), "Unknown/FollowingRun True/StopAccepted False/FollowingRun"),
         (ReadAnswer::Run(run("canceled")), "Unknown/FollowingRun True/StopAccepted True/RunStopped"),
-        (ReadAnswer::Unreadable(said(404)), "Unknown/FollowingRun True/StopAccepted Unknown/FollowingRun"),
+        (ReadAnswer::Unreadable(own(404)), "Unknown/FollowingRun True/StopAccepted Unknown/FollowingRun"),
         (
-            ReadAnswer::Failed(ReadFailure::Unauthorized(said(401))),
+            ReadAnswer::Failed(ReadFailure::Unauthorized(own(401))),
             "False/Unauthorized True/StopAccepted Unknown/Unauthorized",
         ),
         (
-            ReadAnswer::Failed(ReadFailure::RateLimited(said(429))),
+            ReadAnswer::Failed(ReadFailure::RateLimited(own(429))),
             "False/RateLimited True/StopAccepted Unknown/RateLimited",
         ),
         (
@@ -416,45 +419,45 @@ fn every_reading_of_a_stopped_run_has_its_status() {
         ),
     ];
     for (answer, expected) in rows {
-        assert_eq!(told(&followed(&accepted(), answer, NOTHING, MOMENT())), *expected, "{answer:?}");
+        assert_eq!(summary(&followed(&accepted(), answer, NOTHING, STEP_TIME())), *expected, "{answer:?}");
     }
 }
 
 #[test]
-fn a_run_that_is_unreadable_twice_after_acceptance_ends_the_following_and_keeps_what_is_known() {
-    let unreadable = ReadAnswer::Unreadable(said(404));
-    let status = followed(&accepted(), &unreadable, UNREADABLE, MOMENT());
-    assert_eq!(told(&status), "True/RunUnreadable True/StopAccepted Unknown/RunUnreadable end");
+fn following_ends_when_the_run_is_unreadable_twice_and_the_status_keeps_the_known_state() {
+    let unreadable = ReadAnswer::Unreadable(own(404));
+    let status = followed(&accepted(), &unreadable, UNREADABLE, STEP_TIME());
+    assert_eq!(summary(&status), "True/RunUnreadable True/StopAccepted Unknown/RunUnreadable end");
     let mut ended = accepted();
     ended.status.as_mut().unwrap().state = Some("canceled".into());
-    let status = followed(&ended, &unreadable, NOTHING, MOMENT());
-    assert_eq!(told(&status), "Unknown/FollowingRun True/StopAccepted True/RunStopped");
-    let status = followed(&ended, &unreadable, UNREADABLE, MOMENT());
-    assert_eq!(told(&status), "True/RunStopped True/StopAccepted True/RunStopped end");
+    let status = followed(&ended, &unreadable, NOTHING, STEP_TIME());
+    assert_eq!(summary(&status), "Unknown/FollowingRun True/StopAccepted True/RunStopped");
+    let status = followed(&ended, &unreadable, UNREADABLE, STEP_TIME());
+    assert_eq!(summary(&status), "True/RunStopped True/StopAccepted True/RunStopped end");
 }
 
 #[test]
-fn an_answer_without_tasks_leaves_those_that_are_known() {
+fn an_answer_without_tasks_keeps_the_known_tasks() {
     let mut with_tasks = run("stopping");
     with_tasks.tasks = Some(vec![TaskInstance::default()]);
     let mut stop = accepted();
-    stop.status = Some(followed(&stop, &ReadAnswer::Run(with_tasks), NOTHING, MOMENT()));
-    let status = followed(&stop, &ReadAnswer::Run(run("canceled")), NOTHING, MOMENT());
+    stop.status = Some(followed(&stop, &ReadAnswer::Run(with_tasks), NOTHING, STEP_TIME()));
+    let status = followed(&stop, &ReadAnswer::Run(run("canceled")), NOTHING, STEP_TIME());
     assert_eq!(status.task_instances.unwrap().len(), 1);
 }
 
 #[test]
-fn the_same_cause_makes_the_same_status() {
+fn the_same_cause_leads_to_the_same_status() {
     use workflow_run_stop_api::conditions::Reason;
     let mut stop = a_stop();
-    let first = waiting(&stop, Reason::CredentialsMissing, "there is no Secret amperity", MOMENT());
+    let first = waiting(&stop, Reason::CredentialsMissing, "there is no Secret amperity", STEP_TIME());
     stop.status = Some(first.clone());
-    let later = StepTime { now: Timestamp::from_second(5000).unwrap(), jitter: 0.9, ..MOMENT() };
+    let later = StepTime { now: Timestamp::from_second(5000).unwrap(), jitter: 0.9, ..STEP_TIME() };
     assert_eq!(waiting(&stop, Reason::CredentialsMissing, "there is no Secret amperity", later), first);
 }
 
 #[test]
-fn every_ending_has_its_status() {
+fn every_ending_leads_to_one_status() {
     let in_state = |state: &str| {
         let mut stop = accepted();
         stop.status.as_mut().unwrap().state = Some(state.into());
@@ -471,30 +474,60 @@ fn every_ending_has_its_status() {
         ),
     ];
     for (stop, ending, expected) in rows {
-        assert_eq!(told(&finished(stop, *ending, MOMENT())), *expected, "{ending:?}");
+        assert_eq!(summary(&finished(stop, *ending, STEP_TIME())), *expected, "{ending:?}");
     }
-    let refused = stop_answered(&a_claimed_stop(), &StopAnswer::Forbidden(said(403)), Retry::Backoff, MOMENT());
+    let refused = stop_answered(&a_claimed_stop(), &StopAnswer::Forbidden(own(403)), Retry::Backoff, STEP_TIME());
     let stop = WorkflowRunStop { status: Some(refused), ..a_stop() };
-    let status = finished(&stop, Ending::DeadlineExceeded, MOMENT());
-    assert_eq!(told(&status), "False/DeadlineExceeded False/Forbidden Unknown/DeadlineExceeded stalled");
+    let status = finished(&stop, Ending::DeadlineExceeded, STEP_TIME());
+    assert_eq!(summary(&status), "False/DeadlineExceeded False/Forbidden Unknown/DeadlineExceeded stalled");
     let message = &find(&status.conditions, ConditionType::Ready).unwrap().message;
     assert!(message.contains("the last reason was Forbidden"), "{message}");
 }
 
 #[test]
-fn a_new_token_is_tried_at_once() {
-    let answer = StopAnswer::Unauthorized(said(401));
-    let status = stop_answered(&a_claimed_stop(), &answer, Retry::AtOnce, MOMENT());
-    assert_eq!(told(&status), "False/Unauthorized False/Unauthorized Unknown/Unauthorized");
+fn a_new_token_is_tried_without_backoff() {
+    let answer = StopAnswer::Unauthorized(own(401));
+    let status = stop_answered(&a_claimed_stop(), &answer, Retry::AtOnce, STEP_TIME());
+    assert_eq!(summary(&status), "False/Unauthorized False/Unauthorized Unknown/Unauthorized");
 }
 
 #[test]
-fn a_bare_status_keeps_what_was_learned_and_counts_what_it_leaves_out() {
+fn a_status_without_details_keeps_its_conditions_and_counts_the_omitted_tasks() {
     let mut run = run("canceled");
     run.tasks = Some(vec![TaskInstance::default(); 3]);
-    let full = stop_answered(&a_claimed_stop(), &StopAnswer::Accepted(Some(run), said(200)), Retry::Backoff, MOMENT());
+    let full =
+        stop_answered(&a_claimed_stop(), &StopAnswer::Accepted(Some(run), own(200)), Retry::Backoff, STEP_TIME());
     let full = WorkflowRunStopStatus { task_instances_omitted: Some(2), ..full };
     let bare = full.clone().bare();
     assert_eq!((bare.task_instances, bare.task_instances_omitted), (Some(vec![]), Some(5)));
     assert_eq!((bare.conditions, bare.stop_request), (full.conditions, full.stop_request));
+}
+
+#[test]
+fn a_claim_names_the_url_and_counts_the_attempt() {
+    let request = a_claimed_stop().status.unwrap().stop_request.unwrap();
+    let expected = StopRequest {
+        url: Some("https://x/stop".into()),
+        attempts: 3,
+        claim: Some(a_claim()),
+        ..StopRequest::default()
+    };
+    assert_eq!(request, expected);
+}
+
+#[test]
+fn every_wait_before_the_first_request_leads_to_one_status() {
+    for (reason, expected) in [
+        (Reason::Suspended, "Unknown/Suspended False/Suspended Unknown/Suspended"),
+        (Reason::WaitingForBudget, "Unknown/WaitingForBudget False/WaitingForBudget Unknown/WaitingForBudget"),
+        (Reason::CredentialsMissing, "False/CredentialsMissing False/CredentialsMissing Unknown/CredentialsMissing"),
+        (Reason::EndpointNotAllowed, "False/EndpointNotAllowed False/EndpointNotAllowed Unknown/EndpointNotAllowed"),
+    ] {
+        assert_eq!(summary(&waiting(&a_stop(), reason, "", STEP_TIME())), expected);
+    }
+    // After a request, StopAccepted keeps the reason why it was dropped.
+    let refused = stop_answered(&a_claimed_stop(), &StopAnswer::Forbidden(own(403)), Retry::Backoff, STEP_TIME());
+    let stop = WorkflowRunStop { status: Some(refused), ..a_stop() };
+    let status = waiting(&stop, Reason::WaitingForBudget, "", STEP_TIME());
+    assert!(summary(&status).starts_with("Unknown/WaitingForBudget False/Forbidden "), "{}", summary(&status));
 }

@@ -1,27 +1,27 @@
-//! Owns every condition type, reason, message and result, and how a condition is set.
-//! Never reads a clock: the time of a transition is passed in.
+//! Owns the condition types, the reasons with their properties and messages, the results, and how a condition is set.
+//! Never reads a clock: the time of a transition is a parameter.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The conditions of a `WorkflowRunStop`; they follow kstatus.
+/// The condition types of a `WorkflowRunStop`; `Ready`, `Reconciling` and `Stalled` follow kstatus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConditionType {
-    /// True: the stop was accepted and the run ended (or is not followed). False: failed or failing. Unknown: in progress.
+    /// True: finished with success. False: finished without success, or failing now. Unknown: in progress.
     Ready,
-    /// True while work goes on or waits; absent when finished.
+    /// True until the resource finishes; absent after that.
     Reconciling,
-    /// True when finished without success, so that a person must act; absent otherwise.
+    /// True if the resource finished without success and a person must act; absent otherwise.
     Stalled,
-    /// True: accepted. False: rejected, or not sent yet. Unknown: sent, outcome not known.
+    /// True: accepted. False: rejected, or not sent yet. Unknown: sent, and the outcome is not known.
     StopAccepted,
-    /// True: the last state is an ended one. False: active or stopping. Unknown: not known.
+    /// True: the last observed state is final. False: the run was active or stopping. Unknown: no state was observed.
     RunEnded,
 }
 
 impl ConditionType {
-    /// The type as it stands in the status.
+    /// Returns the value of the condition's `type`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ready => "Ready",
@@ -33,10 +33,16 @@ impl ConditionType {
     }
 }
 
-/// The result of a finished stop in one word, for scripts, workflows and queries that cannot read conditions.
+// `kubectl explain` shows this description instead of the field's, and none of those of the values.
+/// The outcome in one word, for scripts and queries. It is set together with `completionTime`, and never before.
+/// `Stopped`: the run was stopped. `EndedOtherwise`: the run succeeded or failed on its own. `Accepted`: the stop was
+/// accepted, and the end of the run was not followed or could not be read. `Expired`: created at or after `notAfter`, so
+/// that no request was sent. `StillActive`: the stop was accepted, and no end of the run was observed before
+/// `followTimeoutSeconds` expired. `Unknown`: a request was sent, and its outcome is not known. `Failed`: the stop was
+/// not accepted. Resources that finished before this field existed have none.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopResult {
-    /// The stop was accepted and the run was stopped.
+    /// The stop was accepted, or another client stopped the run, and the run was stopped.
     Stopped,
     /// The run ended on its own: it succeeded or failed.
     EndedOtherwise,
@@ -44,16 +50,16 @@ pub enum StopResult {
     Accepted,
     /// The resource was created at or after its `notAfter`; no request was sent.
     Expired,
-    /// The stop was accepted, and no end of the run was seen within `followTimeoutSeconds`.
+    /// The stop was accepted, and no end of the run was observed within `followTimeoutSeconds`.
     StillActive,
-    /// A stop request was sent and its outcome is not known.
+    /// A stop request was sent, and its outcome is not known.
     Unknown,
     /// The stop was not accepted: rejected, or not sent before its deadline.
     Failed,
 }
 
 impl StopResult {
-    /// Every result.
+    /// All results.
     pub const ALL: [Self; 7] = [
         Self::Stopped,
         Self::EndedOtherwise,
@@ -64,7 +70,7 @@ impl StopResult {
         Self::Failed,
     ];
 
-    /// The result as it is written in the status.
+    /// Returns the value of `status.result`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Stopped => "Stopped",
@@ -78,19 +84,19 @@ impl StopResult {
     }
 }
 
-/// A condition's status.
+/// The status of a condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConditionStatus {
-    /// It is so.
+    /// The condition holds.
     True,
-    /// It is not so.
+    /// The condition does not hold.
     False,
-    /// Nobody knows (yet).
+    /// It is not known whether the condition holds.
     Unknown,
 }
 
 impl ConditionStatus {
-    /// The status as it stands in the condition.
+    /// Returns the value of the condition's `status`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::True => "True",
@@ -100,32 +106,126 @@ impl ConditionStatus {
     }
 }
 
+/// The thing that an unfinished resource waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum WaitsFor {
+    /// Its first reconciliation, or a slot of the rate limit that is free within seconds.
+    New,
+    /// `spec.suspend` to be set to false.
+    Suspended,
+    /// A slot of the tenant's rate limit.
+    Budget,
+    /// Usable credentials.
+    Credentials,
+    /// An endpoint that the operator may send to.
+    Endpoint,
+    /// The answer to its stop request.
+    Answer,
+    /// The outcome of its stop request, which the operator learns by reading the run.
+    Outcome,
+    /// The next attempt, because the API is unavailable or did not carry out the request.
+    Retry,
+    /// The end of the run.
+    RunEnd,
+}
+
+impl WaitsFor {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::New,
+        Self::Suspended,
+        Self::Budget,
+        Self::Credentials,
+        Self::Endpoint,
+        Self::Answer,
+        Self::Outcome,
+        Self::Retry,
+        Self::RunEnd,
+    ];
+
+    /// Returns the value of the metric label `waits_for`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::Suspended => "suspended",
+            Self::Budget => "budget",
+            Self::Credentials => "credentials",
+            Self::Endpoint => "endpoint",
+            Self::Answer => "answer",
+            Self::Outcome => "outcome",
+            Self::Retry => "retry",
+            Self::RunEnd => "run_end",
+        }
+    }
+}
+
+/// The second expression if there is one, and the default otherwise.
+macro_rules! or {
+    ($default:expr;) => {
+        $default
+    };
+    ($default:expr; $value:expr) => {
+        $value
+    };
+}
+
 macro_rules! reasons {
-    ($($(#[$doc:meta])* $name:ident: $summary:literal, $remedy:literal;)*) => {
-        /// Why a condition is as it is.
+    ($(
+        $(#[$doc:meta])*
+        $name:ident {
+            $(result: $result:ident,)?
+            $(waits_for: $waits_for:ident,)?
+            $(routine: $routine:literal,)?
+            $(no_effect: $no_effect:literal,)?
+        } $summary:literal, $remedy:literal;
+    )*) => {
+        /// The reason of a condition.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Reason { $($(#[$doc])* $name,)* }
 
         impl Reason {
-            /// Every reason, in the order of this list.
+            /// All reasons.
             pub const ALL: &[Self] = &[$(Self::$name,)*];
 
-            /// The reason as it stands in the condition.
+            /// Returns the value of the condition's `reason`.
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$name => stringify!($name),)* }
             }
 
-            /// The reason of a condition; `None` where it is none of these.
+            /// Returns the reason of a condition, or `None` if this version does not know it.
             pub fn of(condition: &Condition) -> Option<Self> {
                 Self::ALL.iter().copied().find(|reason| reason.as_str() == condition.reason)
             }
 
-            /// What happened, without a full stop.
+            /// Returns the result of a stop that finishes with this reason, or `None` if no stop does.
+            pub fn result(self) -> Option<StopResult> {
+                match self { $(Self::$name => or!(None; $(Some(StopResult::$result))?),)* }
+            }
+
+            /// Returns what an unfinished resource waits for if its `Ready` has this reason, or `None` if only finished
+            /// resources have it. A claim or an accepted stop says more than the reason.
+            pub fn waits_for(self) -> Option<WaitsFor> {
+                match self { $(Self::$name => or!(None; $(Some(WaitsFor::$waits_for))?),)* }
+            }
+
+            /// Returns true for a reason that a stop passes through in the normal course, so that it needs no event.
+            pub fn is_routine(self) -> bool {
+                match self { $(Self::$name => or!(false; $($routine)?),)* }
+            }
+
+            /// Returns true if a stop request whose claim was dropped with this reason is known to have had no effect,
+            /// from its own answer or because it was not sent. After any other reason the run is read before the request
+            /// is repeated.
+            pub fn excludes_an_effect(self) -> bool {
+                match self { $(Self::$name => or!(false; $($no_effect)?),)* }
+            }
+
+            /// Returns what happened, without a full stop.
             fn summary(self) -> &'static str {
                 match self { $(Self::$name => $summary,)* }
             }
 
-            /// What a person can do, as a sentence; empty where nothing is to be done.
+            /// Returns what to do, in whole sentences; empty if there is nothing to do.
             fn remedy(self) -> &'static str {
                 match self { $(Self::$name => $remedy,)* }
             }
@@ -133,127 +233,102 @@ macro_rules! reasons {
     };
 }
 
+// Each row: the properties that differ from `None` and false, then summary and remedy.
 reasons! {
-    /// `spec.suspend` is true and nothing was sent.
-    Suspended: "Nothing is sent while spec.suspend is true", "Set spec.suspend to false to go on.";
-    /// The tenant's rate limit lets others go first.
-    WaitingForBudget: "The request waits for its turn within the tenant's rate limit", "";
-    /// A stop request is on its way.
-    StopRequested: "The stop request is being sent", "";
-    /// The API accepted the stop.
-    StopAccepted: "Amperity accepted the stop", "";
-    /// The run was read and is stopping or stopped.
-    ConfirmedByRead: "The run was read and is stopping or stopped", "";
-    /// The run is read until it ends.
-    FollowingRun: "The stop was accepted and the run is followed until it ends", "";
+    /// `spec.suspend` is true, and no stop request may have taken effect.
+    Suspended { waits_for: Suspended, }
+        "No stop request is sent while spec.suspend is true",
+        "Set spec.suspend to false to continue.";
+    /// The request is queued for a slot of the tenant's rate limit.
+    WaitingForBudget { waits_for: Budget, routine: true, }
+        "The request waits for a slot of the tenant's rate limit", "";
+    /// The claim is stored, and the stop request is being sent.
+    StopRequested { waits_for: New, routine: true, no_effect: true, }
+        "The stop request is being sent", "";
+    /// Amperity accepted the stop. The reason of `Ready` only if the run is not followed.
+    StopAccepted { result: Accepted, }
+        "Amperity accepted the stop", "";
+    /// A read showed that the run is stopping or stopped.
+    ConfirmedByRead { waits_for: RunEnd, }
+        "A read of the run showed that it is stopping or stopped", "";
+    /// The stop was accepted, and the run is read until it ends.
+    FollowingRun { waits_for: RunEnd, routine: true, }
+        "The stop was accepted, and the run is read until it ends", "";
     /// The run is stopped.
-    RunStopped: "The run is stopped", "";
-    /// The run ended, but not by the stop.
-    RunEndedOtherwise: "The run ended in another way than by being stopped", "";
-    /// No end of the run was seen when the time to follow it was over.
-    RunStillActive: "The stop was accepted, but no end of the run was seen before followTimeoutSeconds expired",
-        "Look at the run in Amperity; a task that has started may run to its end.";
-    /// The stop was accepted, but the run cannot be read.
-    RunUnreadable: "The stop was accepted, but the run cannot be read, so its end is not known",
-        "Let the credentials read workflow runs if you want the end to be recorded.";
-    /// The Secret or one of its keys is missing.
-    CredentialsMissing: "The credentials cannot be used",
-        "Give the Secret, in the namespace of this resource, the key token, or clientId and clientSecret; it is looked up again by itself.";
-    /// 401.
-    Unauthorized: "Amperity refused the credentials or the API version",
-        "Put a valid token, or clientId and clientSecret, into the Secret, and check that it belongs to this tenant and that the operator's API version is a valid one; it is tried again by itself.";
+    RunStopped { result: Stopped, }
+        "The run is stopped", "";
+    /// The run succeeded or failed.
+    RunEndedOtherwise { result: EndedOtherwise, }
+        "The run ended on its own", "";
+    /// The stop was accepted, and no end of the run was observed within `followTimeoutSeconds`.
+    RunStillActive { result: StillActive, }
+        "The stop was accepted, but no end of the run was observed before followTimeoutSeconds expired",
+        "Look at the run in Amperity: tasks that had already started may run to their end.";
+    /// The stop was accepted, and the run cannot be read.
+    RunUnreadable { result: Accepted, }
+        "The stop was accepted, but the run cannot be read, so its end is not known",
+        "To have the end of a run recorded, use credentials that may read workflow runs.";
+    /// The Secret or one of its keys is missing, unusable or not readable.
+    CredentialsMissing { waits_for: Credentials, }
+        "The credentials cannot be used",
+        "Create or correct the Secret in the namespace of this resource: it needs the key token, or the keys clientId and clientSecret, and the operator must be allowed to read it. The operator reads it again at least once a minute.";
+    /// 401, or the token endpoint refused the client.
+    Unauthorized { waits_for: Credentials, no_effect: true, }
+        "Amperity refused the credentials or the API version",
+        "Put a valid token, or a valid clientId and clientSecret, of this tenant into the Secret, and check the operator's --amperity-api-version. The operator retries.";
     /// Amperity's own 403 to a stop.
-    Forbidden: "The credentials lack the right to stop this run",
-        "Use a key with the right to run workflow actions in this tenant; it is tried again by itself.";
+    Forbidden { waits_for: Credentials, no_effect: true, }
+        "The credentials do not have the permission to stop this run",
+        "Use credentials that may run workflow actions in this tenant. The operator retries.";
     /// Created at or after `spec.notAfter`.
-    Expired: "The resource was created at or after its spec.notAfter, so no stop request was sent", "";
-    /// Amperity's own 404, or the same 404 to the stop and to two reads.
-    RunNotFound: "Amperity does not know this run in this tenant",
+    Expired { result: Expired, }
+        "The resource was created at or after its spec.notAfter, so no stop request was sent", "";
+    /// Amperity's own 404, or a gateway's 404 to the stop and to two reads.
+    RunNotFound { result: Failed, }
+        "Amperity does not know this run in this tenant",
         "Check runId, tenant and base URL, then create a new WorkflowRunStop.";
-    /// Another 4xx of Amperity, and for a 400 or 422 the run is still active; or the same 4xx to the stop and to two reads.
-    Rejected: "Amperity rejected the stop", "Check runId, tenant and the operator's API version, then create a new WorkflowRunStop.";
-    /// 409, and the run is still active.
-    Conflict: "Amperity answered that the run cannot be stopped in its present state",
-        "It is tried again by itself; set stopDeadlineSeconds to bound that.";
+    /// Amperity's own 405, 410 or another 4xx without a reason of its own; its 400 or 422 and the run is active; its 400,
+    /// 409 or 422 and the run cannot be read; or a gateway's 4xx to the stop, and the same status to two reads.
+    Rejected { result: Failed, }
+        "The stop was rejected",
+        "Check runId, tenant and the operator's --amperity-api-version, then create a new WorkflowRunStop.";
+    /// Amperity's own 409, and the run is still active or not read yet.
+    Conflict { waits_for: Retry, }
+        "Amperity answered that the run cannot be stopped in its current state",
+        "The operator retries. Set stopDeadlineSeconds to limit for how long.";
     /// 429.
-    RateLimited: "Amperity's rate limit for the tenant is used up",
-        "It is tried again by itself; other clients of the tenant share the limit.";
-    /// 5xx, or a request that had no effect.
-    Unavailable: "Amperity is unavailable or did not carry out the request", "It is tried again by itself as soon as that is safe.";
-    /// No connection could be made.
-    Unreachable: "Amperity cannot be reached",
-        "Check the name resolution, network policy, proxy and certificates on the way; it is tried again by itself.";
-    /// A request was sent and nobody knows whether it took effect.
-    OutcomeUnknown: "A stop request was sent and its outcome is not known",
-        "The run is read to find out; where it cannot be read, look at it in Amperity and create a new WorkflowRunStop only if it still runs.";
-    /// The endpoint is not on the operator's list.
-    EndpointNotAllowed: "The operator may not send to this endpoint",
-        "Ask the operator's administrator to add the host to --allowed-hosts, or delete this resource and create one for an allowed https host.";
-    /// A redirect, or a 4xx that is not Amperity's own answer, and the run is still active.
-    UnexpectedAnswer: "The answer is not one of the Amperity API", "Check the base URL and the gateways and proxies on the way. A finished WorkflowRunStop is not tried again: create a new one if the run still has to be stopped.";
-    /// `stopDeadlineSeconds` or `notAfter` passed.
-    DeadlineExceeded: "The stop was not accepted before its deadline (stopDeadlineSeconds or notAfter)",
-        "Create a new WorkflowRunStop if the run still has to be stopped.";
+    RateLimited { waits_for: Budget, routine: true, no_effect: true, }
+        "Amperity's rate limit for the tenant is exceeded",
+        "The operator retries. If this lasts, reduce the requests of the tenant's other clients: they share the limit.";
+    /// 5xx, no answer to a read, or a request that had no effect.
+    Unavailable { waits_for: Retry, }
+        "Amperity is unavailable or did not carry out the request",
+        "The operator retries as soon as that is safe.";
+    /// No connection could be established.
+    Unreachable { waits_for: Retry, no_effect: true, }
+        "Amperity cannot be reached",
+        "Check name resolution, network policies, proxies and certificates. The operator retries.";
+    /// A stop request was sent, and it is not known whether it took effect.
+    OutcomeUnknown { result: Unknown, waits_for: Outcome, }
+        "A stop request was sent and its outcome is not known",
+        "Until this WorkflowRunStop finishes, the operator reads the run to learn the outcome. Once it has finished, look at the run in Amperity, and create a new WorkflowRunStop only if the run is still active.";
+    /// The host is not in the operator's `--allowed-hosts`, or the URL is not https.
+    EndpointNotAllowed { waits_for: Endpoint, }
+        "The operator is not allowed to send requests to this endpoint",
+        "Ask the operator's administrator to add the host to --allowed-hosts, or use an allowed https host: correct tokenUrl in the Secret, or delete this WorkflowRunStop and create one with another baseUrl.";
+    /// A redirect, or a 4xx that is not Amperity's own, and the run is still active.
+    UnexpectedAnswer { result: Failed, waits_for: Retry, }
+        "The answer is not in the format of the Amperity API",
+        "Check the base URL, and the gateways and proxies between the operator and Amperity. Once this WorkflowRunStop has finished, create a new one if the run must still be stopped.";
+    /// `stopDeadlineSeconds` or `notAfter` passed before the stop was accepted.
+    DeadlineExceeded { result: Failed, }
+        "The stop was not accepted before its deadline (stopDeadlineSeconds or notAfter)",
+        "Create a new WorkflowRunStop if the run must still be stopped.";
 }
 
 impl Reason {
-    /// The result of a stop that finishes with this reason; `None` where no stop does.
-    pub fn result(self) -> Option<StopResult> {
-        match self {
-            Self::RunStopped => Some(StopResult::Stopped),
-            Self::RunEndedOtherwise => Some(StopResult::EndedOtherwise),
-            Self::StopAccepted | Self::RunUnreadable => Some(StopResult::Accepted),
-            Self::Expired => Some(StopResult::Expired),
-            Self::RunStillActive => Some(StopResult::StillActive),
-            Self::OutcomeUnknown => Some(StopResult::Unknown),
-            Self::RunNotFound | Self::Rejected | Self::UnexpectedAnswer | Self::DeadlineExceeded => {
-                Some(StopResult::Failed)
-            }
-            Self::Suspended
-            | Self::WaitingForBudget
-            | Self::StopRequested
-            | Self::ConfirmedByRead
-            | Self::FollowingRun
-            | Self::CredentialsMissing
-            | Self::Unauthorized
-            | Self::Forbidden
-            | Self::Conflict
-            | Self::RateLimited
-            | Self::Unavailable
-            | Self::Unreachable
-            | Self::EndpointNotAllowed => None,
-        }
-    }
-
-    /// True where a stop request that was dropped with this reason is known to have had no effect by its own answer, or
-    /// because it was not sent. After any other reason the run is read before the request is repeated.
-    pub fn excludes_an_effect(self) -> bool {
-        match self {
-            Self::RateLimited | Self::Unauthorized | Self::Forbidden | Self::Unreachable | Self::StopRequested => true,
-            Self::Suspended
-            | Self::WaitingForBudget
-            | Self::StopAccepted
-            | Self::ConfirmedByRead
-            | Self::FollowingRun
-            | Self::RunStopped
-            | Self::RunEndedOtherwise
-            | Self::RunStillActive
-            | Self::RunUnreadable
-            | Self::CredentialsMissing
-            | Self::Expired
-            | Self::RunNotFound
-            | Self::Rejected
-            | Self::Conflict
-            | Self::Unavailable
-            | Self::OutcomeUnknown
-            | Self::EndpointNotAllowed
-            | Self::UnexpectedAnswer
-            | Self::DeadlineExceeded => false,
-        }
-    }
-
-    /// The message of a condition with this reason: what happened, the detail where there is one,
-    /// and what to do. The same cause gives the same message.
+    /// Returns the message of a condition with this reason: what happened, the detail unless it is empty, and what to do.
+    /// The same reason and detail give the same message.
     pub fn message(self, detail: &str) -> String {
         let detail = detail.trim().trim_end_matches('.');
         let mut message = self.summary().to_owned();
@@ -270,8 +345,8 @@ impl Reason {
     }
 }
 
-/// Sets one condition. Its transition time moves only when its status changes. `Ready` is written first; readers that
-/// take the first condition for the summary then show it.
+/// Sets one condition. Its transition time changes only if its status changes. A new `Ready` is put first, because some
+/// tools show only the first condition.
 pub fn set(conditions: &mut Vec<Condition>, new: Condition) {
     match conditions.iter_mut().find(|known| known.type_ == new.type_) {
         Some(known) => {
@@ -287,17 +362,17 @@ pub fn set(conditions: &mut Vec<Condition>, new: Condition) {
     }
 }
 
-/// A condition that takes its time from the caller.
+/// Returns a condition whose transition time is `now`.
 pub fn condition(
-    kind: ConditionType,
-    truth: ConditionStatus,
+    type_: ConditionType,
+    status: ConditionStatus,
     (reason, message): (Reason, String),
     generation: Option<i64>,
     now: &Time,
 ) -> Condition {
     Condition {
-        type_: kind.as_str().to_owned(),
-        status: truth.as_str().to_owned(),
+        type_: type_.as_str().to_owned(),
+        status: status.as_str().to_owned(),
         reason: reason.as_str().to_owned(),
         message,
         observed_generation: generation,
@@ -305,14 +380,14 @@ pub fn condition(
     }
 }
 
-/// The condition of one type, where it is set.
-pub fn find(conditions: &[Condition], kind: ConditionType) -> Option<&Condition> {
-    conditions.iter().find(|known| known.type_ == kind.as_str())
+/// Returns the condition of one type, if it is set.
+pub fn find(conditions: &[Condition], type_: ConditionType) -> Option<&Condition> {
+    conditions.iter().find(|known| known.type_ == type_.as_str())
 }
 
 /// Removes the condition of one type.
-pub fn remove(conditions: &mut Vec<Condition>, kind: ConditionType) {
-    conditions.retain(|known| known.type_ != kind.as_str());
+pub fn remove(conditions: &mut Vec<Condition>, type_: ConditionType) {
+    conditions.retain(|known| known.type_ != type_.as_str());
 }
 
 #[cfg(test)]
@@ -325,11 +400,11 @@ mod tests {
     }
 
     #[test]
-    fn a_transition_time_moves_only_when_the_status_changes() {
+    fn a_transition_time_changes_only_if_the_status_changes() {
         let mut conditions = vec![];
-        let ready = |truth, detail: &str, second| {
-            let why = (Reason::Unauthorized, Reason::Unauthorized.message(detail));
-            condition(ConditionType::Ready, truth, why, Some(1), &at(second))
+        let ready = |status, detail: &str, second| {
+            let reason = (Reason::Unauthorized, Reason::Unauthorized.message(detail));
+            condition(ConditionType::Ready, status, reason, Some(1), &at(second))
         };
         set(&mut conditions, ready(ConditionStatus::Unknown, "a", 1));
         set(&mut conditions, ready(ConditionStatus::Unknown, "b", 2));
@@ -340,20 +415,37 @@ mod tests {
     }
 
     #[test]
-    fn ready_is_written_first_and_nothing_is_reordered() {
-        let of = |kind| condition(kind, ConditionStatus::True, (Reason::RunStopped, String::new()), None, &at(1));
-        let kinds = |conditions: &[Condition]| conditions.iter().map(|one| one.type_.clone()).collect::<Vec<_>>();
+    fn a_new_ready_is_put_first_and_existing_conditions_keep_their_order() {
+        let of = |type_| condition(type_, ConditionStatus::True, (Reason::RunStopped, String::new()), None, &at(1));
+        let types = |conditions: &[Condition]| conditions.iter().map(|one| one.type_.clone()).collect::<Vec<_>>();
         let mut conditions = vec![];
         set(&mut conditions, of(ConditionType::StopAccepted));
         set(&mut conditions, of(ConditionType::Ready));
-        assert_eq!(kinds(&conditions), ["Ready", "StopAccepted"]);
+        assert_eq!(types(&conditions), ["Ready", "StopAccepted"]);
         let mut older = vec![of(ConditionType::StopAccepted), of(ConditionType::Ready)];
         set(&mut older, of(ConditionType::Ready));
-        assert_eq!(kinds(&older), ["StopAccepted", "Ready"]);
+        assert_eq!(types(&older), ["StopAccepted", "Ready"]);
     }
 
     #[test]
-    fn every_result_is_that_of_some_reason() {
+    fn every_reason_is_final_or_says_what_an_unfinished_stop_waits_for() {
+        for reason in Reason::ALL {
+            assert!(reason.result().is_some() || reason.waits_for().is_some(), "{reason:?}");
+        }
+    }
+
+    #[test]
+    fn a_final_failure_says_what_to_do_and_promises_no_retry() {
+        use StopResult::{Failed, StillActive, Unknown};
+        for reason in Reason::ALL {
+            if let Some(StillActive | Unknown | Failed) = reason.result() {
+                assert!(!reason.remedy().is_empty() && !reason.remedy().contains("retries"), "{reason:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_result_has_a_reason_and_is_serialized_as_it_is_named() {
         for result in StopResult::ALL {
             assert!(Reason::ALL.iter().any(|reason| reason.result() == Some(result)), "{result:?}");
             assert_eq!(serde_json::to_value(result).unwrap(), result.as_str());
@@ -361,14 +453,35 @@ mod tests {
     }
 
     #[test]
-    fn a_message_holds_the_detail_and_the_remedy_and_single_full_stops() {
+    fn a_message_has_the_summary_the_detail_and_the_remedy_with_single_full_stops() {
         assert_eq!(
             Reason::Suspended.message(""),
-            "Nothing is sent while spec.suspend is true. Set spec.suspend to false to go on."
+            "No stop request is sent while spec.suspend is true. Set spec.suspend to false to continue."
         );
         assert_eq!(
             Reason::Unavailable.message("HTTP 503."),
-            "Amperity is unavailable or did not carry out the request: HTTP 503. It is tried again by itself as soon as that is safe."
+            "Amperity is unavailable or did not carry out the request: HTTP 503. The operator retries as soon as that is safe."
+        );
+    }
+
+    #[test]
+    fn removing_a_condition_leaves_the_others() {
+        let of = |type_| condition(type_, ConditionStatus::True, (Reason::RunStopped, String::new()), None, &at(1));
+        let mut conditions =
+            vec![of(ConditionType::Ready), of(ConditionType::Reconciling), of(ConditionType::RunEnded)];
+        remove(&mut conditions, ConditionType::Reconciling);
+        assert_eq!(conditions, [of(ConditionType::Ready), of(ConditionType::RunEnded)]);
+        set(&mut conditions, of(ConditionType::StopAccepted));
+        assert_eq!(conditions.last().unwrap().type_, "StopAccepted", "a new condition is put last");
+    }
+
+    #[test]
+    fn only_these_reasons_exclude_an_effect_of_the_last_request() {
+        let excluded = Reason::ALL.iter().filter(|reason| reason.excludes_an_effect());
+        assert_eq!(
+            excluded.map(|reason| reason.as_str()).collect::<Vec<_>>(),
+            // StopRequested: the claim was too old, so that nothing was sent.
+            ["StopRequested", "Unauthorized", "Forbidden", "RateLimited", "Unreachable"]
         );
     }
 }

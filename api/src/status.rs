@@ -1,5 +1,5 @@
-//! Owns the status: what was observed, in the words in which it was observed.
-//! Never claims more than that, and decides nothing.
+//! Owns the types of the status: what was observed, as it was observed.
+//! Never decides anything.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::KubeSchema;
@@ -9,43 +9,45 @@ use serde::{Deserialize, Serialize};
 use crate::conditions::StopResult;
 use crate::workflow_run::{RunDetails, RunError, TaskInstance};
 
-/// What is known of the stop and of the run.
+/// The progress and the outcome of the stop, and the run as Amperity last returned it.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
-// What the operator has not seen yet is not up to date: without this, kstatus would take a new resource for done.
+// Without this default, kstatus would report a resource that the operator has not seen yet as current.
 #[schemars(extend("default" = {"observedGeneration": -1}))]
 pub struct WorkflowRunStopStatus {
-    /// The result in one word, set together with `completionTime` and never before. Resources that finished before this
-    /// field existed have none.
+    /// The outcome in one word.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<StopResult>,
 
-    /// The run's state exactly as the API last returned it: `stopping`, `canceled`, `succeeded`, ...
+    /// The run's state exactly as Amperity last returned it, for example `stopping`, `canceled` or `succeeded`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
 
-    /// The run's error as returned. It does not mean that the run failed: a run that a person
-    /// stopped carries one as well.
+    /// The run's error as Amperity returned it. It does not mean that the run failed: a run that was stopped has an error
+    /// as well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<RunError>,
 
-    /// The run's task instances as returned; absent until an answer carried them.
+    /// The run's task instances as Amperity returned them. Absent until an answer contained them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task_instances: Option<Vec<TaskInstance>>,
 
-    /// How many task instances did not fit into the status. Unsuccessful and unended ones are kept first.
+    /// The number of task instances that were left out because the status has a size limit. Those that have not succeeded
+    /// are kept first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task_instances_omitted: Option<i32>,
 
-    /// What else the API said of the run.
+    /// Further details of the run as Amperity returned them: names, times and who launched it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<RunDetails>,
 
-    /// The stop request: how often it was sent and what was answered.
+    /// The record of the stop requests: how many were claimed, and what Amperity answered to the last one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_request: Option<StopRequest>,
 
-    /// Ready, Reconciling, Stalled, StopAccepted and RunEnded.
+    /// The conditions `Ready`, `Reconciling`, `Stalled`, `StopAccepted` and `RunEnded`. The message of `Ready` says what
+    /// happened and what to do. Wait for the end with
+    /// `kubectl wait --for=jsonpath='{.status.completionTime}'`, because `Ready` becomes true only on success.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend(
         "x-kubernetes-list-type" = "map",
@@ -53,17 +55,18 @@ pub struct WorkflowRunStopStatus {
     ))]
     pub conditions: Vec<Condition>,
 
-    /// The generation of the spec that this status speaks of.
+    /// The generation of the spec that this status describes; -1 until the operator has seen the resource.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 
-    /// When the resource finished, on success and on failure alike. Set once; nothing changes after it.
+    /// The time at which the resource finished, with or without success. It is set once; after that neither spec nor status
+    /// changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completion_time: Option<Time>,
 }
 
 impl WorkflowRunStopStatus {
-    /// A status that surely fits and is surely valid: what was learned, without what the run carries along.
+    /// Returns the status without the error, tasks and details of the run: the part that always fits and is always valid.
     #[must_use]
     pub fn bare(self) -> Self {
         let kept = self.task_instances.as_ref().map_or(0, Vec::len);
@@ -78,50 +81,51 @@ impl WorkflowRunStopStatus {
     }
 }
 
-/// The stop request.
+/// The record of the stop requests.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct StopRequest {
-    /// Where the request goes.
+    /// The URL of the last stop request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
-    /// How many requests were claimed; each claim allows one request at the most.
+    /// The number of stop requests that were claimed. Each claim allows at most one request.
     #[serde(default)]
     pub attempts: i32,
-    /// Present exactly while a request may be in flight or its outcome is not known.
+    /// The right to send one stop request, stored before the request is sent. Present only while the request may be in
+    /// flight or its outcome is not known; as long as it is present, no other request is sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub claim: Option<Claim>,
-    /// When it was learned that the API accepted the stop.
+    /// The time at which the operator learned that Amperity accepted the stop.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accepted_time: Option<Time>,
-    /// The run's state in the answer to the stop request.
+    /// The run's state in Amperity's answer to the stop request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answered_state: Option<String>,
-    /// The HTTP status of the last answer to a stop request.
+    /// The HTTP status code of the answer to the last stop request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http_status: Option<i32>,
-    /// The API's `request_id`, or else `trace_id`, of that answer; Amperity support asks for it.
+    /// The `request_id` of that answer, or its `trace_id` if it has none. Amperity support asks for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
-    /// The message of that answer; of a redirect, where it points to.
+    /// The message of that answer, or the host that a redirect points to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// Nothing is sent for this resource before this time.
+    /// The time before which no stop request is sent, and no read to learn the outcome of one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_attempt_time: Option<Time>,
 }
 
-/// The right to send one stop request, written before it is sent.
+/// The right to send one stop request, stored before the request is sent.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Claim {
-    /// The claim's own id, new for each request.
+    /// The ID of the claim, unique for each request.
     pub id: String,
-    /// The replica that made the claim.
+    /// The replica of the operator that made the claim.
     pub holder: String,
-    /// When the claim was made, by its holder's clock.
+    /// The time at which the claim was made, by the clock of the holder.
     pub time: Time,
-    /// How the request ended, where no answer told its outcome; absent while it may be in flight.
+    /// The end of the request, if it left the outcome open. Absent while the request may be in flight.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<ClaimEnded>,
 }
@@ -129,22 +133,22 @@ pub struct Claim {
 /// The end of a request that left its outcome open.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 pub struct ClaimEnded {
-    /// When it ended, by its holder's clock.
+    /// The time at which the request ended, by the clock of the holder.
     pub time: Time,
-    /// What came in place of a clear answer.
+    /// The kind of answer that left the outcome open.
     pub answer: UnclearAnswer,
 }
 
-/// What came in place of a clear answer to a stop request; `httpStatus` tells more. The list is closed: a replica of an
-/// older version could not decode another value.
+/// The kind of answer that left the outcome of a stop request open; `httpStatus` has more. No value is ever added: a
+/// replica of an older version could not decode it.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnclearAnswer {
-    /// No whole answer: a timeout or a broken connection.
+    /// No complete answer: a timeout or a broken connection.
     NoAnswer,
-    /// A server error, which does not tell whether the stop took effect.
+    /// A server error, which leaves open whether the stop took effect.
     ServerError,
     /// A success whose body is not this run, a redirect, or a 4xx that is not Amperity's own answer.
     NotOurRun,
-    /// Amperity's own 409, 400 or 422: the stop was not carried out, and only reading tells why.
+    /// Amperity's own 409, 400 or 422: the stop was not carried out, and the run is read to learn why.
     Conflict,
 }

@@ -1,26 +1,26 @@
-//! Owns the parts of a workflow run that the status repeats as Amperity returned them, and what a state means.
-//! Never adds anything to what was returned.
+//! Owns the parts of a workflow run that the status repeats as Amperity returned them, and the meaning of a state.
+//! Never changes a returned value.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// What a state means for a stop. The API declares new states as non-breaking, so every state that
-/// is not known counts as active.
+/// The meaning of a run's state for a stop. Amperity treats new states as a non-breaking change, so every unknown state
+/// counts as active.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Not ended and not about to.
+    /// Neither ended nor stopping.
     Active,
-    /// A stop was accepted and tasks still run.
+    /// A stop was accepted, and tasks are still running.
     Stopping,
     /// Ended by a stop.
     Stopped,
-    /// Ended in another way.
+    /// Ended on its own: succeeded or failed.
     EndedOtherwise,
 }
 
 impl Phase {
-    /// Classifies a state; case, spaces, `-` and `_` do not count.
+    /// Classifies a state. Case, spaces, `-` and `_` are ignored.
     pub fn of(state: &str) -> Self {
         let folded: String =
             state.chars().filter(|c| !matches!(c, ' ' | '-' | '_')).flat_map(char::to_lowercase).collect();
@@ -32,7 +32,7 @@ impl Phase {
         }
     }
 
-    /// True where the run has ended.
+    /// Returns true if the run has ended.
     pub fn has_ended(self) -> bool {
         match self {
             Self::Stopped | Self::EndedOtherwise => true,
@@ -41,105 +41,105 @@ impl Phase {
     }
 }
 
-/// An error of a run or of a task, as returned.
+/// An error of a run or of a task, as Amperity returned it.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct RunError {
-    /// Who caused it, for example `customer`.
+    /// The party that caused the error, for example `customer`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attribution: Option<String>,
-    /// The kind of error, for example `amperity.workflow.workflow.repository.core/cancel`.
+    /// The type of the error, for example `amperity.workflow.workflow.repository.core/cancel`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub r#type: Option<String>,
-    /// What happened, in words.
+    /// The error message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// Any JSON that came along; left out where it is larger than 16 KiB or nested deeper than 32 levels.
+    /// Additional data as JSON. Left out if it is larger than 16 KiB or nested deeper than 32 levels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
     pub data: Option<Value>,
 }
 
-/// One task of the run, as returned.
+/// A task of the run, as Amperity returned it.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct TaskInstance {
-    /// The task's id, for example `wft-...`.
+    /// The ID of the task, for example `wft-20240619-1-9Kx3Qb`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// The run that the task belongs to.
+    /// The ID of the run that the task belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_id: Option<String>,
-    /// The workflow that the task belongs to.
+    /// The ID of the workflow that the task belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workflow_id: Option<String>,
-    /// The task's name for people.
+    /// The display name of the task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
-    /// The task's state as returned.
+    /// The state of the task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
-    /// How the task is executed.
+    /// The execution type of the task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub execution_type: Option<String>,
-    /// The id of the task's definition.
+    /// The ID of the task's definition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task_definition_id: Option<String>,
     /// The type of the task's definition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task_definition_type: Option<String>,
-    /// The task's tenant.
+    /// The ID of the tenant that owns the task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
-    /// The task's time limit in milliseconds.
+    /// The timeout of the task in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<i64>,
-    /// When the task was created, as returned.
+    /// The time at which the task was created.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created_at: Option<String>,
-    /// When the task's state last changed, as returned.
+    /// The time at which the state of the task last changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state_changed_at: Option<String>,
-    /// When the task ended, as returned.
+    /// The time at which the task ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<String>,
-    /// The task's error.
+    /// The error of the task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<RunError>,
 }
 
-/// What else the API said of the run, as returned.
+/// Further details of the run, as Amperity returned them.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct RunDetails {
-    /// The run's name.
+    /// The name of the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// The run's type.
+    /// The type of the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub r#type: Option<String>,
-    /// When the run was created, as returned.
+    /// The time at which the run was created.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created_at: Option<String>,
-    /// When the run ended, as returned.
+    /// The time at which the run ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<String>,
-    /// The workflow's version when the run was launched.
+    /// The version of the workflow with which the run was launched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub launched_version: Option<String>,
-    /// The workflow's version now.
+    /// The current version of the workflow.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub current_version: Option<String>,
-    /// The id of who launched the run.
+    /// The ID of the principal that launched the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub principal_id: Option<String>,
-    /// The name of who launched the run.
+    /// The name of the principal that launched the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub principal_name: Option<String>,
-    /// The email address of who launched the run.
+    /// The email address of the principal that launched the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub principal_email: Option<String>,
-    /// After how many milliseconds the API warns that the run takes long.
+    /// The run time in milliseconds after which Amperity warns that the run takes long.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warn_after_ms: Option<i64>,
 }
@@ -149,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_state_is_classified_whatever_its_case_and_separators() {
+    fn a_state_is_classified_regardless_of_case_and_separators() {
         for (state, phase) in [
             ("canceled", Phase::Stopped),
             ("Cancelled", Phase::Stopped),
@@ -166,6 +166,15 @@ mod tests {
             ("", Phase::Active),
         ] {
             assert_eq!(Phase::of(state), phase, "{state}");
+        }
+    }
+
+    #[test]
+    fn only_a_stopped_run_and_one_that_ended_on_its_own_have_ended() {
+        for (phase, ended) in
+            [(Phase::Active, false), (Phase::Stopping, false), (Phase::Stopped, true), (Phase::EndedOtherwise, true)]
+        {
+            assert_eq!(phase.has_ended(), ended, "{phase:?}");
         }
     }
 }

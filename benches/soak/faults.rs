@@ -1,12 +1,12 @@
-//! Owns what goes wrong, and when: one lane of faults at Amperity, one at the API server and the processes.
-//! Never leaves anything broken: a lane that is told to end mends what it broke.
+//! Owns the injected faults: one loop for faults of Amperity, one for the API server and the replicas.
+//! Never leaves a fault active: a loop that is cancelled first ends its current fault.
 
 use std::{collections::BTreeMap, sync::Mutex, time::Duration};
 
 use lab::{
-    apiserver_proxy::{ApiserverProxy, Fate},
+    apiserver_proxy::{ApiserverProxy, ProxyAction},
     control_plane::ControlPlane,
-    simulator::{ErrorBody, Fault, Kind, RetryAfter, Took},
+    simulator::{ErrorBody, Fault, Kind, RetryAfter, StopEffect},
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::time::sleep;
@@ -17,78 +17,83 @@ use crate::{
     replica::Replica,
 };
 
-/// Longer than a lease lives and is taken over in.
+/// Longer than it takes until the lease expires and another replica takes over.
 const PAST_THE_LEASE: Duration = Duration::from_secs(22);
 
-/// How often each fault came.
+/// Number of injections of each fault.
 pub type Counts = BTreeMap<&'static str, usize>;
 
+/// Faults of Amperity. The first six replace responses, the seventh mixes them.
 const AMPERITY: [&str; 9] = [
-    "answers 429",
-    "answers 5xx",
+    "429 responses",
+    "5xx responses",
     "connections reset",
-    "no answers",
-    "slow answers",
-    "strange answers",
-    "all of these answers",
+    "no responses",
+    "slow responses",
+    "unexpected responses",
+    "mixed responses",
     "Amperity offline",
     "credentials replaced",
 ];
 
+/// Faults of the API server and of the replicas, without kills.
 const CLUSTER: [&str; 6] = [
-    "single requests to the API server",
-    "single requests to the API server",
+    "single API server requests",
+    "single API server requests",
     "API server killed",
     "API server paused",
-    "replica asleep for a moment",
-    "leader asleep past its lease",
+    "replica paused",
+    "leader paused past its lease",
 ];
 
+/// Kills of replicas.
 const KILLS: [&str; 4] = ["SIGKILL", "SIGKILL to the leader", "SIGTERM", "SIGTERM to the leader"];
 
-/// What comes before anything is drawn where no process is killed.
-const FIRST: [&str; 3] = ["API server paused", "leader asleep past its lease", "API server paused"];
+/// The first faults of the phase without kills, before random ones.
+const FIRST: [&str; 3] = ["API server paused", "leader paused past its lease", "API server paused"];
 
-/// A lane: when to end, and its own dice.
-pub struct Lane {
+/// The random numbers and the cancellation of a fault loop.
+pub struct FaultLoop {
     pub rng: StdRng,
-    pub end: CancellationToken,
+    pub cancel: CancellationToken,
 }
 
-impl Lane {
-    /// Waits, unless the lane is told to end.
-    async fn pass(&self, time: Duration) {
+impl FaultLoop {
+    /// Waits for this time or until cancelled.
+    async fn wait(&self, time: Duration) {
         tokio::select! {
-            () = self.end.cancelled() => {}
+            () = self.cancel.cancelled() => {}
             () = sleep(time) => {}
         }
     }
 
+    /// Returns a random duration in this range of seconds.
     fn seconds(&mut self, from: u64, to: u64) -> Duration {
         Duration::from_millis(self.rng.random_range(from * 1000..=to * 1000))
     }
 
-    fn one<'a>(&mut self, of: &[&'a str]) -> &'a str {
-        of[self.rng.random_range(0..of.len())]
+    /// Returns a random item.
+    fn choose<'a>(&mut self, items: &[&'a str]) -> &'a str {
+        items[self.rng.random_range(0..items.len())]
     }
 }
 
-/// Faults at Amperity, one after the other.
-pub async fn at_amperity(mut lane: Lane, load: &Load) -> Counts {
+/// Injects faults of Amperity, one after the other.
+pub async fn inject_at_amperity(mut faults: FaultLoop, load: &Load) -> Counts {
     let (mut counts, mut version) = (Counts::new(), 0);
     loop {
-        let rest = lane.seconds(1, 5);
-        lane.pass(rest).await;
-        if lane.end.is_cancelled() {
+        let pause = faults.seconds(1, 5);
+        faults.wait(pause).await;
+        if faults.cancel.is_cancelled() {
             return counts;
         }
-        let what = lane.one(&AMPERITY);
-        *counts.entry(what).or_default() += 1;
-        let time = lane.seconds(2, 8);
-        match what {
+        let name = faults.choose(&AMPERITY);
+        *counts.entry(name).or_default() += 1;
+        let time = faults.seconds(2, 8);
+        match name {
             "Amperity offline" => {
                 load.amperity.write().await.go_offline().await;
-                lane.pass(time).await;
+                faults.wait(time).await;
                 load.amperity.write().await.go_online().await;
             }
             "credentials replaced" => {
@@ -98,44 +103,45 @@ pub async fn at_amperity(mut lane: Lane, load: &Load) -> Counts {
                 amperity.set_tokens([token.clone()]);
                 amperity.set_client("good-client", &secret);
                 drop(amperity);
-                lane.pass(time).await;
+                faults.wait(time).await;
                 load.put_secret(TOKEN, &[("token", &token)]).await;
                 load.put_secret(CLIENT, &[("clientId", "good-client"), ("clientSecret", &secret)]).await;
             }
-            answers => {
-                let mut rng = StdRng::from_rng(&mut lane.rng);
-                let often = lane.rng.random_range(0.3..1.0);
-                let rule = move |kind, _: &str| rng.random_bool(often).then(|| fault(answers, kind, &mut rng));
-                load.amperity.read().await.rule(rule);
-                lane.pass(time).await;
+            responses => {
+                let mut rng = StdRng::from_rng(&mut faults.rng);
+                let probability = faults.rng.random_range(0.3..1.0);
+                let rule = move |kind, _: &str| rng.random_bool(probability).then(|| fault(responses, kind, &mut rng));
+                load.amperity.read().await.set_fault_rule(rule);
+                faults.wait(time).await;
                 load.amperity.read().await.clear_faults();
             }
         }
     }
 }
 
-fn fault(answers: &str, kind: Kind, rng: &mut StdRng) -> Fault {
-    // Late, and still within the settle time of the operator.
-    let late = Took::Late(Duration::from_millis(rng.random_range(0..3000)));
-    let took = [Took::Effect, Took::NoEffect, late][rng.random_range(0..3)];
-    match answers {
-        "answers 429" => {
-            let ahead = rng.random_range(1..4);
-            let retry_after = [RetryAfter::None, RetryAfter::Seconds(ahead), RetryAfter::Date(2)];
+/// Returns a random fault of this name for one request.
+fn fault(responses: &str, kind: Kind, rng: &mut StdRng) -> Fault {
+    // Within the settle time of the operator.
+    let delayed = StopEffect::Delayed(Duration::from_millis(rng.random_range(0..3000)));
+    let effect = [StopEffect::Immediate, StopEffect::NoEffect, delayed][rng.random_range(0..3)];
+    match responses {
+        "429 responses" => {
+            let seconds = rng.random_range(1..4);
+            let retry_after = [RetryAfter::None, RetryAfter::Seconds(seconds), RetryAfter::Date(2)];
             Fault::TooManyRequests { retry_after: retry_after[rng.random_range(0..3)].clone() }
         }
-        "answers 5xx" => {
+        "5xx responses" => {
             let body = [ErrorBody::ErrorJson, ErrorBody::Html, ErrorBody::Empty][rng.random_range(0..3)];
-            Fault::Status { code: [408, 499, 500, 502, 503, 504][rng.random_range(0..6)], effect: took, body }
+            Fault::Status { code: [408, 499, 500, 502, 503, 504][rng.random_range(0..6)], effect, body }
         }
-        "connections reset" => Fault::Reset(took),
-        "no answers" => Fault::NoAnswer(took),
-        // At the most the time for a request and half the time to settle.
-        "slow answers" => Fault::Slow(Duration::from_millis(rng.random_range(200..4000))),
-        "strange answers" if kind != Kind::Stop => Fault::ManyTasks(rng.random_range(0..300)),
-        "strange answers" => match rng.random_range(0..4) {
-            0 => Fault::HtmlWith200(took),
-            1 => Fault::WrongId(took),
+        "connections reset" => Fault::Reset(effect),
+        "no responses" => Fault::NoResponse(effect),
+        // At most the request timeout plus half the settle time.
+        "slow responses" => Fault::Slow(Duration::from_millis(rng.random_range(200..4000))),
+        "unexpected responses" if kind != Kind::Stop => Fault::ManyTasks(rng.random_range(0..300)),
+        "unexpected responses" => match rng.random_range(0..4) {
+            0 => Fault::HtmlWith200(effect),
+            1 => Fault::WrongId(effect),
             2 => Fault::Accepted202,
             _ => Fault::ManyTasks(rng.random_range(0..300)),
         },
@@ -143,91 +149,93 @@ fn fault(answers: &str, kind: Kind, rng: &mut StdRng) -> Fault {
     }
 }
 
-/// The cluster and who works in it.
-pub struct House<'a> {
+/// The components for faults of the API server and the replicas.
+pub struct Targets<'a> {
     pub cluster: &'a ControlPlane,
     pub proxy: &'a ApiserverProxy,
     pub load: &'a Load,
     pub replicas: &'a Mutex<Vec<Replica>>,
 }
 
-/// Faults at the API server and at the processes, one after the other; some are kills where that is allowed.
-pub async fn at_cluster(mut lane: Lane, house: House<'_>, kills: bool) -> Counts {
-    let House { cluster, proxy, load, replicas } = house;
+/// Injects faults of the API server and the replicas, one after the other; with `kills`, half of them are kills.
+pub async fn inject_at_cluster(mut faults: FaultLoop, targets: Targets<'_>, kills: bool) -> Counts {
+    let Targets { cluster, proxy, load, replicas } = targets;
     let mut counts = Counts::new();
-    // Early in its life each replica leads for a while and has all its connections in use at once, so that what it
-    // uses can be compared later on.
+    // Early on, each replica leads for a while and uses all its connections at once, so that its resource usage can be
+    // compared later.
     let mut first = (!kills).then_some(FIRST).into_iter().flatten();
     loop {
-        let rest = lane.seconds(2, 8);
-        lane.pass(rest).await;
-        if lane.end.is_cancelled() {
+        let pause = faults.seconds(2, 8);
+        faults.wait(pause).await;
+        if faults.cancel.is_cancelled() {
             return counts;
         }
-        let drawn = if kills && lane.rng.random_bool(0.5) { lane.one(&KILLS) } else { lane.one(&CLUSTER) };
-        let what = first.next().unwrap_or(drawn);
-        *counts.entry(what).or_default() += 1;
-        let time = lane.seconds(2, 8);
-        let index = lane.rng.random_range(0..replicas.lock().unwrap().len());
-        let index = if what.contains("leader") { leader(replicas).await.unwrap_or(index) } else { index };
-        match what {
+        let chosen = if kills && faults.rng.random_bool(0.5) { faults.choose(&KILLS) } else { faults.choose(&CLUSTER) };
+        let name = first.next().unwrap_or(chosen);
+        *counts.entry(name).or_default() += 1;
+        let time = faults.seconds(2, 8);
+        let index = faults.rng.random_range(0..replicas.lock().unwrap().len());
+        let index = if name.contains("leader") { leader(replicas).await.unwrap_or(index) } else { index };
+        match name {
             "API server killed" => {
                 cluster.kill_apiserver().await;
-                lane.pass(time).await;
+                faults.wait(time).await;
                 cluster.start_apiserver().await;
             }
             "API server paused" => {
                 cluster.pause().await;
-                lane.pass(time * 2).await;
+                faults.wait(time * 2).await;
                 cluster.resume().await;
                 cluster.ready().await;
             }
-            "single requests to the API server" => {
-                let mut rng = StdRng::from_rng(&mut lane.rng);
-                let often = lane.rng.random_range(0.1..0.7);
-                proxy.rule(move |_| if rng.random_bool(often) { fate(&mut rng) } else { Fate::Pass });
-                lane.pass(time * 2).await;
-                proxy.rule(|_| Fate::Pass);
+            "single API server requests" => {
+                let mut rng = StdRng::from_rng(&mut faults.rng);
+                let probability = faults.rng.random_range(0.1..0.7);
+                proxy.set_rule(move |_| {
+                    if rng.random_bool(probability) { random_action(&mut rng) } else { ProxyAction::Forward }
+                });
+                faults.wait(time * 2).await;
+                proxy.set_rule(|_| ProxyAction::Forward);
             }
-            "replica asleep for a moment" | "leader asleep past its lease" => {
+            "replica paused" | "leader paused past its lease" => {
                 replicas.lock().unwrap()[index].signal("-STOP");
-                lane.pass(if what.contains("lease") { PAST_THE_LEASE } else { time }).await;
+                faults.wait(if name.contains("lease") { PAST_THE_LEASE } else { time }).await;
                 replicas.lock().unwrap()[index].signal("-CONT");
             }
             _ => {
-                let ends = replicas.lock().unwrap().remove(index);
-                let settings = ends.settings();
-                if what.starts_with("SIGTERM") {
-                    ends.signal("-TERM");
-                    if !ends.ends_well().await {
-                        load.book.broken("the operator did not end well after SIGTERM");
+                let replica = replicas.lock().unwrap().remove(index);
+                let settings = replica.settings();
+                if name.starts_with("SIGTERM") {
+                    replica.signal("-TERM");
+                    if !replica.exits_successfully().await {
+                        load.tracker.record_violation("the operator did not exit successfully after SIGTERM");
                     }
                 } else {
-                    drop(ends);
+                    drop(replica);
                 }
-                lane.pass(time / 2).await;
+                faults.wait(time / 2).await;
                 replicas.lock().unwrap().push(Replica::start(settings));
             }
         }
     }
 }
 
-fn fate(rng: &mut StdRng) -> Fate {
+fn random_action(rng: &mut StdRng) -> ProxyAction {
     let time = Duration::from_millis(rng.random_range(100..12_000));
     match rng.random_range(0..6) {
-        0 => Fate::Late(time),
-        1 => Fate::LateAnswer(time),
-        2 | 3 => Fate::LoseAnswer,
-        4 => Fate::Refuse,
-        _ => Fate::Swallow,
+        0 => ProxyAction::DelayRequest(time),
+        1 => ProxyAction::DelayResponse(time),
+        2 | 3 => ProxyAction::DropResponse,
+        4 => ProxyAction::Refuse,
+        _ => ProxyAction::Blackhole,
     }
 }
 
-/// Which replica leads, where one answers that it does.
+/// Returns the index of the leader, if a replica reports that it leads.
 async fn leader(replicas: &Mutex<Vec<Replica>>) -> Option<usize> {
-    let asked: Vec<_> = replicas.lock().unwrap().iter().map(Replica::asked).collect();
+    let endpoints: Vec<_> = replicas.lock().unwrap().iter().map(Replica::endpoints).collect();
     let mut leader = None;
-    for (index, http) in asked.into_iter().enumerate() {
+    for (index, http) in endpoints.into_iter().enumerate() {
         if http.metric("leading").await == Some(1) {
             leader = Some(index);
         }

@@ -1,5 +1,5 @@
-//! Owns the steady stream of new stops, what happens to each of them, and the sweeps that judge and remove them.
-//! Never gives up on the API server: what it asks it asks until there is an answer.
+//! Owns the steady stream of new stops, their scenarios, and the sweeps that check and delete finished ones.
+//! Never gives up on the API server: requests are retried until it responds.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -15,7 +15,7 @@ use kube::{
     Api, Client,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
-use lab::simulator::{Again, Run, Simulator, StopAnswerTasks};
+use lab::simulator::{RepeatedStop, Run, Simulator, StopResponseTasks};
 use rand::{RngExt, rngs::StdRng};
 use serde_json::json;
 use tokio::{
@@ -29,62 +29,64 @@ use workflow_run_stop_api::{
     conditions::{ConditionType, Reason, find},
 };
 
-use crate::book::{Book, Errand, Kind};
+use crate::tracker::{Scenario, TrackedStop, Tracker};
 
 const TENANTS: [&str; 3] = ["acme", "acme2-max", "globex"];
 
-/// The time from one stop to the next.
-const PACE: Duration = Duration::from_millis(200);
+/// The interval between new stops.
+const INTERVAL: Duration = Duration::from_millis(200);
 
-/// While so many stops are unfinished no new ones come. It is reached early and often, so that what a process needs
-/// at the most depends on this and not on luck.
-const MOST_UNFINISHED: usize = 80;
+/// The maximum number of unfinished stops. It is reached early and often, so that the peak resource usage of a replica
+/// depends on it and not on chance.
+const MAX_UNFINISHED: usize = 80;
 
-/// How long a stop stays suspended that nobody resumes.
+/// Time after which a suspended stop is deleted.
 const SUSPENDED_FOR: Duration = Duration::from_secs(60);
 
-/// The longest wait for one answer of the API server, which is killed and paused.
-const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// Timeout of one request to the API server, which is killed and paused at times.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The runs of this name cannot be read.
-const SEALED: &str = "wf-sealed-";
+/// The prefix of the ids of unreadable runs.
+const UNREADABLE: &str = "wf-unreadable-";
 
-/// The Secrets with a token, and with a client's id and secret.
+/// The name of the Secret with a token.
 pub const TOKEN: &str = "token";
+/// The name of the Secret with client id and client secret.
 pub const CLIENT: &str = "client";
 
-/// Where stops are made.
+/// The load on the operator.
 pub struct Load {
     pub client: Client,
     pub namespaces: Vec<String>,
     pub amperity: Arc<RwLock<Simulator>>,
-    pub book: Book,
-    pub made: AtomicUsize,
+    pub tracker: Tracker,
+    /// Number of planned stops so far.
+    pub created: AtomicUsize,
 }
 
-/// What was drawn for one stop.
-struct Draw {
+/// The random plan of one stop.
+struct StopPlan {
     number: usize,
-    kind: Kind,
+    scenario: Scenario,
     namespace: usize,
     tenant: &'static str,
     secret: &'static str,
-    /// The moment at which something happens to it or its run.
+    /// Delay of the events of the scenario.
     after: Duration,
 }
 
-impl Draw {
+impl StopPlan {
     fn new(number: usize, rng: &mut StdRng) -> Self {
-        let all = Kind::SHARES.iter().map(|(_, share)| share).sum();
-        let mut at = rng.random_range(0..all);
-        let drawn = Kind::SHARES.iter().find(|(_, share)| {
-            let found = at < *share;
-            at = at.saturating_sub(*share);
+        let total = Scenario::WEIGHTS.iter().map(|(_, weight)| weight).sum();
+        let mut rest = rng.random_range(0..total);
+        let chosen = Scenario::WEIGHTS.iter().find(|(_, weight)| {
+            let found = rest < *weight;
+            rest = rest.saturating_sub(*weight);
             found
         });
         Self {
             number,
-            kind: drawn.unwrap().0,
+            scenario: chosen.unwrap().0,
             namespace: rng.random_range(0..2),
             tenant: TENANTS[rng.random_range(0..TENANTS.len())],
             secret: if rng.random_bool(0.3) { CLIENT } else { TOKEN },
@@ -93,38 +95,40 @@ impl Draw {
     }
 
     fn run_id(&self) -> String {
-        let start = if self.kind == Kind::Sealed { SEALED } else { "wf-" };
-        format!("{start}{}", self.number)
+        let prefix = if self.scenario == Scenario::UnreadableRun { UNREADABLE } else { "wf-" };
+        format!("{prefix}{}", self.number)
     }
 
     fn run(&self, id: &str) -> Run {
         let odd = self.number % 2 == 1;
         let run = Run::new(id).with_tasks(self.number % 9);
-        match self.kind {
-            Kind::Followed if odd => run.stops_in(self.after).failing_with_error(),
-            Kind::Followed => run.stops_in(self.after),
-            Kind::Sealed => run.unreadable(403),
-            Kind::Ending if odd => run.ends_on_its_own("succeeded", self.after).again(Again::Conflict409),
-            Kind::Ending => run.ends_on_its_own("failed", self.after),
-            _ if odd => run.stop_answer_tasks(StopAnswerTasks::Full),
-            Kind::Kept
-            | Kind::Expiring
-            | Kind::Unfollowed
-            | Kind::Resumed
-            | Kind::Suspended
-            | Kind::Deleted
-            | Kind::Recreated
-            | Kind::Unknown
-            | Kind::Hurried => run.stop_answer_tasks(StopAnswerTasks::Empty),
+        match self.scenario {
+            Scenario::Followed if odd => run.stops_in(self.after).failing_with_error(),
+            Scenario::Followed => run.stops_in(self.after),
+            Scenario::UnreadableRun => run.unreadable(403),
+            Scenario::EndsOnItsOwn if odd => {
+                run.ends_on_its_own("succeeded", self.after).on_repeated_stop(RepeatedStop::Conflict409)
+            }
+            Scenario::EndsOnItsOwn => run.ends_on_its_own("failed", self.after),
+            _ if odd => run.stop_response_tasks(StopResponseTasks::Full),
+            Scenario::Plain
+            | Scenario::Ttl
+            | Scenario::NotFollowed
+            | Scenario::Resumed
+            | Scenario::Suspended
+            | Scenario::Deleted
+            | Scenario::Recreated
+            | Scenario::UnknownRun
+            | Scenario::ShortDeadline => run.stop_response_tasks(StopResponseTasks::Empty),
         }
     }
 
     fn stop(&self, run: &str) -> WorkflowRunStop {
         let mut spec = WorkflowRunStopSpec::new(run, self.tenant, self.secret);
-        spec.suspend = matches!(self.kind, Kind::Suspended | Kind::Resumed);
-        spec.ttl_seconds_after_finished = self.kind.expires().then_some(5);
-        spec.stop_deadline_seconds = (self.kind == Kind::Hurried).then_some(5);
-        if self.kind == Kind::Unfollowed {
+        spec.suspend = matches!(self.scenario, Scenario::Suspended | Scenario::Resumed);
+        spec.ttl_seconds_after_finished = self.scenario.has_ttl().then_some(5);
+        spec.stop_deadline_seconds = (self.scenario == Scenario::ShortDeadline).then_some(5);
+        if self.scenario == Scenario::NotFollowed {
             spec.follow_timeout_seconds = 0;
         }
         WorkflowRunStop::new(&format!("stop-{}", self.number), spec)
@@ -136,148 +140,150 @@ impl Load {
         Api::namespaced(self.client.clone(), &self.namespaces[namespace])
     }
 
-    /// Makes stops until it is told to end, and then waits until nothing more is to happen to them.
-    pub async fn run(self: Arc<Self>, mut rng: StdRng, end: CancellationToken) {
-        let mut ticks = interval(PACE);
+    /// Creates stops until it is cancelled, then waits until their scenarios are complete.
+    pub async fn run(self: Arc<Self>, mut rng: StdRng, cancel: CancellationToken) {
+        let mut ticks = interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let mut lives = JoinSet::new();
+        let mut scenarios = JoinSet::new();
         loop {
             tokio::select! {
-                () = end.cancelled() => break,
+                () = cancel.cancelled() => break,
                 _ = ticks.tick() => {}
             }
-            while lives.try_join_next().is_some_and(|life| life.is_ok()) {}
-            if self.book.pages().open.len() < MOST_UNFINISHED {
-                let draw = Draw::new(self.made.fetch_add(1, Relaxed), &mut rng);
-                lives.spawn(Arc::clone(&self).live(draw, end.clone()));
+            while scenarios.try_join_next().is_some_and(|scenario| scenario.is_ok()) {}
+            if self.tracker.lock().open.len() < MAX_UNFINISHED {
+                let plan = StopPlan::new(self.created.fetch_add(1, Relaxed), &mut rng);
+                scenarios.spawn(Arc::clone(&self).run_scenario(plan, cancel.clone()));
             }
         }
-        while let Some(life) = lives.join_next().await {
-            life.unwrap();
+        while let Some(scenario) = scenarios.join_next().await {
+            scenario.unwrap();
         }
     }
 
-    async fn live(self: Arc<Self>, draw: Draw, end: CancellationToken) {
-        let run = draw.run_id();
-        let api = self.api(draw.namespace);
-        let name = format!("stop-{}", draw.number);
-        match draw.kind {
-            Kind::Deleted => {
-                self.apply(&draw, &run, false).await;
-                sleep(draw.after / 4).await;
-                remove(&api, &name).await;
+    /// Applies one stop and runs its scenario.
+    async fn run_scenario(self: Arc<Self>, plan: StopPlan, cancel: CancellationToken) {
+        let run = plan.run_id();
+        let api = self.api(plan.namespace);
+        let name = format!("stop-{}", plan.number);
+        match plan.scenario {
+            Scenario::Deleted => {
+                self.apply(&plan, &run, false).await;
+                sleep(plan.after / 4).await;
+                delete(&api, &name).await;
             }
-            Kind::Recreated => {
-                self.apply(&draw, &run, false).await;
-                sleep(draw.after / 4).await;
-                remove(&api, &name).await;
-                self.apply(&draw, &format!("{run}-again"), true).await;
+            Scenario::Recreated => {
+                self.apply(&plan, &run, false).await;
+                sleep(plan.after / 4).await;
+                delete(&api, &name).await;
+                self.apply(&plan, &format!("{run}-again"), true).await;
             }
-            Kind::Resumed => {
-                self.apply(&draw, &run, true).await;
-                sleep(draw.after * 2).await;
+            Scenario::Resumed => {
+                self.apply(&plan, &run, true).await;
+                sleep(plan.after * 2).await;
                 let params = PatchParams::default();
                 let resume = Patch::Merge(json!({"spec": {"suspend": false}}));
-                let resumed = insist(|| api.patch(&name, &params, &resume)).await;
-                resumed.expect("a suspended stop stays");
+                let resumed = retry_until_response(|| api.patch(&name, &params, &resume)).await;
+                resumed.expect("a suspended stop exists");
             }
-            Kind::Suspended => {
-                let uid = self.apply(&draw, &run, true).await;
+            Scenario::Suspended => {
+                let uid = self.apply(&plan, &run, true).await;
                 tokio::select! {
-                    () = end.cancelled() => return,
+                    () = cancel.cancelled() => return,
                     () = sleep(SUSPENDED_FOR) => {}
                 }
-                self.book.pages().open.remove(&uid);
-                remove(&api, &name).await;
-                self.nothing_sent(&run).await;
+                self.tracker.lock().open.remove(&uid);
+                delete(&api, &name).await;
+                self.check_nothing_sent(&run).await;
             }
-            Kind::Kept
-            | Kind::Expiring
-            | Kind::Followed
-            | Kind::Unfollowed
-            | Kind::Unknown
-            | Kind::Sealed
-            | Kind::Ending
-            | Kind::Hurried => drop(self.apply(&draw, &run, true).await),
+            Scenario::Plain
+            | Scenario::Ttl
+            | Scenario::Followed
+            | Scenario::NotFollowed
+            | Scenario::UnknownRun
+            | Scenario::UnreadableRun
+            | Scenario::EndsOnItsOwn
+            | Scenario::ShortDeadline => drop(self.apply(&plan, &run, true).await),
         }
     }
 
-    /// Adds a run and applies a stop of it, which is judged where it is tracked; its uid.
-    async fn apply(&self, draw: &Draw, run: &str, tracked: bool) -> String {
-        if draw.kind != Kind::Unknown {
-            self.amperity.read().await.add_run(draw.tenant, draw.run(run));
+    /// Adds a run and creates a stop of it, whose result is checked if `tracked`. Returns its uid.
+    async fn apply(&self, plan: &StopPlan, run: &str, tracked: bool) -> String {
+        if plan.scenario != Scenario::UnknownRun {
+            self.amperity.read().await.add_run(plan.tenant, plan.run(run));
         }
-        self.book.pages().runs.push(run.to_owned());
-        let (api, stop, params) = (self.api(draw.namespace), draw.stop(run), PostParams::default());
-        let created = match insist(|| api.create(&params, &stop)).await {
+        self.tracker.lock().runs.push(run.to_owned());
+        let (api, stop, params) = (self.api(plan.namespace), plan.stop(run), PostParams::default());
+        let created = match retry_until_response(|| api.create(&params, &stop)).await {
             Ok(created) => Some(created),
-            // It was created when the answer got lost, and may have gone through all since.
-            Err(status) if status.code == 409 => insist(|| api.get(stop.name())).await.ok(),
-            Err(status) => panic!("the API server refuses a stop: {status}"),
+            // It was created, but the response was lost. It may have finished and been deleted since.
+            Err(status) if status.code == 409 => retry_until_response(|| api.get(stop.name())).await.ok(),
+            Err(status) => panic!("the API server rejected a stop: {status}"),
         };
         let uid = created.map(|created| created.uid().to_owned()).unwrap_or_default();
         if tracked && !uid.is_empty() {
-            let errand = Errand { kind: draw.kind, tenant: draw.tenant, run: run.to_owned() };
-            self.book.pages().open.insert(uid.clone(), errand);
+            let tracked_stop = TrackedStop { scenario: plan.scenario, tenant: plan.tenant, run: run.to_owned() };
+            self.tracker.lock().open.insert(uid.clone(), tracked_stop);
         }
         uid
     }
 
-    /// Looks at everything, judges what has finished and removes it; what is unfinished and not meant to be, unless
-    /// the API server did not answer.
+    /// Lists all stops, and checks and deletes the finished ones. Returns those that are unexpectedly unfinished, or
+    /// `None` if the API server did not respond.
     pub async fn sweep(&self) -> Option<Vec<String>> {
-        let known = self.book.pages().open.clone();
+        let tracked = self.tracker.lock().open.clone();
         let mut listed = HashMap::new();
         for namespace in 0..self.namespaces.len() {
             let api = self.api(namespace);
-            let list = timeout(ANSWER_WITHIN, async { api.list(&ListParams::default()).await }).await.ok()?.ok()?;
+            let list = timeout(REQUEST_TIMEOUT, async { api.list(&ListParams::default()).await }).await.ok()?.ok()?;
             listed.extend(list.items.into_iter().map(|stop| (stop.uid().to_owned(), (namespace, stop))));
         }
-        let (mut unfinished, mut to_remove) = (vec![], vec![]);
+        let (mut unfinished, mut to_delete) = (vec![], vec![]);
         let amperity = self.amperity.read().await;
-        for (uid, errand) in known {
+        for (uid, tracked_stop) in tracked {
             match listed.get(&uid) {
-                None => self.book.close(&uid, None, &amperity),
+                None => self.tracker.check(&uid, None, &amperity),
                 Some((namespace, stop)) if stop.is_finished() => {
-                    self.book.close(&uid, Some(stop), &amperity);
-                    to_remove.extend((!errand.kind.expires()).then(|| (*namespace, stop.name().to_owned())));
+                    self.tracker.check(&uid, Some(stop), &amperity);
+                    to_delete.extend((!tracked_stop.scenario.has_ttl()).then(|| (*namespace, stop.name().to_owned())));
                 }
-                Some((_, stop)) if errand.kind == Kind::Suspended && is_suspended(stop) => {}
-                Some((_, stop)) => unfinished.push(format!("{errand:?}: {:?}", stop.status)),
+                Some((_, stop)) if tracked_stop.scenario == Scenario::Suspended && is_suspended(stop) => {}
+                Some((_, stop)) => unfinished.push(format!("{tracked_stop:?}: {:?}", stop.status)),
             }
         }
-        self.book.once(&amperity);
-        amperity.forget();
+        self.tracker.check_requests(&amperity);
+        amperity.clear_requests();
         drop(amperity);
-        for (namespace, name) in to_remove {
+        for (namespace, name) in to_delete {
             let api = self.api(namespace);
-            remove(&api, &name).await;
+            delete(&api, &name).await;
         }
         Some(unfinished)
     }
 
-    /// Looks at all that the cluster still has when everything is over.
-    pub async fn rest(&self) {
+    /// Checks the stops that still exist at the end.
+    pub async fn check_remaining(&self) {
         for namespace in 0..self.namespaces.len() {
             let list = self.api(namespace).list(&ListParams::default()).await.unwrap();
             for stop in list.items.iter().filter(|stop| !stop.is_finished()) {
                 if stop.spec.suspend {
-                    self.nothing_sent(&stop.spec.run_id).await;
+                    self.check_nothing_sent(&stop.spec.run_id).await;
                 } else {
-                    self.book.broken(format!("{}: it never finished: {:?}", stop.spec.run_id, stop.status));
+                    self.tracker.record_violation(format!("{}: never finished: {:?}", stop.spec.run_id, stop.status));
                 }
             }
         }
     }
 
-    async fn nothing_sent(&self, run: &str) {
-        let took = self.amperity.read().await.took_effect(run);
-        if !took.is_empty() {
-            self.book.broken(format!("{run}: it was suspended, and stops were sent: {took:?}"));
+    /// Checks that no stop request was sent for the run of a suspended stop.
+    async fn check_nothing_sent(&self, run: &str) {
+        let effects = self.amperity.read().await.stop_effects(run);
+        if !effects.is_empty() {
+            self.tracker.record_violation(format!("{run}: stop requests were sent while suspended: {effects:?}"));
         }
     }
 
-    /// Gives a Secret of this name, with this content, to every namespace.
+    /// Applies a Secret with this name and data in every namespace.
     pub async fn put_secret(&self, name: &str, data: &[(&str, &str)]) {
         let data: BTreeMap<_, _> = data.iter().copied().collect();
         let secret = json!({
@@ -286,32 +292,32 @@ impl Load {
         for namespace in &self.namespaces {
             let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
             let (params, secret) = (PatchParams::apply("soak"), Patch::Apply(&secret));
-            insist(|| api.patch(name, &params, &secret)).await.expect("a good Secret");
+            retry_until_response(|| api.patch(name, &params, &secret)).await.expect("a valid Secret");
         }
     }
 }
 
-/// That it is suspended, that it says so, and that it has no claim.
+/// Returns whether a stop is suspended, reports it in its status, and has no claim.
 fn is_suspended(stop: &WorkflowRunStop) -> bool {
     let conditions = stop.status.iter().flat_map(|status| &status.conditions).cloned().collect::<Vec<_>>();
     let ready = find(&conditions, ConditionType::Ready);
     stop.spec.suspend && stop.claim().is_none() && ready.is_some_and(|ready| ready.reason == Reason::Suspended.as_str())
 }
 
-/// Deletes a stop, which may be gone already.
-async fn remove(api: &Api<WorkflowRunStop>, name: &str) {
+/// Deletes a stop, which may not exist any more.
+async fn delete(api: &Api<WorkflowRunStop>, name: &str) {
     let params = DeleteParams::default();
-    let _ = insist(|| api.delete(name, &params)).await;
+    let _ = retry_until_response(|| api.delete(name, &params)).await;
 }
 
-/// Asks the API server until it takes the request, or says that it is not as the request assumes.
-async fn insist<T, F>(ask: impl Fn() -> F) -> Result<T, Box<kube::core::Status>>
+/// Sends a request until the API server accepts it, or rejects it with 404, 409 or 422.
+async fn retry_until_response<T, F>(send: impl Fn() -> F) -> Result<T, Box<kube::core::Status>>
 where
     F: Future<Output = kube::Result<T>>,
 {
     loop {
-        match timeout(ANSWER_WITHIN, ask()).await {
-            Ok(Ok(answer)) => return Ok(answer),
+        match timeout(REQUEST_TIMEOUT, send()).await {
+            Ok(Ok(response)) => return Ok(response),
             Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409 | 422) => return Err(status),
             Ok(Err(_)) | Err(_) => sleep(Duration::from_millis(200)).await,
         }

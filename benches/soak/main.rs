@@ -1,11 +1,11 @@
-//! Owns the soak: `MINUTES` of load and faults drawn from `SEED`, what is measured meanwhile, and the verdict.
-//! Never ends well where a promise was broken or something was not given back.
+//! Owns the soak test: `MINUTES` of load and random faults from `SEED`, the measurements, and the exit code.
+//! Never succeeds if a promise was broken or resources were not released.
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
-mod book;
 mod faults;
 mod load;
 mod replica;
+mod tracker;
 
 use std::{
     path::PathBuf,
@@ -23,28 +23,33 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    book::Requests,
-    faults::{Counts, House, Lane, at_amperity, at_cluster},
+    faults::{Counts, FaultLoop, Targets, inject_at_amperity, inject_at_cluster},
     load::{CLIENT, Load, TOKEN},
-    replica::{Replica, Sample, Settings, bad_lines},
+    replica::{Replica, Sample, Settings, panic_lines},
+    tracker::{Requests, Tracker},
 };
 
-/// How long everything may take to finish when nothing goes wrong any more: the longest backoff and a little more.
-const SETTLES_WITHIN: Duration = Duration::from_secs(400);
+/// Timeout for all stops to finish after the last fault, a little longer than the maximum backoff.
+const FINISHES_WITHIN: Duration = Duration::from_secs(400);
 
-/// The share of the time in which no process is killed, and the share of that before memory is looked at.
+/// The share of the time without kills.
 const WITHOUT_KILLS: f64 = 0.8;
+
+/// The share of the samples without kills that memory checks ignore.
 const WARM_UP: f64 = 0.2;
 
-/// A quarter of the stretch that is shorter says nothing about memory: the heap still grows to what it needs at most.
-const TELLING: usize = 60;
+/// Minimum number of samples (one per second) in a quarter of the phase for a memory check. Before that, the heap still
+/// grows towards its peak.
+const MIN_QUARTER_SAMPLES: usize = 60;
 
-/// How much more memory, files and connections a process may use in the end.
-const MORE_MEMORY: f64 = 0.10;
-const MORE_FILES: usize = 3;
+/// Allowed growth of memory, as a ratio.
+const MEMORY_GROWTH: f64 = 0.10;
+
+/// Allowed growth of the number of open files, and of connections.
+const FILE_GROWTH: usize = 3;
 
 /// The connections of an idle leader to the API server: two watches in each of two namespaces, and its lease.
-const LEADS: usize = 5;
+const IDLE_LEADER_CONNECTIONS: usize = 5;
 
 struct Soak {
     cluster: ControlPlane,
@@ -64,24 +69,24 @@ async fn main() -> ExitCode {
     println!("soak: {minutes} minutes, SEED={seed}");
     let mut soak = Soak::start(seed).await;
     let time = Duration::from_secs_f64(minutes * 60.0);
-    // What it took to start is over by then.
+    // The operators are idle by then.
     sleep(Duration::from_secs(5)).await;
     let idle = soak.samples();
 
-    let (mut counts, samples) = soak.stretch(time.mul_f64(WITHOUT_KILLS), false).await;
-    soak.settle().await;
-    if soak.is_whole() {
-        let calm = soak.calm(&idle).await;
-        tell_of_processes(&soak.load, &idle, &samples, &calm);
+    let (mut counts, samples) = soak.run_phase(time.mul_f64(WITHOUT_KILLS), false).await;
+    soak.wait_until_finished().await;
+    if soak.has_no_violations() {
+        let idle_again = soak.wait_until_idle(&idle).await;
+        check_resource_usage(&soak.load, &idle, &samples, &idle_again);
     }
-    if soak.is_whole() {
-        let (more, _) = soak.stretch(time.mul_f64(1.0 - WITHOUT_KILLS), true).await;
+    if soak.has_no_violations() {
+        let (more, _) = soak.run_phase(time.mul_f64(1.0 - WITHOUT_KILLS), true).await;
         counts.extend(
-            more.into_iter().map(|(what, times)| (what, times + counts.get(what).unwrap_or(&0))).collect::<Counts>(),
+            more.into_iter().map(|(fault, count)| (fault, count + counts.get(fault).unwrap_or(&0))).collect::<Counts>(),
         );
-        soak.settle().await;
+        soak.wait_until_finished().await;
     }
-    soak.end(&counts).await
+    soak.finish(&counts).await
 }
 
 impl Soak {
@@ -99,22 +104,22 @@ impl Soak {
             client: cluster.client(),
             namespaces: namespaces.clone(),
             amperity: Arc::new(RwLock::new(amperity)),
-            book: book::Book::default(),
-            made: 0.into(),
+            tracker: Tracker::default(),
+            created: 0.into(),
         });
         load.put_secret(TOKEN, &[("token", "token-0")]).await;
         load.put_secret(CLIENT, &[("clientId", "good-client"), ("clientSecret", "secret-0")]).await;
-        // One replica's way to the API server loses, delays and refuses single requests, the other's is its own.
+        // One replica uses the proxy that drops, delays and refuses single requests, the other connects directly.
         let kubeconfigs = [proxy.kubeconfig().to_owned(), cluster.kubeconfig_path()];
         let (mut replicas, mut logs) = (vec![], vec![]);
         for (index, kubeconfig) in kubeconfigs.into_iter().enumerate() {
             let log = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("soak-operator-{index}.log"));
-            // Errors say that there is none.
+            // An error means that there is none.
             let _ = std::fs::remove_file(&log);
             logs.push(log.clone());
             let (amperity, namespaces) = (base_url.clone(), namespaces.clone());
             let replica = Replica::start(Settings { kubeconfig, amperity, namespaces, log });
-            replica.asked().ready().await;
+            replica.endpoints().ready().await;
             replicas.push(replica);
         }
         let rng = StdRng::seed_from_u64(seed);
@@ -125,159 +130,173 @@ impl Soak {
         self.replicas.lock().unwrap().iter().map(Replica::sample).collect()
     }
 
-    fn is_whole(&self) -> bool {
-        self.load.book.pages().broken.is_empty()
+    fn has_no_violations(&self) -> bool {
+        self.load.tracker.lock().violations.is_empty()
     }
 
-    /// Load and faults for so long, or until a promise is broken. What each process used, second by second.
-    async fn stretch(&mut self, time: Duration, kills: bool) -> (Counts, Vec<Vec<Sample>>) {
-        let end = CancellationToken::new();
-        let mut lane = || Lane { rng: StdRng::from_rng(&mut self.rng), end: end.clone() };
-        let (first, second) = (lane(), lane());
-        let stops = tokio::spawn(Arc::clone(&self.load).run(StdRng::from_rng(&mut self.rng), end.clone()));
+    /// Runs load and faults for this time, or until a promise is broken. Returns the number of faults, and samples of the
+    /// resource usage every second.
+    async fn run_phase(&mut self, time: Duration, kills: bool) -> (Counts, Vec<Vec<Sample>>) {
+        let cancel = CancellationToken::new();
+        let mut fault_loop = || FaultLoop { rng: StdRng::from_rng(&mut self.rng), cancel: cancel.clone() };
+        let (first, second) = (fault_loop(), fault_loop());
+        let stops = tokio::spawn(Arc::clone(&self.load).run(StdRng::from_rng(&mut self.rng), cancel.clone()));
         let Self { cluster, proxy, load, replicas, .. } = &*self;
-        let amperity_side = at_amperity(first, load);
-        let cluster_side = at_cluster(second, House { cluster, proxy, load, replicas }, kills);
+        let amperity_faults = inject_at_amperity(first, load);
+        let cluster_faults = inject_at_cluster(second, Targets { cluster, proxy, load, replicas }, kills);
         let sweeps = async {
-            let give_up = Instant::now() + time;
-            while Instant::now() < give_up && self.is_whole() {
+            let end = Instant::now() + time;
+            while Instant::now() < end && self.has_no_violations() {
                 sleep(Duration::from_secs(2)).await;
                 load.sweep().await;
             }
-            end.cancel();
+            cancel.cancel();
         };
         let sampling = async {
             let (mut samples, mut ticks) = (vec![], interval(Duration::from_secs(1)));
-            while !end.is_cancelled() {
+            while !cancel.is_cancelled() {
                 ticks.tick().await;
-                // Who is killed on purpose is not there at times.
+                // With kills, a replica may not be running.
                 if !kills {
                     samples.push(self.samples());
                 }
-                let ended = replicas.lock().unwrap().iter_mut().find_map(Replica::ended);
-                load.book.pages().broken.extend(ended.map(|status| format!("an operator ended: {status}")));
+                let exited = replicas.lock().unwrap().iter_mut().find_map(Replica::exited);
+                load.tracker.lock().violations.extend(exited.map(|status| format!("an operator exited: {status}")));
             }
             samples
         };
-        let (mut counts, more, (), samples) = tokio::join!(amperity_side, cluster_side, sweeps, sampling);
+        let (mut counts, more, (), samples) = tokio::join!(amperity_faults, cluster_faults, sweeps, sampling);
         counts.extend(more);
         stops.await.unwrap();
         (counts, samples)
     }
 
-    /// Waits until all has finished that is not suspended.
-    async fn settle(&self) {
-        let settled = timeout(SETTLES_WITHIN, async {
+    /// Waits until all stops that are not suspended have finished.
+    async fn wait_until_finished(&self) {
+        let finished = timeout(FINISHES_WITHIN, async {
             loop {
                 let unfinished = self.load.sweep().await;
-                if !self.is_whole() || unfinished.is_some_and(|unfinished| unfinished.is_empty()) {
+                if !self.has_no_violations() || unfinished.is_some_and(|unfinished| unfinished.is_empty()) {
                     return;
                 }
                 sleep(Duration::from_secs(2)).await;
             }
         });
-        if settled.await.is_err() {
+        if finished.await.is_err() {
             let unfinished = self.load.sweep().await.unwrap_or_default();
-            self.load.book.pages().broken.extend(unfinished.into_iter().map(|stop| format!("never finished: {stop}")));
+            self.load
+                .tracker
+                .lock()
+                .violations
+                .extend(unfinished.into_iter().map(|stop| format!("never finished: {stop}")));
         }
     }
 
-    /// What each process uses with nothing to do: as soon as that is what it used at first, or in a while.
-    async fn calm(&self, idle: &[Sample]) -> Vec<Sample> {
-        let give_up = Instant::now() + Duration::from_secs(130);
+    /// Waits until the replicas have released their resources, for at most 130 s, and returns their resource usage.
+    async fn wait_until_idle(&self, idle: &[Sample]) -> Vec<Sample> {
+        let deadline = Instant::now() + Duration::from_secs(130);
         loop {
             let samples = self.samples();
-            if samples.iter().zip(idle).all(|(now, idle)| given_back(now, idle)) || give_up < Instant::now() {
+            if samples.iter().zip(idle).all(|(now, idle)| has_released(now, idle)) || deadline < Instant::now() {
                 return samples;
             }
             sleep(Duration::from_secs(1)).await;
         }
     }
 
-    async fn end(self, counts: &Counts) -> ExitCode {
-        // Who was interrupted because of one broken promise has broken no other one.
-        if self.is_whole() {
-            self.load.rest().await;
+    /// Makes the last checks, prints the results, and stops everything.
+    async fn finish(self, counts: &Counts) -> ExitCode {
+        // After an early end because of a violation, unfinished stops are expected.
+        if self.has_no_violations() {
+            self.load.check_remaining().await;
         }
-        let asked: Vec<_> = self.replicas.lock().unwrap().iter().map(Replica::asked).collect();
-        for asked in asked {
-            if asked.metric("panics_total").await != Some(0) {
-                self.load.book.broken("an operator caught a panic, or tells no metrics");
+        let endpoints: Vec<_> = self.replicas.lock().unwrap().iter().map(Replica::endpoints).collect();
+        for endpoint in endpoints {
+            if endpoint.metric("panics_total").await != Some(0) {
+                self.load.tracker.record_violation("an operator caught a panic, or its metrics are not available");
             }
         }
         for log in &self.logs {
-            self.load.book.pages().broken.extend(bad_lines(log));
+            self.load.tracker.lock().violations.extend(panic_lines(log));
         }
-        let requests = self.load.book.once(&*self.load.amperity.read().await);
+        let requests = self.load.tracker.check_requests(&*self.load.amperity.read().await);
         self.replicas.lock().unwrap().clear();
-        let broken = self.tell(counts, &requests);
+        let broken = self.report(counts, &requests);
         self.cluster.stop().await;
         if broken { ExitCode::FAILURE } else { ExitCode::SUCCESS }
     }
 
-    fn tell(&self, counts: &Counts, requests: &Requests) -> bool {
-        let pages = self.load.book.pages();
+    /// Prints the results. Returns whether a promise was broken.
+    fn report(&self, counts: &Counts, requests: &Requests) -> bool {
+        let state = self.load.tracker.lock();
         println!("\nfaults:");
-        counts.iter().for_each(|(what, times)| println!("  {times:5}  {what}"));
-        println!("ends:");
-        pages.endings.iter().for_each(|(reason, times)| println!("  {times:5}  {reason}"));
-        let Requests { stops, effects, most } = requests;
+        counts.iter().for_each(|(fault, count)| println!("  {count:5}  {fault}"));
+        println!("reasons of finished stops:");
+        state.reasons.iter().for_each(|(reason, count)| println!("  {count:5}  {reason}"));
+        let Requests { stops, effects, max_per_run } = requests;
         println!(
             "{} stops of {} runs: {stops} requests, {effects} effects",
-            self.load.made.load(Relaxed),
-            pages.runs.len()
+            self.load.created.load(Relaxed),
+            state.runs.len()
         );
-        println!("  at most {most} requests for one run");
-        if pages.broken.is_empty() {
+        println!("  at most {max_per_run} requests for one run");
+        if state.violations.is_empty() {
             println!(
-                "all promises were kept: no stop was sent after one that had its effect, nothing was lost or left claimed"
+                "all promises were kept: no stop request was sent after one that took effect, no stop was lost or left claimed"
             );
             return false;
         }
-        println!("\n{} times a promise was broken; the logs are {:?}:", pages.broken.len(), self.logs);
-        pages.broken.iter().take(20).for_each(|how| println!("  {how}"));
+        println!("\n{} promises were broken; the logs are {:?}:", state.violations.len(), self.logs);
+        state.violations.iter().take(20).for_each(|violation| println!("  {violation}"));
         true
     }
 }
 
-/// Whether a process that is idle again has no more open than when it was idle at first. Its client of the API
-/// server keeps connections for the next request.
-fn given_back(now: &Sample, idle: &Sample) -> bool {
-    now.calls == 0
-        && now.files <= idle.files + MORE_FILES
+/// Returns whether an idle process has released its resources, compared with its first idle sample. Its Kubernetes
+/// client keeps idle connections.
+fn has_released(now: &Sample, idle: &Sample) -> bool {
+    now.amperity_connections == 0
+        && now.files <= idle.files + FILE_GROWTH
         && now.threads == idle.threads
-        && now.connections <= LEADS + MORE_FILES
+        && now.apiserver_connections <= IDLE_LEADER_CONNECTIONS + FILE_GROWTH
 }
 
-/// Tells what the processes used, and whether they gave it back.
-fn tell_of_processes(load: &Load, idle: &[Sample], samples: &[Vec<Sample>], calm: &[Sample]) {
+/// Prints the resource usage of the replicas, and checks for growth and leaks.
+fn check_resource_usage(load: &Load, idle: &[Sample], samples: &[Vec<Sample>], idle_again: &[Sample]) {
     let warm = &samples[(samples.len() as f64 * WARM_UP) as usize..];
     let quarter = (warm.len() / 4).max(1);
-    println!("\n                     replica  idle  first quarter  last quarter  most  idle again");
-    for (index, (idle, calm)) in idle.iter().zip(calm).enumerate() {
-        let of = |samples: &[Vec<Sample>], what: fn(&Sample) -> f64| -> Vec<f64> {
-            samples.iter().map(|sample| what(&sample[index])).collect()
+    println!("\n                       replica  idle  first quarter  last quarter   max  idle again");
+    for (index, (idle, idle_again)) in idle.iter().zip(idle_again).enumerate() {
+        let values = |samples: &[Vec<Sample>], field: fn(&Sample) -> f64| -> Vec<f64> {
+            samples.iter().map(|sample| field(&sample[index])).collect()
         };
-        let row = |name: &str, what: fn(&Sample) -> f64| {
-            let mean = |part: &[Vec<Sample>]| of(part, what).iter().sum::<f64>() / part.len() as f64;
+        let row = |name: &str, field: fn(&Sample) -> f64| {
+            let mean = |part: &[Vec<Sample>]| values(part, field).iter().sum::<f64>() / part.len() as f64;
             let (first, last) = (mean(&warm[..quarter]), mean(&warm[warm.len() - quarter..]));
-            let most = of(samples, what).into_iter().fold(0.0, f64::max);
-            println!("{name:20} {index:7} {:5.1} {first:14.1} {last:13.1} {most:5.1} {:11.1}", what(idle), what(calm));
+            let max = values(samples, field).into_iter().fold(0.0, f64::max);
+            println!(
+                "{name:22} {index:7} {:5.1} {first:14.1} {last:13.1} {max:5.1} {:11.1}",
+                field(idle),
+                field(idle_again)
+            );
             (first, last)
         };
         let (first, last) = row("memory, MiB", |sample| sample.mebibytes);
         row("threads", |sample| sample.threads as f64);
-        row("calls", |sample| sample.calls as f64);
-        row("connections", |sample| sample.connections as f64);
+        row("Amperity connections", |sample| sample.amperity_connections as f64);
+        row("API server connections", |sample| sample.apiserver_connections as f64);
         row("other files", |sample| sample.files as f64);
-        if quarter < TELLING {
-            println!("  (memory is not judged: the time is too short)");
-        } else if first * (1.0 + MORE_MEMORY) < last {
-            load.book
-                .broken(format!("replica {index} uses more memory in the end: {first:.1} MiB, then {last:.1} MiB"));
+        if quarter < MIN_QUARTER_SAMPLES {
+            println!("  (memory is not checked: the time is too short)");
+        } else if first * (1.0 + MEMORY_GROWTH) < last {
+            load.tracker.record_violation(format!(
+                "replica {index} uses more memory at the end: {first:.1} MiB, then {last:.1} MiB"
+            ));
         }
-        if !given_back(calm, idle) {
-            load.book.broken(format!("replica {index} was idle as {idle:?} and is idle again as {calm:?}"));
+        if !has_released(idle_again, idle) {
+            load.tracker.record_violation(format!(
+                "replica {index} did not release resources: idle {idle:?}, idle again {idle_again:?}"
+            ));
         }
     }
 }

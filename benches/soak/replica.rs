@@ -1,5 +1,5 @@
-//! Owns one process of the operator: its start, its signals, and what the kernel and `/metrics` tell of it.
-//! Never decides when something happens to it.
+//! Owns one process of the operator: its start, its signals, its metrics and its resource usage.
+//! Never chooses when a signal is sent.
 
 use std::{
     collections::HashSet,
@@ -13,17 +13,17 @@ use std::{
 
 use tokio::time::{Instant, sleep};
 
-/// No start and no end takes so long.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Timeout of the start and of the end of a replica.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A running operator, built as it is shipped; killed when it is dropped.
+/// A running operator, built with the release profile; killed when dropped.
 pub struct Replica {
     child: Child,
     settings: Settings,
     http: String,
 }
 
-/// What a replica runs with.
+/// The settings of a replica.
 #[derive(Clone)]
 pub struct Settings {
     pub kubeconfig: PathBuf,
@@ -32,20 +32,20 @@ pub struct Settings {
     pub log: PathBuf,
 }
 
-/// The health endpoints of a replica.
+/// The HTTP endpoints of a replica.
 pub struct Endpoints(String);
 
 impl Endpoints {
-    /// Waits until it says that it is ready.
+    /// Waits until `/readyz` succeeds.
     pub async fn ready(&self) {
-        let give_up = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while self.get("readyz").await.is_none() {
-            assert!(Instant::now() < give_up, "the operator never became ready");
+            assert!(Instant::now() < deadline, "the operator never became ready");
             sleep(Duration::from_millis(50)).await;
         }
     }
 
-    /// One of its metrics; nothing where it does not answer.
+    /// Returns the value of a metric; `None` if there is no response.
     pub async fn metric(&self, name: &str) -> Option<u64> {
         let text = self.get("metrics").await?;
         let value = |line: &str| {
@@ -62,21 +62,21 @@ impl Endpoints {
     }
 }
 
-/// What a process uses at one moment.
+/// The resource usage of a process.
 #[derive(Clone, Copy, Debug)]
 pub struct Sample {
     pub mebibytes: f64,
     pub threads: usize,
     /// Connections to Amperity.
-    pub calls: usize,
-    /// Connections to the API server; some wait for the next request.
-    pub connections: usize,
+    pub amperity_connections: usize,
+    /// Connections to the API server, including idle ones.
+    pub apiserver_connections: usize,
     /// All other file descriptors.
     pub files: usize,
 }
 
 impl Replica {
-    /// Starts it; what it logs is added to its log.
+    /// Starts a replica that appends to its log file.
     pub fn start(settings: Settings) -> Self {
         let http = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
         let log = File::options().create(true).append(true).open(&settings.log).unwrap();
@@ -94,31 +94,31 @@ impl Replica {
         Self { child, settings, http }
     }
 
-    /// Its health endpoints.
-    pub fn asked(&self) -> Endpoints {
+    /// Returns its HTTP endpoints.
+    pub fn endpoints(&self) -> Endpoints {
         Endpoints(self.http.clone())
     }
 
-    /// Sends a signal.
+    /// Sends a signal, e.g. `-TERM`.
     pub fn signal(&self, signal: &str) {
         let sent = Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap();
-        assert!(sent.success(), "the operator is gone, see {}", self.settings.log.display());
+        assert!(sent.success(), "the operator has exited, see {}", self.settings.log.display());
     }
 
-    /// What it runs with, for its successor.
+    /// Returns its settings, for its successor.
     pub fn settings(&self) -> Settings {
         self.settings.clone()
     }
 
-    /// Whether it has ended, and how.
-    pub fn ended(&mut self) -> Option<String> {
+    /// Returns its exit status if it has exited.
+    pub fn exited(&mut self) -> Option<String> {
         self.child.try_wait().unwrap().map(|status| status.to_string())
     }
 
-    /// Waits for its end; whether all went well.
-    pub async fn ends_well(mut self) -> bool {
-        let give_up = Instant::now() + PATIENCE;
-        while Instant::now() < give_up {
+    /// Waits until it has exited and returns whether it was successful.
+    pub async fn exits_successfully(mut self) -> bool {
+        let deadline = Instant::now() + TIMEOUT;
+        while Instant::now() < deadline {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status.success();
             }
@@ -127,7 +127,7 @@ impl Replica {
         false
     }
 
-    /// What it uses now.
+    /// Returns its current resource usage.
     pub fn sample(&self) -> Sample {
         let process = PathBuf::from(format!("/proc/{}", self.child.id()));
         let status = fs::read_to_string(process.join("status")).unwrap();
@@ -138,44 +138,44 @@ impl Replica {
         let port = |url: &str| url.rsplit(':').next().and_then(|end| end.split('/').next()?.parse().ok()).unwrap();
         let (amperity, apiserver) = (port(&self.settings.amperity), port(&server_of(&self.settings.kubeconfig)));
         let (to_amperity, to_apiserver) = (sockets_to(&process, amperity), sockets_to(&process, apiserver));
-        let (mut calls, mut connections, mut files) = (0, 0, 0);
+        let (mut amperity_connections, mut apiserver_connections, mut files) = (0, 0, 0);
         for file in fs::read_dir(process.join("fd")).unwrap().flatten() {
             let target = fs::read_link(file.path()).unwrap_or_default().to_string_lossy().into_owned();
             let kind = if to_amperity.contains(&target) {
-                &mut calls
+                &mut amperity_connections
             } else if to_apiserver.contains(&target) {
-                &mut connections
+                &mut apiserver_connections
             } else {
                 &mut files
             };
             *kind += 1;
         }
         let mebibytes = number("VmRSS:") as f64 / 1024.0;
-        Sample { mebibytes, threads: number("Threads:"), calls, connections, files }
+        Sample { mebibytes, threads: number("Threads:"), amperity_connections, apiserver_connections, files }
     }
 }
 
 impl Drop for Replica {
     fn drop(&mut self) {
-        // Errors say that it has ended.
+        // Errors mean that it has exited.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// The lines of a log that no operator should write.
-pub fn bad_lines(log: &Path) -> Vec<String> {
+/// Returns the lines of a log that report a panic.
+pub fn panic_lines(log: &Path) -> Vec<String> {
     let lines = BufReader::new(File::open(log).unwrap()).lines().map_while(Result::ok);
     lines.filter(|line| line.contains("panic")).collect()
 }
 
-/// The API server's URL in a kubeconfig, which is JSON or YAML.
+/// Returns the API server's URL in a kubeconfig, which is JSON or YAML.
 fn server_of(kubeconfig: &Path) -> String {
     let config = kube::config::Kubeconfig::read_from(kubeconfig).unwrap();
     config.clusters[0].cluster.as_ref().unwrap().server.clone().unwrap()
 }
 
-/// The sockets that lead to a port, as the links of file descriptors name them.
+/// Returns the sockets with this remote port, in the format of the links in `/proc/PID/fd`.
 fn sockets_to(process: &Path, port: u16) -> HashSet<String> {
     let table = fs::read_to_string(process.join("net/tcp")).unwrap();
     let remote = format!(":{port:04X}");

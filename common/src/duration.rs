@@ -1,18 +1,18 @@
-//! Owns how a duration is read from a command line.
-//! Never limits it: each flag has its own bounds.
+//! Owns the parsing of durations on a command line.
+//! Never bounds a duration: each flag has its own bounds.
 
 use jiff::{SignedDuration, Span, SpanRelativeTo};
 use thiserror::Error;
 
-/// A text that is not a duration.
+/// The text is not a duration.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("not a duration such as 30s, 10m, 1h30m or 7d")]
 pub struct NotADuration;
 
-/// Reads a duration such as `90s`, `1h30m`, `2 minutes` or `7d`; a day has 24 hours.
+/// Parses a duration such as `90s`, `1h30m`, `2 minutes` or `7d`; a day has 24 hours.
 ///
 /// # Errors
-/// If the text is not a duration with units, or too long for seconds of 64 bits.
+/// If the text is not a duration with units, or the duration has more seconds than 64 bits can hold.
 pub fn parse(text: &str) -> Result<SignedDuration, NotADuration> {
     let span: Span = text.parse().map_err(|_| NotADuration)?;
     span.to_duration(SpanRelativeTo::days_are_24_hours()).map_err(|_| NotADuration)

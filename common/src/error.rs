@@ -1,16 +1,16 @@
-//! Owns how an error of the Kubernetes client becomes text, and which status a failed watch carries.
+//! Owns the texts of the Kubernetes client's errors, and the status of a failed watch.
 //! Never decides what follows from an error.
 
 use std::{error::Error, iter};
 
 use kube::{core::Status, runtime::watcher};
 
-/// Returns the innermost cause of an error. The outer ones mostly repeat the URL.
+/// Returns the innermost cause of an error. The outer errors mostly repeat the URL.
 pub fn root_cause(error: &(dyn Error + 'static)) -> String {
     causes(error).last().map(ToString::to_string).unwrap_or_default()
 }
 
-/// Returns an error and its causes in one text, without the parts that a later cause would repeat.
+/// Returns an error and its causes in one text. A cause that the text contains already is left out.
 pub fn chain(error: &(dyn Error + 'static)) -> String {
     causes(error)
         .map(ToString::to_string)
@@ -22,7 +22,7 @@ fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn
     iter::successors(Some(error), |error| (*error).source())
 }
 
-/// Returns the status with which the API server answered a list or watch; `None` if it did not answer.
+/// Returns the status with which the API server rejected a list or watch; `None` if it did not answer.
 pub fn watch_status(error: &watcher::Error) -> Option<&Status> {
     match error {
         watcher::Error::WatchError(status) => Some(status),
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_list_or_watch_carries_the_status_of_the_api_server() {
+    fn a_failed_list_or_watch_has_the_status_of_the_api_server() {
         let status = || Box::new(serde_json::from_str::<Status>(r#"{"code": 403}"#).unwrap());
         for error in [
             watcher::Error::WatchError(status()),

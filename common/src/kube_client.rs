@@ -1,14 +1,15 @@
-//! Owns the settings with which both programs reach the API server.
+//! Owns the settings of the Kubernetes client that both programs use.
 //! Never chooses a cluster.
 
 use std::time::Duration;
 
 use kube::Config;
 
-/// Disables retries and bounds how long a connection may be silent.
+/// Disables retries, and limits the time without data on a connection.
 ///
 /// A retry in the client would hide the outcome of the first request, and a write that is sent twice may take effect
-/// twice. `read_timeout` ends a request whose answer makes no progress; a watch receives a bookmark about once a minute.
+/// twice. `read_timeout` ends a request whose response makes no progress; a watch receives a bookmark about once a
+/// minute.
 pub fn harden(config: &mut Config, read_timeout: Duration) {
     config.default_retry = false;
     config.read_timeout = Some(read_timeout);

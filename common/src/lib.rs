@@ -1,5 +1,5 @@
-//! Owns what the operator and the kubectl plugin share and what is no part of the API.
-//! Never knows a `WorkflowRunStop` or Amperity.
+//! Owns the code that the operator and the kubectl plugin share, apart from the types of the resource.
+//! Never uses `WorkflowRunStop` or Amperity.
 
 pub mod duration;
 pub mod error;

@@ -1,21 +1,23 @@
-//! Owns the check of names that become a part of a request's path: namespaces, Leases.
-//! Never asks a cluster whether an object of the name exists.
+//! Owns the check of names that become part of a request path: namespaces and Leases.
+//! Never checks whether an object of that name exists.
 
 use thiserror::Error;
 
-/// A text that is not a DNS label.
+/// The text is not a DNS label.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("'{0}' is not a DNS label: 1 to 63 lower-case letters, digits and '-', with a letter or digit at both ends")]
 pub struct NotADnsLabel(String);
 
-/// Checks that a text is a DNS label (RFC 1123), as the names of namespaces and Leases have to be.
+/// Checks that a text is a DNS label (RFC 1123), which the name of a namespace or Lease must be.
 ///
 /// # Errors
-/// If it is not.
+/// If it is not a DNS label.
 pub fn dns_label(text: &str) -> Result<String, NotADnsLabel> {
-    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    let valid =
-        (1..=63).contains(&text.len()) && text.bytes().all(plain) && !text.starts_with('-') && !text.ends_with('-');
+    let is_allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let valid = (1..=63).contains(&text.len())
+        && text.bytes().all(is_allowed)
+        && !text.starts_with('-')
+        && !text.ends_with('-');
     if valid { Ok(text.to_owned()) } else { Err(NotADnsLabel(text.to_owned())) }
 }
 

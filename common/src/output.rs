@@ -1,5 +1,5 @@
 //! Owns writing to stdout and stderr.
-//! Never fails because the reader of a pipe has gone.
+//! Never fails because the reader of a pipe has closed it.
 
 use std::io::{self, ErrorKind, Write};
 
@@ -15,8 +15,8 @@ pub fn stdout(bytes: &[u8]) -> io::Result<()> {
     }
 }
 
-/// Writes one line to stderr, if stderr can be written.
+/// Writes one line to stderr. Errors are ignored.
 pub fn stderr_line(text: &str) {
-    // Nothing else is left to report a failure to.
+    // There is no other place to report an error to.
     let _ = writeln!(io::stderr(), "{text}");
 }

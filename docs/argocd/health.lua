@@ -1,4 +1,4 @@
--- The health of a WorkflowRunStop for Argo CD, from the conditions that the operator writes.
+-- Returns the health of a WorkflowRunStop for Argo CD, from the conditions in its status.
 local status = obj.status or {}
 if status.conditions == nil or status.observedGeneration ~= obj.metadata.generation then
   return { status = "Progressing", message = "The operator has not seen it yet" }

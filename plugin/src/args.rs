@@ -1,5 +1,5 @@
-//! Owns the command line of the plugin: its flags, and how their values are read.
-//! Never asks a cluster, and leaves to it whether a value of the spec is a right one.
+//! Owns the command line of the plugin: its flags, and how their values are parsed.
+//! Never sends a request. The API server validates the values of the spec.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -11,7 +11,7 @@ use workflow_run_stop_common::{duration, name::dns_label};
 const EXIT_CODES: &str = "\
 Exit codes:
   0    created; with --wait: result Stopped or Accepted
-  1    result Failed or StillActive, deleted before the result, or refused by the cluster
+  1    result Failed or StillActive, deleted before its result was read, or a failed request to the API server
   2    invalid arguments; nothing was created
   3    no result within --timeout; the resources stay and the operator continues
   4    result EndedOtherwise: the run ended on its own
@@ -20,7 +20,7 @@ Exit codes:
   130  Ctrl-C; the resources stay and the operator continues
 With several runs, the first of 130, 1, 6, 3, 5, 4 and 0 that occurred.";
 
-/// Stops Amperity workflow runs: creates a WorkflowRunStop for each, which the operator in the cluster carries out.
+/// Stops Amperity workflow runs: creates a WorkflowRunStop for each run. The operator in the cluster stops the run.
 #[derive(Debug, Parser)]
 #[command(name = "kubectl-stop_run", bin_name = "kubectl stop-run", version, after_help = EXIT_CODES)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, disable_help_subcommand = true)]
@@ -31,21 +31,21 @@ pub struct Cli {
     flags: Option<Flags>,
 }
 
-/// What to do.
+/// A subcommand.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Stops runs; what is done where no command is named
+    /// Stops runs; the default
     #[command(skip)]
     Stop(Box<Flags>),
-    /// Prints the completion of a shell for `kubectl-stop_run`; for `kubectl stop-run`, see docs/kubectl-plugin.md
+    /// Prints the completion script of a shell for `kubectl-stop_run`; for `kubectl stop-run`, see docs/kubectl-plugin.md
     Completion {
-        /// The shell
+        /// Shell: bash, zsh or fish
         #[arg(value_parser = shell)]
         shell: Shell,
     },
 }
 
-/// What to stop, and how.
+/// The flags of a stop.
 #[derive(Args, Clone, Debug)]
 pub struct Flags {
     /// Ids of the workflow runs to stop, such as wf-20240619-14418-6UhqSe
@@ -56,11 +56,11 @@ pub struct Flags {
     #[arg(long)]
     pub tenant: String,
 
-    /// Name of the Secret with the credentials, in the same namespace; it is not read here
+    /// Name of the Secret with the credentials, in the same namespace; the plugin does not read it
     #[arg(long, value_name = "SECRET")]
     pub credentials: String,
 
-    /// Base URL of the tenant's API, where it is not the operator's own; only https
+    /// Base URL of the tenant's API, https only; the operator's by default
     #[arg(long, value_name = "URL")]
     pub base_url: Option<String>,
 
@@ -68,27 +68,27 @@ pub struct Flags {
     #[arg(long)]
     pub suspend: bool,
 
-    /// How long after the creation the last stop request may be sent, such as 30m; no limit where it is not given
+    /// Time after the creation within which a stop request may be sent, such as 30m; no limit by default
     #[arg(long, value_name = "DURATION", value_parser = seconds)]
     pub stop_deadline: Option<i32>,
 
-    /// Time at and after which no stop request is sent, such as 2026-11-26T06:00:00Z; no limit where it is not given
+    /// Time at and after which no stop request is sent, such as 2026-11-26T06:00:00Z; no limit by default
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub not_after: Option<Timestamp>,
 
-    /// Why the run is stopped, in one line; repeated in events and in the operator's log
+    /// Reason for the stop, in one line; copied to events and to the operator's log
     #[arg(long, value_name = "TEXT")]
     pub reason: Option<String>,
 
-    /// How long to follow a run after the stop was accepted, such as 2h; 0s does not follow it [cluster's default: 1h]
+    /// Time to follow the run after the stop was accepted, such as 2h; 0s does not follow it; 1h by default
     #[arg(long, value_name = "DURATION", value_parser = seconds)]
     pub follow_timeout: Option<i32>,
 
-    /// How long after its end a resource is deleted, such as 7d; kept where it is not given
+    /// Time after which a finished resource is deleted, such as 7d; kept by default
     #[arg(long, value_name = "DURATION", value_parser = seconds)]
     pub ttl: Option<i32>,
 
-    /// Name of the resource, for one run; where it is not given, one is made of the run's id
+    /// Name of the resource, for one RUN only; generated from the run's id by default
     #[arg(long)]
     pub name: Option<String>,
 
@@ -96,7 +96,7 @@ pub struct Flags {
     #[arg(long)]
     pub wait: bool,
 
-    /// How long to wait, such as 30s or 1h
+    /// Longest time to wait, such as 30s or 1h
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = timeout, requires = "wait")]
     pub timeout: Duration,
 
@@ -104,11 +104,11 @@ pub struct Flags {
     #[arg(short, long, value_name = "FORMAT")]
     pub output: Option<Output>,
 
-    /// Create nothing: only print what would be created (client), or let the cluster check it as well (server)
+    /// Create nothing: print the resources (client), or let the API server validate them too (server)
     #[arg(long, value_name = "BY", default_value = "none")]
     pub dry_run: DryRun,
 
-    /// Namespace; the kubeconfig's own where it is not given
+    /// Namespace; that of the kubeconfig's context by default
     #[arg(short, long, value_parser = dns_label)]
     pub namespace: Option<String>,
 
@@ -116,94 +116,97 @@ pub struct Flags {
     #[arg(long)]
     pub context: Option<String>,
 
-    /// Path of the kubeconfig, in place of $KUBECONFIG and ~/.kube/config
+    /// Path of the kubeconfig, instead of $KUBECONFIG and ~/.kube/config
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     pub kubeconfig: Option<PathBuf>,
 }
 
-/// How resources are printed.
+/// The format in which resources are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Output {
-    /// One JSON object each
+    /// One JSON object for each resource
     Json,
-    /// YAML documents
+    /// One YAML document for each resource
     Yaml,
-    /// One line each: kind, group and name
+    /// One line for each resource: kind, group and name
     Name,
 }
 
-/// Whether anything is created.
+/// The kind of dry run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum DryRun {
-    /// It is created
+    /// Create the resources
     None,
-    /// Nothing is asked of the cluster
+    /// Send no request
     Client,
-    /// The cluster checks it and stores nothing
+    /// Let the API server validate the resources without storing them
     Server,
 }
 
 impl Cli {
-    /// Reads a command line.
+    /// Parses a command line.
     ///
     /// # Errors
-    /// Where it makes no sense; also for `--help` and `--version`, which are texts and not mistakes.
+    /// If the arguments are invalid; also for `--help` and `--version`, whose text is to be printed.
     pub fn read(args: &[std::ffi::OsString]) -> Result<Command, clap::Error> {
         let cli = Self::try_parse_from(args)?;
-        let wrong = |kind, message: String| Self::command().error(kind, message);
+        let invalid = |kind, message: String| Self::command().error(kind, message);
         let Some(flags) = cli.flags else {
-            return cli.command.ok_or_else(|| wrong(ErrorKind::MissingRequiredArgument, "no RUN is named".to_owned()));
+            return cli
+                .command
+                .ok_or_else(|| invalid(ErrorKind::MissingRequiredArgument, "no RUN was given".to_owned()));
         };
         if 1 < flags.runs.len() && flags.name.is_some() {
-            return Err(wrong(ErrorKind::ArgumentConflict, "--name is for one RUN, and several are named".to_owned()));
+            return Err(invalid(ErrorKind::ArgumentConflict, "--name can only be used with one RUN".to_owned()));
         }
         if flags.wait && flags.dry_run != DryRun::None {
-            return Err(wrong(ErrorKind::ArgumentConflict, "--wait cannot be used with --dry-run".to_owned()));
+            return Err(invalid(ErrorKind::ArgumentConflict, "--wait cannot be used with --dry-run".to_owned()));
         }
-        // Each resource is a stop request of its own.
-        let twice = flags.runs.iter().enumerate().find(|(index, run)| flags.runs[..*index].contains(run));
-        if let Some((_, run)) = twice {
-            return Err(wrong(ErrorKind::ValueValidation, format!("the RUN {run} is named twice")));
+        // Each resource sends a stop request of its own.
+        let duplicate = flags.runs.iter().enumerate().find(|(index, run)| flags.runs[..*index].contains(run));
+        if let Some((_, run)) = duplicate {
+            return Err(invalid(ErrorKind::ValueValidation, format!("RUN {run} was given more than once")));
         }
         Ok(Command::Stop(Box::new(flags)))
     }
 }
 
-/// The shells whose completion is known to work.
+/// Parses the name of a shell whose completion is tested.
 fn shell(name: &str) -> Result<Shell, String> {
     match name.parse() {
         Ok(shell @ (Shell::Bash | Shell::Zsh | Shell::Fish)) => Ok(shell),
-        Ok(_) | Err(_) => Err("it is not one of bash, zsh and fish".to_owned()),
+        Ok(_) | Err(_) => Err("must be one of bash, zsh and fish".to_owned()),
     }
 }
 
-/// A duration such as `90s`, `1h30m`, `7d`, or a bare number of seconds, as whole seconds.
+/// Parses a duration such as `90s`, `1h30m` or `7d`, or a bare number of seconds, into whole seconds.
 fn seconds(text: &str) -> Result<i32, String> {
     if let Ok(seconds) = text.parse() {
-        return if 0 <= seconds { Ok(seconds) } else { Err("it is negative".to_owned()) };
+        return if 0 <= seconds { Ok(seconds) } else { Err("must not be negative".to_owned()) };
     }
     let duration = duration::parse(text).map_err(|error| error.to_string())?;
     if duration.is_negative() {
-        return Err("it is negative".to_owned());
+        return Err("must not be negative".to_owned());
     }
     if duration.subsec_nanos() != 0 {
-        return Err("it is not a whole number of seconds".to_owned());
+        return Err("must be a whole number of seconds".to_owned());
     }
-    i32::try_from(duration.as_secs()).map_err(|_| "it is longer than 68 years".to_owned())
+    i32::try_from(duration.as_secs()).map_err(|_| "must not be longer than 68 years".to_owned())
 }
 
-/// An instant, such as `2026-11-26T06:00:00Z`. Without an offset it would be a different one on each machine.
+/// Parses an instant such as `2026-11-26T06:00:00Z`. Without an offset it would depend on the time zone of the machine.
 fn time(text: &str) -> Result<Timestamp, String> {
     text.parse().map_err(|_| {
-        "it is not a time with an offset such as 2026-11-26T06:00:00Z or 2026-11-26T07:00:00+01:00; \
+        "must be a time with an offset, such as 2026-11-26T06:00:00Z or 2026-11-26T07:00:00+01:00; \
          for a duration, use --stop-deadline"
             .to_owned()
     })
 }
 
+/// Parses a duration of at least one second.
 fn timeout(text: &str) -> Result<Duration, String> {
     match seconds(text)? {
-        0 => Err("it has to be more than nothing".to_owned()),
+        0 => Err("must be at least 1s".to_owned()),
         seconds => Ok(Duration::from_secs(u64::from(seconds.unsigned_abs()))),
     }
 }
@@ -230,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_and_flags_stand_in_any_order() {
+    fn runs_and_flags_are_accepted_in_any_order() {
         let read = flags("--wait wf-1 -n ops --timeout 90s wf-2 -o yaml");
         assert_eq!(
             (read.runs, read.namespace.as_deref(), read.wait),
@@ -244,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_duration_is_read_as_whole_seconds() {
+    fn a_duration_is_parsed_into_whole_seconds() {
         for (text, wanted) in [
             ("0", 0),
             ("0s", 0),
@@ -273,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_is_an_instant_and_a_wrong_one_is_refused_with_a_right_one() {
+    fn a_time_needs_an_offset_and_the_error_gives_an_example() {
         let instant = time("2026-11-26T06:00:00Z");
         assert_eq!(instant.as_ref().map(ToString::to_string), Ok("2026-11-26T06:00:00Z".to_owned()));
         assert_eq!(time("2026-11-26T07:00:00+01:00"), instant);
@@ -283,22 +286,22 @@ mod tests {
     }
 
     #[test]
-    fn completion_needs_no_run_and_knows_three_shells() {
+    fn completion_needs_no_run_and_supports_three_shells() {
         for name in ["bash", "zsh", "fish"] {
             assert!(matches!(read(&format!("completion {name}")), Ok(Command::Completion { .. })), "{name}");
         }
-        assert!(read("completion elvish").unwrap_err().contains("not one of bash, zsh and fish"));
+        assert!(read("completion elvish").unwrap_err().contains("must be one of bash, zsh and fish"));
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused_with_a_reason() {
+    fn invalid_arguments_are_rejected_with_a_message() {
         for (args, why) in [
             ("", "<RUN>"),
             ("wf-1", "--tenant"),
             ("wf-1 --tenant acme", "--credentials"),
             ("--tenant acme --credentials amperity", "<RUN>"),
-            ("wf-1 wf-2 --name x --tenant acme --credentials amperity", "--name is for one RUN"),
-            ("wf-1 wf-1 --tenant acme --credentials amperity", "wf-1 is named twice"),
+            ("wf-1 wf-2 --name x --tenant acme --credentials amperity", "--name can only be used with one RUN"),
+            ("wf-1 wf-1 --tenant acme --credentials amperity", "RUN wf-1 was given more than once"),
             (
                 "wf-1 --wait --dry-run=client --tenant acme --credentials amperity",
                 "--wait cannot be used with --dry-run",
@@ -307,7 +310,7 @@ mod tests {
             ("wf-1 --wait --timeout soon --tenant acme --credentials amperity", "not a duration such as"),
             ("wf-1 --not-after 2h --tenant acme --credentials amperity", "for a duration, use --stop-deadline"),
             ("wf-1 -o table --tenant acme --credentials amperity", "possible values: json, yaml, name"),
-            ("wf-1 -n ../x --tenant acme --credentials amperity", "not a name of lower-case letters"),
+            ("wf-1 -n ../x --tenant acme --credentials amperity", "is not a DNS label"),
             ("wf-1 --no-such-flag --tenant acme --credentials amperity", "unexpected argument"),
         ] {
             let error = read(args).unwrap_err();

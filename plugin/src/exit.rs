@@ -1,7 +1,7 @@
-//! Owns how the plugin can end, and with which exit code.
-//! Never decides which of them it is.
+//! Owns the exit codes of the plugin and their order.
+//! Never decides which one applies.
 
-/// How the plugin ended, in ascending order: of several ends, the greatest is returned.
+/// The result of a call, in ascending order: of several results, the greatest is returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Exit {
     /// Created, or with `--wait` the run was stopped or the stop was accepted.
@@ -14,7 +14,7 @@ pub enum Exit {
     TimedOut,
     /// A stop request was sent and its outcome is not known.
     Unknown,
-    /// A stop finished without success or was deleted, or the cluster refused something.
+    /// A stop finished without success or was deleted, or a request to the API server failed.
     Failed,
     /// Invalid arguments. Nothing was sent to the cluster.
     Usage,
@@ -23,7 +23,7 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// Every end, in ascending order.
+    /// Every variant, in ascending order.
     pub const ALL: [Self; 8] = [
         Self::Done,
         Self::EndedOtherwise,
@@ -35,7 +35,7 @@ impl Exit {
         Self::Interrupted,
     ];
 
-    /// The exit code of the process.
+    /// Returns the exit code of the process.
     pub fn code(self) -> u8 {
         match self {
             Self::Done => 0,
@@ -55,13 +55,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_several_ends_the_first_of_130_1_6_3_5_4_and_0_is_returned() {
-        // Invalid arguments end before anything else can happen.
-        let mut left: Vec<_> = Exit::ALL.into_iter().filter(|exit| *exit != Exit::Usage).collect();
+    fn of_several_results_the_first_of_130_1_6_3_5_4_and_0_is_returned() {
+        // With invalid arguments nothing else happens.
+        let mut remaining: Vec<_> = Exit::ALL.into_iter().filter(|exit| *exit != Exit::Usage).collect();
         let mut returned = vec![];
-        while let Some(greatest) = left.iter().max().copied() {
+        while let Some(greatest) = remaining.iter().max().copied() {
             returned.push(greatest.code());
-            left.retain(|exit| *exit != greatest);
+            remaining.retain(|exit| *exit != greatest);
         }
         assert_eq!(returned, [130, 1, 6, 3, 5, 4, 0]);
     }

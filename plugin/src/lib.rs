@@ -1,16 +1,16 @@
-//! Owns the kubectl plugin `kubectl stop-run`: it creates stops, waits for their end where asked to, and tells how it was.
-//! Never stops anything itself: the operator in the cluster does. Never reads a Secret.
+//! Owns the kubectl plugin `kubectl stop-run`: it creates stops, waits for them with `--wait`, and prints their results.
+//! Never sends a stop request: the operator in the cluster does. Never reads a Secret.
 
+mod api_error;
 pub mod args;
 mod cluster;
 mod completion;
 mod exit;
 mod manifest;
+mod messages;
 mod print;
 mod progress;
-mod refusal;
 mod wait;
-mod words;
 
 use std::ffi::OsString;
 
@@ -28,19 +28,19 @@ use self::cluster::Cluster;
 pub use self::exit::Exit;
 use self::manifest::{Naming, manifest};
 use self::progress::Progress;
-use self::wait::{Waited, wait};
+use self::wait::{WaitResult, wait};
 
-/// Does what the command line says; the first argument is the name of the program.
+/// Runs a command line, whose first argument is the name of the program.
 pub fn run(args: Vec<OsString>) -> Exit {
-    if completion::is_asked_by_kubectl(&args) {
-        return written(print_out(completion::candidates(args).as_bytes()));
+    if completion::is_requested_by_kubectl(&args) {
+        return write_stdout(completion::candidates(args).as_bytes());
     }
     match Cli::read(&args) {
-        Ok(Command::Completion { shell }) => written(print_out(&completion::script(shell))),
-        Ok(Command::Stop(flags)) if flags.dry_run == DryRun::Client => dry_run(&flags),
+        Ok(Command::Completion { shell }) => write_stdout(&completion::script(shell)),
+        Ok(Command::Stop(flags)) if flags.dry_run == DryRun::Client => print_manifests(&flags),
         Ok(Command::Stop(flags)) => match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime.block_on(stop(&flags)),
-            Err(error) => failed(&error.to_string()),
+            Err(error) => fail(&error.to_string()),
         },
         Err(error) => {
             let printed = error.print();
@@ -48,52 +48,49 @@ pub fn run(args: Vec<OsString>) -> Exit {
                 (true, _) => Exit::Usage,
                 // Help and version.
                 (false, Ok(())) => Exit::Done,
-                (false, Err(error)) => failed(&error.to_string()),
+                (false, Err(error)) => fail(&error.to_string()),
             }
         }
     }
 }
 
-/// Writes to stdout.
-///
-/// # Errors
-/// If it cannot be written, other than because the reader of a pipe has gone.
-fn print_out(bytes: &[u8]) -> Result<(), String> {
-    output::stdout(bytes).map_err(|error| format!("stdout: {error}"))
-}
-
-fn failed(why: &str) -> Exit {
-    stderr_line(&format!("error: {why}"));
+/// Prints an error to stderr.
+fn fail(message: &str) -> Exit {
+    stderr_line(&format!("error: {message}"));
     Exit::Failed
 }
 
-fn written(result: Result<(), String>) -> Exit {
-    result.map_or_else(|error| failed(&error), |()| Exit::Done)
+/// Writes to stdout. Only a pipe that its reader has closed is no error.
+fn write_stdout(bytes: &[u8]) -> Exit {
+    match output::stdout(bytes) {
+        Ok(()) => Exit::Done,
+        Err(error) => fail(&format!("cannot write to stdout: {error}")),
+    }
 }
 
-/// Prints what would be created, without a cluster.
-fn dry_run(flags: &Flags) -> Exit {
+/// Prints the resources that would be created. Needs no cluster.
+fn print_manifests(flags: &Flags) -> Exit {
     let each = flags.runs.iter().map(|run| {
         let manifest = manifest(run, flags, Naming::Fixed);
         let name = manifest["metadata"]["name"].as_str().unwrap_or_default();
         match flags.output {
             Some(output) => print::resource(&manifest, output),
-            None => format!("{} created (dry run)\n", words::full_name(name)),
+            None => format!("{} created (dry run)\n", messages::full_name(name)),
         }
     });
-    written(print_out(each.collect::<String>().as_bytes()))
+    write_stdout(each.collect::<String>().as_bytes())
 }
 
-/// Creates the stops, and waits for them where asked to.
+/// Creates the stops, and with `--wait` waits for their results.
 async fn stop(flags: &Flags) -> Exit {
     let cluster = match Cluster::new(flags).await {
         Ok(cluster) => cluster,
-        Err(error) => return failed(&error),
+        Err(error) => return fail(&error),
     };
-    // Kept from here on, so that no Ctrl-C is lost between two waits.
+    // Registered before the first request, so that no Ctrl-C is missed between two waits.
     let mut interrupt = match signal(SignalKind::interrupt()) {
         Ok(interrupt) => interrupt,
-        Err(error) => return failed(&format!("Ctrl-C cannot be caught: {error}")),
+        Err(error) => return fail(&format!("cannot handle Ctrl-C: {error}")),
     };
     let (mut created, mut worst) = (vec![], Exit::Done);
     for run in &flags.runs {
@@ -103,8 +100,8 @@ async fn stop(flags: &Flags) -> Exit {
                 Err(exit) => worst = worst.max(exit),
             },
             _ = interrupt.recv() => {
-                stderr_line(&format!("interrupted; {run} may have been asked for all the same. To look:"));
-                stderr_line(&format!("  {}", cluster.place.look_at_all()));
+                stderr_line(&format!("interrupted; the stop for {run} may have been created. To check:"));
+                stderr_line(&format!("  {}", cluster.kubectl.get_all()));
                 return Exit::Interrupted;
             }
         }
@@ -116,7 +113,7 @@ async fn stop(flags: &Flags) -> Exit {
         return worst.max(wait_for_all(&cluster, flags, &created, &mut interrupt).await);
     }
     if flags.output.is_none() {
-        stderr_line(&format!("To wait for the end: {}", cluster.place.how_to_wait(&names(&created))));
+        stderr_line(&format!("To wait for the result: {}", cluster.kubectl.wait_for(&names(&created))));
     }
     worst
 }
@@ -125,85 +122,86 @@ fn names(stops: &[WorkflowRunStop]) -> Vec<&str> {
     stops.iter().map(WorkflowRunStop::name).collect()
 }
 
-/// Creates one stop and says so.
+/// Creates one stop and prints it.
 async fn create(cluster: &Cluster, flags: &Flags, run: &str) -> Result<WorkflowRunStop, Exit> {
     let is_dry_run = flags.dry_run == DryRun::Server;
     let manifest = manifest(run, flags, Naming::Generated);
     let created = cluster.create(&manifest, is_dry_run).await;
-    let stop = created.map_err(|error| failed(&format!("{run}: {error}")))?;
-    let said = match flags.output {
-        None if is_dry_run => format!("{} created (server dry run)\n", words::full_name(stop.name())),
-        None => format!("{} created\n", words::full_name(stop.name())),
-        // With --wait the other formats tell of the end. A name is known now, and somebody may need it before.
+    let stop = created.map_err(|error| fail(&format!("{run}: {error}")))?;
+    let text = match flags.output {
+        None if is_dry_run => format!("{} created (server dry run)\n", messages::full_name(stop.name())),
+        None => format!("{} created\n", messages::full_name(stop.name())),
+        // With --wait, json and yaml are printed when the wait is over. The name is known already.
         Some(output) if output == Output::Name || !flags.wait => print::resource(&stop, output),
         Some(_) => String::new(),
     };
-    print_out(said.as_bytes()).map_err(|error| failed(&error))?;
-    Ok(stop)
+    let exit = write_stdout(text.as_bytes());
+    if exit == Exit::Done { Ok(stop) } else { Err(exit) }
 }
 
-/// Waits until all have finished, the time is over, or Ctrl-C.
+/// Waits until all stops have finished, `--timeout` has expired, or Ctrl-C.
 async fn wait_for_all(cluster: &Cluster, flags: &Flags, stops: &[WorkflowRunStop], interrupt: &mut Signal) -> Exit {
-    let (progress, until) = (Progress::new(), Instant::now() + flags.timeout);
-    let mut left = names(stops);
+    let (progress, deadline) = (Progress::new(), Instant::now() + flags.timeout);
+    let mut unfinished = names(stops);
     let mut waits: FuturesUnordered<_> = stops
         .iter()
         .map(|stop| {
             let mut line = progress.line(stop.name());
-            async move { (stop.name(), wait(cluster.stops(), stop.clone(), until, &mut line).await) }
+            async move { (stop.name(), wait(cluster.stops(), stop.clone(), deadline, &mut line).await) }
         })
         .collect();
     let mut worst = Exit::Done;
     loop {
         tokio::select! {
-            waited = waits.next() => {
-                let Some((name, waited)) = waited else { return worst };
-                left.retain(|known| *known != name);
-                worst = worst.max(progress.aside(|| tell_end(cluster, flags, name, waited)));
+            ended = waits.next() => {
+                let Some((name, result)) = ended else { return worst };
+                unfinished.retain(|other| *other != name);
+                worst = worst.max(progress.suspend(|| report(cluster, flags, name, result)));
             }
             _ = interrupt.recv() => break,
         }
     }
-    // The spinners go first.
+    // Removes the spinners before the message is written.
     drop(waits);
-    stderr_line(&format!("interrupted; the operator goes on with {}. To look again:", left.join(", ")));
-    stderr_line(&cluster.place.look_again(&left));
+    stderr_line(&format!("interrupted; the operator continues with {}. To check:", unfinished.join(", ")));
+    stderr_line(&cluster.kubectl.get_and_describe(&unfinished));
     Exit::Interrupted
 }
 
-/// Tells how the wait for one stop ended.
-fn tell_end(cluster: &Cluster, flags: &Flags, name: &str, waited: Waited) -> Exit {
-    let again = format!("The operator goes on with it. To look again:\n{}", cluster.place.look_again(&[name]));
-    match waited {
-        Waited::Finished(stop) => {
-            let outcome = words::outcome(&stop);
-            let shown = match flags.output {
-                None => written(print_out(format!("{outcome}\n").as_bytes())),
+/// Prints how the wait for one stop ended.
+fn report(cluster: &Cluster, flags: &Flags, name: &str, result: WaitResult) -> Exit {
+    let check = format!("The operator continues with it. To check:\n{}", cluster.kubectl.get_and_describe(&[name]));
+    match result {
+        WaitResult::Finished(stop) => {
+            let outcome = messages::outcome(&stop);
+            let printed = match flags.output {
+                None => write_stdout(format!("{outcome}\n").as_bytes()),
                 Some(output) => {
                     stderr_line(&outcome);
-                    last_seen(&stop, output)
+                    print_last_seen(&stop, output)
                 }
             };
-            shown.max(words::verdict(&stop))
+            printed.max(messages::exit(&stop))
         }
-        Waited::TimedOut(stop) => {
-            let limit = words::duration(flags.timeout);
-            stderr_line(&format!("{name}: not finished after {limit}: {}\n{again}", words::progress(&stop)));
-            flags.output.map_or(Exit::Done, |output| last_seen(&stop, output)).max(Exit::TimedOut)
+        WaitResult::TimedOut(stop) => {
+            let limit = messages::duration(flags.timeout);
+            let progress = messages::progress(&stop);
+            stderr_line(&format!("{name}: timed out waiting for the result after {limit}: {progress}\n{check}"));
+            flags.output.map_or(Exit::Done, |output| print_last_seen(&stop, output)).max(Exit::TimedOut)
         }
-        Waited::Gone => failed(&format!("{name} was deleted before its end was seen")),
-        Waited::Refused(why) => {
-            let exit = failed(&format!("{name} was created, but cannot be watched: {why}"));
-            stderr_line(&again);
+        WaitResult::Deleted => fail(&format!("{name} was deleted before its result was read")),
+        WaitResult::Refused(reason) => {
+            let exit = fail(&format!("{name} was created, but cannot be watched: {reason}"));
+            stderr_line(&check);
             exit
         }
     }
 }
 
-/// Prints a resource when the wait for it is over. Its name was printed when it was created.
-fn last_seen(stop: &WorkflowRunStop, output: Output) -> Exit {
+/// Prints a resource when the wait for it is over. With `-o name` it was printed when it was created.
+fn print_last_seen(stop: &WorkflowRunStop, output: Output) -> Exit {
     match output {
         Output::Name => Exit::Done,
-        Output::Json | Output::Yaml => written(print_out(print::resource(stop, output).as_bytes())),
+        Output::Json | Output::Yaml => write_stdout(print::resource(stop, output).as_bytes()),
     }
 }

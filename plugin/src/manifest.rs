@@ -1,5 +1,5 @@
-//! Owns the resource that is created: its name, and just those fields that were asked for.
-//! Never checks a value: the cluster does, and has the words for it.
+//! Owns the manifest of a stop: its name, and only those fields that were given on the command line.
+//! Never validates a value: the API server does, and its message is printed.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Resource;
@@ -8,25 +8,25 @@ use workflow_run_stop_api::WorkflowRunStop;
 
 use crate::args::Flags;
 
-/// The API server cuts what it generates a name from after so many bytes.
-const LONGEST_PREFIX: usize = 58;
+/// The length in bytes to which the API server truncates a `generateName`.
+const MAX_PREFIX: usize = 58;
 
-/// How the resource gets its name.
+/// The source of the resource's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Naming {
-    /// The cluster adds something to a prefix, so that each call makes a new resource.
+    /// The API server appends a random suffix to a prefix, so that each call creates a new resource.
     Generated,
-    /// The same for the same run, for a manifest that is kept and applied: `kubectl apply` takes no other.
+    /// The name is made from the run's id alone: `kubectl apply` does not accept `generateName`.
     Fixed,
 }
 
-/// The manifest for one run.
+/// Returns the manifest for one run.
 pub fn manifest(run: &str, flags: &Flags, naming: Naming) -> Value {
     let mut metadata = Map::new();
     match (&flags.name, naming) {
         (Some(name), _) => metadata.insert("name".to_owned(), json!(name)),
-        (None, Naming::Fixed) => metadata.insert("name".to_owned(), json!(readable(run))),
-        (None, Naming::Generated) => metadata.insert("generateName".to_owned(), json!(prefix(run))),
+        (None, Naming::Fixed) => metadata.insert("name".to_owned(), json!(fixed_name(run))),
+        (None, Naming::Generated) => metadata.insert("generateName".to_owned(), json!(name_prefix(run))),
     };
     if let Some(namespace) = &flags.namespace {
         metadata.insert("namespace".to_owned(), json!(namespace));
@@ -62,9 +62,9 @@ fn spec(run: &str, flags: &Flags) -> Value {
     spec
 }
 
-/// `stop-` and the run's id as far as a name may have it: lower-case letters, digits and single `-`. At most 133 bytes
-/// for an id that the cluster takes.
-fn readable(run: &str) -> String {
+/// Returns `stop-` and the run's id, reduced to lower-case letters, digits and single `-`. At most 133 bytes for a
+/// valid id.
+fn fixed_name(run: &str) -> String {
     let mut name = "stop".to_owned();
     for part in run.split(|c: char| !c.is_ascii_alphanumeric()).filter(|part| !part.is_empty()) {
         name.push('-');
@@ -73,9 +73,10 @@ fn readable(run: &str) -> String {
     name
 }
 
-fn prefix(run: &str) -> String {
-    let mut name = readable(run);
-    name.truncate(LONGEST_PREFIX - 1);
+/// Returns the `generateName` for a run.
+fn name_prefix(run: &str) -> String {
+    let mut name = fixed_name(run);
+    name.truncate(MAX_PREFIX - 1);
     format!("{}-", name.trim_end_matches('-'))
 }
 
@@ -95,24 +96,24 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_readable_and_valid_and_bounded_whatever_the_run_is_called() {
-        assert_eq!(readable("wf-20240619-14418-6UhqSe"), "stop-wf-20240619-14418-6uhqse");
-        assert_eq!(prefix("wf-20240619-14418-6UhqSe"), "stop-wf-20240619-14418-6uhqse-");
-        assert_eq!(readable("A._~-9"), "stop-a-9");
-        assert_eq!([readable(".."), prefix(".."), readable("")], ["stop", "stop-", "stop"]);
+    fn a_name_is_valid_and_bounded_for_every_run_id() {
+        assert_eq!(fixed_name("wf-20240619-14418-6UhqSe"), "stop-wf-20240619-14418-6uhqse");
+        assert_eq!(name_prefix("wf-20240619-14418-6UhqSe"), "stop-wf-20240619-14418-6uhqse-");
+        assert_eq!(fixed_name("A._~-9"), "stop-a-9");
+        assert_eq!([fixed_name(".."), name_prefix(".."), fixed_name("")], ["stop", "stop-", "stop"]);
         let longest = "a".repeat(128);
-        assert_eq!(readable(&longest).len(), 133);
-        assert_eq!(prefix(&longest).len(), LONGEST_PREFIX);
+        assert_eq!(fixed_name(&longest).len(), 133);
+        assert_eq!(name_prefix(&longest).len(), MAX_PREFIX);
         assert_eq!(
-            prefix(&format!("{}-bcd", "a".repeat(51))),
+            name_prefix(&format!("{}-bcd", "a".repeat(51))),
             format!("stop-{}-", "a".repeat(51)),
             "no two '-' in a row"
         );
-        assert_eq!(prefix("wf-ä1"), "stop-wf-1-");
+        assert_eq!(name_prefix("wf-ä1"), "stop-wf-1-");
     }
 
     #[test]
-    fn only_what_was_asked_for_stands_in_the_manifest() {
+    fn a_manifest_has_only_the_fields_that_were_given() {
         assert_eq!(
             manifest("wf-1", &flags(""), Naming::Fixed),
             json!({
@@ -127,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn every_flag_of_the_spec_arrives_in_its_field() {
+    fn every_flag_of_the_spec_sets_its_field() {
         let all = "--base-url https://x.amperity.com/api --suspend --stop-deadline 30m --follow-timeout 2h --ttl 7d \
                    --not-after 2026-11-26T07:00:00.9+01:00 --reason duplicate";
         let spec = manifest("wf-1", &flags(all), Naming::Generated)["spec"].take();
@@ -142,6 +143,6 @@ mod tests {
             ..WorkflowRunStopSpec::new("wf-1", "acme", "amperity")
         };
         assert_eq!(serde_json::from_value::<WorkflowRunStopSpec>(spec.clone()).unwrap(), wanted);
-        assert_eq!(spec, serde_json::to_value(wanted).unwrap(), "no field that the type does not know");
+        assert_eq!(spec, serde_json::to_value(wanted).unwrap(), "every field belongs to the type");
     }
 }

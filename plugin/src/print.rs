@@ -1,16 +1,16 @@
-//! Owns what goes to stdout: resources in the format that was asked for, texts for people, scripts.
-//! Never anything but that, so that a program can read it.
+//! Owns the output formats of resources.
+//! Never adds anything to them, so that a program can parse the output.
 
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::args::Output;
-use crate::words::full_name;
+use crate::messages::full_name;
 
-/// A resource in one of the formats. Several can be printed one after the other.
+/// Returns a resource in one of the formats. The texts of several resources can be concatenated.
 pub fn resource(resource: &impl Serialize, output: Output) -> String {
     let mut resource = serde_json::to_value(resource).unwrap_or_default();
-    // Who wrote which field is of no use here; kubectl hides it as well.
+    // kubectl hides the managed fields as well.
     if let Some(metadata) = resource.get_mut("metadata").and_then(Value::as_object_mut) {
         metadata.remove("managedFields");
     }
@@ -27,7 +27,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn each_format_prints_the_resource_and_none_who_wrote_its_fields() {
+    fn each_format_prints_the_resource_without_managed_fields() {
         let stop = json!({"metadata": {"name": "x", "managedFields": [{"manager": "y"}]}, "spec": {"runId": "wf-1"}});
         let bare = json!({"metadata": {"name": "x"}, "spec": {"runId": "wf-1"}});
         assert_eq!(resource(&stop, Output::Name), "workflowrunstop.workflow.amperity.com/x\n");
@@ -36,7 +36,7 @@ mod tests {
     }
 
     #[test]
-    fn several_resources_are_several_documents() {
+    fn the_texts_of_several_resources_are_separate_documents() {
         let two = |output| resource(&json!({"a": 1}), output) + &resource(&json!({"b": 2}), output);
         let json: Vec<Value> =
             serde_json::Deserializer::from_str(&two(Output::Json)).into_iter().map(Result::unwrap).collect();

@@ -1,4 +1,5 @@
-//! Owns what is shown while it waits: on a terminal one spinner for each stop, otherwise one plain line for each change.
+//! Owns the display while the plugin waits: on a terminal one spinner for each stop, otherwise one plain line for each
+//! change.
 //! Never writes to stdout.
 
 use std::{io::IsTerminal, time::Duration};
@@ -8,20 +9,20 @@ use workflow_run_stop_common::output::stderr_line;
 
 const TICK: Duration = Duration::from_millis(120);
 
-/// The place on stderr where it is shown.
+/// The display of all stops on stderr.
 pub struct Progress {
     spinners: Option<MultiProgress>,
 }
 
 impl Progress {
-    /// Spinners where somebody looks at them.
+    /// Uses spinners if stderr is a terminal that can draw them.
     pub fn new() -> Self {
         let dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
-        let somebody_looks = std::io::stderr().is_terminal() && !dumb;
-        Self { spinners: somebody_looks.then(MultiProgress::new) }
+        let is_terminal = std::io::stderr().is_terminal() && !dumb;
+        Self { spinners: is_terminal.then(MultiProgress::new) }
     }
 
-    /// The line of one stop.
+    /// Adds the line of one stop.
     pub fn line(&self, name: &str) -> Line {
         let spinner = self.spinners.as_ref().map(|spinners| {
             let style = ProgressStyle::with_template("{spinner} {prefix} {elapsed} {wide_msg}");
@@ -31,11 +32,11 @@ impl Progress {
             spinner.enable_steady_tick(TICK);
             spinner
         });
-        Line { name: name.to_owned(), spinner, said: String::new() }
+        Line { name: name.to_owned(), spinner, shown: String::new() }
     }
 
-    /// Does what writes to the terminal while the spinners are out of its way.
-    pub fn aside<T>(&self, write: impl FnOnce() -> T) -> T {
+    /// Runs a function that writes to the terminal while the spinners are hidden.
+    pub fn suspend<T>(&self, write: impl FnOnce() -> T) -> T {
         match &self.spinners {
             Some(spinners) => spinners.suspend(write),
             None => write(),
@@ -43,28 +44,28 @@ impl Progress {
     }
 }
 
-/// What is shown of one stop. It goes away with its end.
+/// The display of one stop. Dropping it removes the spinner.
 pub struct Line {
     name: String,
     spinner: Option<ProgressBar>,
-    said: String,
+    shown: String,
 }
 
 impl Line {
-    /// How far it is; shown once where nothing changes.
-    pub fn says(&mut self, text: &str) {
-        if self.said == text {
+    /// Shows the progress, unless the same text is shown already.
+    pub fn update(&mut self, text: &str) {
+        if self.shown == text {
             return;
         }
-        text.clone_into(&mut self.said);
+        text.clone_into(&mut self.shown);
         match &self.spinner {
             Some(spinner) => spinner.set_message(text.to_owned()),
             None => stderr_line(&format!("{}: {text}", self.name)),
         }
     }
 
-    /// What stays to be read.
-    pub fn warns(&self, text: &str) {
+    /// Prints a warning that stays on the terminal.
+    pub fn warn(&self, text: &str) {
         let warning = format!("{}: warning: {text}", self.name);
         match &self.spinner {
             Some(spinner) => spinner.suspend(|| stderr_line(&warning)),

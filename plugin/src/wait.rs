@@ -1,4 +1,5 @@
-//! Owns waiting for the end of one stop: it is watched through lost connections until it has finished, is gone, or time is up.
+//! Owns waiting for the result of one stop: it watches the stop, across lost connections, until it has finished or was
+//! deleted, or until the deadline.
 //! Never changes anything in the cluster.
 
 use std::{pin::pin, time::Duration};
@@ -15,34 +16,40 @@ use tokio::time::{Instant, sleep, sleep_until};
 use workflow_run_stop_api::WorkflowRunStop;
 use workflow_run_stop_common::error::watch_status;
 
-use crate::cluster::explained;
+use crate::api_error;
+use crate::cluster::error_chain;
+use crate::messages::{is_unprocessed, one_line, progress};
 use crate::progress::Line;
-use crate::refusal::explain;
-use crate::words::{is_unseen, one_line, progress};
 
-/// A running operator looks at a new stop within a second.
-const UNSEEN_FOR_LONG: Duration = Duration::from_secs(5);
+/// The time after which a warning says that no operator has processed the stop. A running operator does so within a
+/// second.
+const UNPROCESSED_WARNING_AFTER: Duration = Duration::from_secs(5);
 
-/// How the wait for one stop ended.
-pub enum Waited {
-    /// It has finished.
+/// The result of the wait for one stop.
+pub enum WaitResult {
+    /// The stop has finished.
     Finished(Box<WorkflowRunStop>),
-    /// It was deleted, or deleted and created anew, before its end was seen.
-    Gone,
-    /// The time was over; the stop as last seen.
+    /// The stop was deleted, or deleted and created anew, before its result was read.
+    Deleted,
+    /// The deadline has passed; the stop as last seen.
     TimedOut(Box<WorkflowRunStop>),
-    /// The cluster does not let us look.
+    /// The API server does not allow the stop to be watched, with the reason.
     Refused(String),
 }
 
-/// Waits for the end of a stop, and tells on the line what changes.
-pub async fn wait(api: Api<WorkflowRunStop>, created: WorkflowRunStop, until: Instant, line: &mut Line) -> Waited {
+/// Waits for the result of a stop, and shows its progress on the line.
+pub async fn wait(
+    api: Api<WorkflowRunStop>,
+    created: WorkflowRunStop,
+    deadline: Instant,
+    line: &mut Line,
+) -> WaitResult {
     let name = created.name().to_owned();
     let mut versions = pin!(watch_object(api, &name).default_backoff());
     let (mut seen_once, mut last) = (false, created);
-    let mut warning = pin!(sleep(UNSEEN_FOR_LONG));
-    let mut warned = false;
-    line.says(&progress(&last));
+    let mut warning_time = pin!(sleep(UNPROCESSED_WARNING_AFTER));
+    let mut checked = false;
+    line.update(&progress(&last));
     loop {
         tokio::select! {
             version = versions.next() => match version {
@@ -50,39 +57,52 @@ pub async fn wait(api: Api<WorkflowRunStop>, created: WorkflowRunStop, until: In
                     seen_once = true;
                     last = stop;
                     if last.is_finished() {
-                        return Waited::Finished(Box::new(last));
+                        return WaitResult::Finished(Box::new(last));
                     }
-                    line.says(&progress(&last));
+                    line.update(&progress(&last));
                 }
-                Some(Ok(_)) => return Waited::Gone,
-                // What works once may fail for a while, in every way, as long as an API server starts anew.
+                Some(Ok(_)) => return WaitResult::Deleted,
+                // A watch that has worked before may fail in any way while an API server restarts.
                 Some(Err(error)) => {
-                    let (why, is_refused) = why(&error, last.namespace());
-                    if is_refused && !seen_once {
-                        return Waited::Refused(why);
+                    let failure = WatchFailure::new(&error, last.namespace());
+                    if failure.is_refused && !seen_once {
+                        return WaitResult::Refused(failure.message);
                     }
-                    line.says(&one_line(&format!("the cluster cannot be asked right now, still waiting: {why}")));
+                    line.update(&one_line(&format!("waiting: {}, still retrying: {}", failure.summary, failure.message)));
                 }
-                None => return Waited::TimedOut(Box::new(last)),
+                None => return WaitResult::TimedOut(Box::new(last)),
             },
-            () = &mut warning, if !warned => {
-                warned = true;
-                if is_unseen(&last) {
-                    line.warns(&format!(
-                        "no operator has looked at it yet: is one running, and does it watch the namespace {}?",
+            () = &mut warning_time, if !checked => {
+                checked = true;
+                if is_unprocessed(&last) {
+                    line.warn(&format!(
+                        "no operator has processed it yet: check that one is running and watches the namespace {}",
                         last.namespace()
                     ));
                 }
             }
-            () = sleep_until(until) => return Waited::TimedOut(Box::new(last)),
+            () = sleep_until(deadline) => return WaitResult::TimedOut(Box::new(last)),
         }
     }
 }
 
-/// Why a watch failed, and whether the cluster does not let us look, rather than being away.
-fn why(error: &watcher::Error, namespace: &str) -> (String, bool) {
-    match watch_status(error) {
-        Some(status) => (explain(status, "list and watch", namespace), matches!(status.code, 401 | 403 | 404)),
-        None => (explained(error), false),
+/// The message for a failed watch.
+struct WatchFailure {
+    summary: &'static str,
+    message: String,
+    /// The API server does not allow the watch, rather than being unavailable.
+    is_refused: bool,
+}
+
+impl WatchFailure {
+    fn new(error: &watcher::Error, namespace: &str) -> Self {
+        match watch_status(error) {
+            Some(status) => Self {
+                summary: "the API server returned an error",
+                message: api_error::message(status, "list and watch", namespace),
+                is_refused: matches!(status.code, 401 | 403 | 404),
+            },
+            None => Self { summary: "cannot reach the API server", message: error_chain(error), is_refused: false },
+        }
     }
 }

@@ -1,10 +1,11 @@
-//! Owns the right to send: at most so many requests in any sliding second for one tenant.
-//! Never sends anything, and never lets one tenant's queue delay another's.
+//! Owns the rate limit of each tenant: at most `per_second` requests in any sliding second. The documented limit is
+//! ten, see <https://docs.amperity.com/api/rate_limits.html>.
+//! Never sends a request, and never lets the queue of one tenant delay another tenant.
 //!
-//! The API counts arrivals, which only it sees: somewhere between the start of the sending and the
-//! answer. So a request counts from its answer on, or from [`IN_TRANSIT`] after its sending where
-//! the answer takes longer. A slot is granted a moment before its turn: as long as the claim and the
-//! connection took lately, so that they cost no part of the rate. After a 429 requests are spread as well.
+//! The API counts a request when it arrives, at an unknown time between its write and its response. So a request counts
+//! from its response on, or from `IN_TRANSIT` after its write if the response takes longer. A slot is granted ahead
+//! of its turn, by the time that the claim and the connection took recently, so that these do not lower the rate. After
+//! a 429, requests are also spaced evenly.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -18,168 +19,133 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use crate::amperity::{adaptive_rate::AdaptiveRate, endpoint::BudgetKey, purpose::Purpose};
-use crate::clock::until;
-use crate::fault_injection::{Fault, is_injected};
-use crate::rng;
+use crate::amperity::{
+    endpoint::BudgetKey,
+    purpose::Purpose,
+    tenant_budget::{Grant, IN_TRANSIT, MAX_LEAD, MIN_LEAD, QueuePosition, TenantBudget},
+};
 
-/// In any so long there are at the most so many requests as the rate says.
-const WINDOW: Duration = Duration::from_secs(1);
-
-/// By then a request surely has arrived, where no answer says so earlier.
-const IN_TRANSIT: Duration = Duration::from_millis(100);
-
-/// How long before its turn a slot is granted, at the least and at the most.
-const MIN_LEAD: Duration = Duration::from_millis(50);
-const MAX_LEAD: Duration = Duration::from_secs(1);
-
-/// How long a 429 without `Retry-After` closes the budget; doubles with each further one up to the maximum.
-const FIRST_CLOSURE: Duration = Duration::from_secs(1);
-const MAX_CLOSURE: Duration = Duration::from_secs(60);
-
-/// One budget as it is now, for those who tell it.
+/// A snapshot of one budget, for the metrics.
 #[derive(Clone, Debug, PartialEq)]
 pub struct State {
-    /// Whose it is.
+    /// The tenant.
     pub tenant: String,
-    /// The rate that is allowed, in requests per second.
+    /// The rate that is allowed now, in requests per second.
     pub rate: f64,
-    /// For how long a 429 closes it.
+    /// The remaining time of the closure after a 429.
     pub closed_for: Option<Duration>,
-    /// How many requests wait for their turn, by purpose.
+    /// The number of requests that wait for a slot, by purpose.
     pub waiting: BTreeMap<Purpose, usize>,
 }
 
-/// A place in the queue: the purpose, then the age of the resource, then the order of arrival.
-type Place = (Purpose, Timestamp, u64);
-
-/// All tenants' budgets.
+/// The budgets of all tenants.
 #[derive(Clone)]
 pub struct Budget {
-    tenants: Arc<Mutex<HashMap<BudgetKey, Tenant>>>,
+    tenants: Arc<Mutex<HashMap<BudgetKey, TenantBudget>>>,
     per_second: u32,
 }
 
-struct Tenant {
-    per_second: u32,
-    rate: AdaptiveRate,
-    /// The latest turn that was given.
-    last_turn: Option<Instant>,
-    closed_until: Option<Instant>,
-    /// When the last 429 came in that told something new.
-    struck: Option<Instant>,
-    /// How many of them came one after the other.
-    strikes: u32,
-    /// How long it lately took from a slot to a request that can be written.
-    lead: Duration,
-    next_id: u64,
-    /// The slots that were granted and are still there: their requests may be answered with a 429.
-    slots: usize,
-    /// The requests that count: from when on, or `None` while it has a slot and was not sent.
-    counting: BTreeMap<u64, Option<Instant>>,
-    queue: BTreeMap<Place, Arc<Notify>>,
-}
-
-/// The right to send one request. Given back unused when it is dropped unsent.
+/// The right to send one request. Dropping an unused slot gives it back.
 #[must_use]
 pub struct Slot {
     budget: Budget,
     key: BudgetKey,
     id: u64,
     turn: Mutex<Turn>,
-    sent: SetOnce<Instant>,
+    sent_at: SetOnce<Instant>,
 }
 
-/// The turn of a slot in the rate limit.
+/// The time at which a slot may be used.
 #[derive(Clone, Copy)]
 struct Turn {
     at: Instant,
-    /// The start of the claim and the connection, which come before the request.
-    begun: Instant,
+    /// The start of the preparations: the claim and the connection.
+    preparing_since: Instant,
 }
 
 impl Budget {
-    /// Budgets of `per_second` requests in any sliding second, for each tenant.
+    /// Creates budgets of `per_second` requests in any sliding second, for each tenant.
     pub fn new(per_second: u32) -> Self {
         Self { tenants: Arc::default(), per_second: per_second.max(1) }
     }
 
-    /// Waits for a slot. Dropping the future leaves the queue.
+    /// Waits for a slot. Dropping the future leaves the queue. `created` is the time of the resource's creation.
     pub async fn acquire(&self, key: &BudgetKey, purpose: Purpose, created: Timestamp) -> Slot {
-        let waiting = self.enqueue(key, purpose, created);
+        let entry = self.enqueue(key, purpose, created);
         loop {
-            let wait = self.with(key, |tenant| {
+            let granted = self.with_tenant(key, |tenant| {
                 let now = Instant::now();
-                if tenant.queue.first_key_value().is_none_or(|(first, _)| *first != waiting.place) {
-                    return Err(None);
+                if tenant.queue.first_key_value().is_none_or(|(first, _)| *first != entry.position) {
+                    return Grant::OnChange;
                 }
-                tenant.take(now)
+                tenant.try_grant(now)
             });
-            match wait {
-                Ok((id, turn)) => {
-                    let turn = Mutex::new(Turn { at: turn, begun: Instant::now() });
-                    return Slot { budget: self.clone(), key: key.clone(), id, turn, sent: SetOnce::new() };
+            match granted {
+                Grant::Slot { id, turn } => {
+                    let turn = Mutex::new(Turn { at: turn, preparing_since: Instant::now() });
+                    return Slot { budget: self.clone(), key: key.clone(), id, turn, sent_at: SetOnce::new() };
                 }
-                Err(at) => {
+                Grant::At(retry_at) => {
                     tokio::select! {
                         biased;
-                        () = until(at) => {}
-                        () = waiting.woken.notified() => {}
+                        () = sleep_until(retry_at) => {}
+                        () = entry.woken.notified() => {}
                     }
                 }
+                Grant::OnChange => entry.woken.notified().await,
             }
         }
     }
 
-    /// All budgets as they are now. Those that nobody used for a while are not there.
+    /// Returns a snapshot of each budget. Idle ones may be missing.
     pub fn states(&self) -> Vec<State> {
         let now = Instant::now();
         let tenants = self.lock();
-        let state = |(key, tenant): (&BudgetKey, &Tenant)| {
+        let state = |(key, tenant): (&BudgetKey, &TenantBudget)| {
             let mut waiting = BTreeMap::from(Purpose::ALL.map(|purpose| (purpose, 0)));
             for (purpose, ..) in tenant.queue.keys() {
                 *waiting.entry(*purpose).or_default() += 1;
             }
-            let closed_for = tenant.closed(now).map(|until| until - now);
+            let closed_for = tenant.closure_end(now).map(|until| until - now);
             State { tenant: key.tenant().to_owned(), rate: tenant.rate.rate(now), closed_for, waiting }
         };
         tenants.iter().map(state).collect()
     }
 
-    /// True where requests of this tenant wait for their turn.
-    pub fn is_waited_for(&self, key: &BudgetKey) -> bool {
+    /// Returns true if requests wait for a slot of this budget.
+    pub fn has_waiting_requests(&self, key: &BudgetKey) -> bool {
         self.lock().get(key).is_some_and(|tenant| !tenant.queue.is_empty())
     }
 
-    /// The limit for each tenant, in requests per second.
+    /// Returns the limit for each tenant, in requests per second.
     pub fn limit(&self) -> u32 {
         self.per_second
     }
 
-    fn enqueue(&self, key: &BudgetKey, purpose: Purpose, created: Timestamp) -> Waiting<'_> {
+    fn enqueue(&self, key: &BudgetKey, purpose: Purpose, created: Timestamp) -> QueueEntry<'_> {
         let woken = Arc::new(Notify::new());
-        let place = self.with(key, |tenant| {
+        let position = self.with_tenant(key, |tenant| {
             tenant.next_id += 1;
-            let place = (purpose, created, tenant.next_id);
-            tenant.queue.insert(place, woken.clone());
-            place
+            let position = (purpose, created, tenant.next_id);
+            tenant.queue.insert(position, woken.clone());
+            position
         });
-        Waiting { budget: self, key: key.clone(), place, woken }
+        QueueEntry { budget: self, key: key.clone(), position, woken }
     }
 
-    /// Looks at one tenant's budget. When a new tenant comes, those that need no memory are forgotten.
-    fn with<T>(&self, key: &BudgetKey, work: impl FnOnce(&mut Tenant) -> T) -> T {
+    /// Accesses the budget of one tenant. A new one is created if needed; idle ones are then removed.
+    fn with_tenant<T>(&self, key: &BudgetKey, work: impl FnOnce(&mut TenantBudget) -> T) -> T {
         let mut tenants = self.lock();
         if !tenants.contains_key(key) {
             let now = Instant::now();
             tenants.retain(|_, tenant| !tenant.is_idle(now));
         }
-        let tenant = tenants.entry(key.clone()).or_insert_with(|| Tenant::new(self.per_second));
+        let tenant = tenants.entry(key.clone()).or_insert_with(|| TenantBudget::new(self.per_second));
         work(tenant)
     }
 
-    /// Changes one tenant's budget and lets the first in its queue look again.
-    fn change(&self, key: &BudgetKey, work: impl FnOnce(&mut Tenant)) {
+    /// Changes the budget of one tenant and wakes the first request in its queue.
+    fn update(&self, key: &BudgetKey, work: impl FnOnce(&mut TenantBudget)) {
         let mut tenants = self.lock();
         let Some(tenant) = tenants.get_mut(key) else { return };
         work(tenant);
@@ -188,196 +154,109 @@ impl Budget {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<BudgetKey, Tenant>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<BudgetKey, TenantBudget>> {
         self.tenants.lock().expect("nothing panics while it holds this lock")
     }
 }
 
-/// A place in the queue that is left when this is dropped.
-struct Waiting<'a> {
+/// A request in the queue. Dropping it leaves the queue.
+struct QueueEntry<'a> {
     budget: &'a Budget,
     key: BudgetKey,
-    place: Place,
+    position: QueuePosition,
     woken: Arc<Notify>,
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for QueueEntry<'_> {
     fn drop(&mut self) {
-        self.budget.change(&self.key, |tenant| {
-            tenant.queue.remove(&self.place);
+        self.budget.update(&self.key, |tenant| {
+            tenant.queue.remove(&self.position);
         });
     }
 }
 
-impl Tenant {
-    fn new(per_second: u32) -> Self {
-        Self {
-            per_second,
-            rate: AdaptiveRate::new(f64::from(per_second)),
-            last_turn: None,
-            closed_until: None,
-            struck: None,
-            strikes: 0,
-            lead: MIN_LEAD,
-            next_id: 0,
-            slots: 0,
-            counting: BTreeMap::new(),
-            queue: BTreeMap::new(),
-        }
-    }
-
-    /// Takes a slot with the time of its turn, or says when to look again; `None`: when another one's
-    /// request was sent or given back.
-    fn take(&mut self, now: Instant) -> Result<(u64, Instant), Option<Instant>> {
-        let patient = !is_injected(Fault::ClaimBeforeSlot);
-        if let Some(until) = self.closed(now).filter(|_| patient) {
-            return Err(Some(until));
-        }
-        self.counting.retain(|_, from| from.is_none_or(|from| now < from + WINDOW));
-        let mut turn = self.paced(now);
-        if let Some(too_many) = self.counting.len().checked_sub(self.per_second as usize) {
-            // So many more than one have to end before there is room; those that were not sent yet end
-            // after all others.
-            let mut froms: Vec<Instant> = self.counting.values().copied().flatten().collect();
-            froms.sort_unstable();
-            turn = froms.get(too_many).map(|from| turn.max(*from + WINDOW)).ok_or(None)?;
-        }
-        if now + self.lead < turn && patient {
-            return Err(Some(turn - self.lead));
-        }
-        self.next_id += 1;
-        self.counting.insert(self.next_id, None);
-        self.slots += 1;
-        self.last_turn = Some(turn);
-        Ok((self.next_id, turn))
-    }
-
-    /// The earliest turn that the pace allows.
-    fn paced(&self, now: Instant) -> Instant {
-        let next = self.last_turn.zip(self.rate.interval(now)).map(|(last, interval)| last + interval);
-        next.map_or(now, |next| next.max(now))
-    }
-
-    /// Until when a 429 closes the budget.
-    fn closed(&self, now: Instant) -> Option<Instant> {
-        self.closed_until.filter(|until| now < *until)
-    }
-
-    /// A request was answered, so it has arrived.
-    fn arrived(&mut self, id: u64, sent: Instant) {
-        self.counting.insert(id, Some(Instant::now().min(sent + IN_TRANSIT)));
-    }
-
-    fn rate_limited(&mut self, sent: Instant, retry_after: Option<Duration>) {
-        let now = Instant::now();
-        // A request that was sent before the last 429 came in tells nothing new of the rate.
-        let new = self.struck.is_none_or(|struck| struck < sent);
-        self.strikes += u32::from(new);
-        let doubled = FIRST_CLOSURE.saturating_mul(1 << self.strikes.saturating_sub(1).min(10)).min(MAX_CLOSURE);
-        let until = now + retry_after.unwrap_or_else(|| doubled.mul_f64(rng::upper_half()));
-        self.closed_until = self.closed_until.max(Some(until));
-        if new {
-            self.struck = Some(now);
-            self.rate.slow_down(now, until);
-        }
-    }
-
-    /// True where a new budget would be no other: nobody waits, no slot is out, no request counts any more, and the
-    /// rate has grown back.
-    fn is_idle(&self, now: Instant) -> bool {
-        let counts = |from: &Option<Instant>| from.is_none_or(|from| now < from + WINDOW);
-        let open = self.closed(now).is_none();
-        self.slots == 0
-            && self.queue.is_empty()
-            && open
-            && self.rate.interval(now).is_none()
-            && !self.counting.values().any(counts)
-    }
-}
-
 impl Slot {
-    /// Waits until it is time to connect: no 429 closes the budget, and the turn is no further away than the
-    /// preparations took lately.
-    pub async fn near(&self) {
+    /// Waits until it is time to connect: the budget is open, and the turn is at most the lead away.
+    pub async fn wait_until_near_turn(&self) {
         loop {
-            self.reopened().await;
-            let (turn, lead) = (self.its_turn().at, self.with(|tenant| tenant.lead));
+            self.wait_while_closed().await;
+            let (turn, lead) = (self.lock_turn().at, self.with_tenant(|tenant| tenant.lead));
             let Some(wait) = (turn - lead).checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero()) else {
                 return;
             };
             tokio::time::sleep(wait).await;
-            self.its_turn().begun = Instant::now();
+            self.lock_turn().preparing_since = Instant::now();
         }
     }
 
-    /// Waits while a 429 that came in since the slot was granted closes the budget. Then its turn is a new
-    /// one: requests that waited for the same moment are not sent all at once.
-    async fn reopened(&self) {
-        while let Some(until) = self.with(|tenant| tenant.closed(Instant::now())) {
+    /// Waits while a 429 closes the budget, and then takes a new turn: requests that waited for the same end of a
+    /// closure are not sent all at once.
+    async fn wait_while_closed(&self) {
+        while let Some(until) = self.with_tenant(|tenant| tenant.closure_end(Instant::now())) {
             sleep_until(until).await;
-            let at = self.with(|tenant| *tenant.last_turn.insert(tenant.paced(Instant::now())));
-            *self.its_turn() = Turn { at, begun: Instant::now() };
+            let at = self.with_tenant(|tenant| *tenant.last_turn.insert(tenant.earliest_turn(Instant::now())));
+            *self.lock_turn() = Turn { at, preparing_since: Instant::now() };
         }
     }
 
-    /// Waits for its turn. To be called when all else is ready.
-    pub async fn turn(&self) {
-        let took = self.its_turn().begun.elapsed();
-        self.with(|tenant| tenant.lead = ((tenant.lead * 3 + took) / 4).clamp(MIN_LEAD, MAX_LEAD));
+    /// Waits for the turn. To be called when all preparations are done: their duration adjusts the lead.
+    pub async fn wait_for_turn(&self) {
+        let took = self.lock_turn().preparing_since.elapsed();
+        self.with_tenant(|tenant| tenant.lead = ((tenant.lead * 3 + took) / 4).clamp(MIN_LEAD, MAX_LEAD));
         loop {
-            let turn = self.its_turn().at;
+            let turn = self.lock_turn().at;
             sleep_until(turn).await;
-            self.reopened().await;
-            if self.its_turn().at == turn {
+            self.wait_while_closed().await;
+            if self.lock_turn().at == turn {
                 return;
             }
         }
     }
 
-    fn its_turn(&self) -> MutexGuard<'_, Turn> {
+    fn lock_turn(&self) -> MutexGuard<'_, Turn> {
         self.turn.lock().expect("nothing panics while it holds this lock")
     }
 
-    fn with<T>(&self, work: impl FnOnce(&mut Tenant) -> T) -> T {
-        self.budget.with(&self.key, work)
+    fn with_tenant<T>(&self, work: impl FnOnce(&mut TenantBudget) -> T) -> T {
+        self.budget.with_tenant(&self.key, work)
     }
 
-    /// Says that the request is written now. It counts from here on.
-    pub fn send(&self) {
+    /// Records that the request is written now.
+    pub fn mark_sent(&self) {
         let now = Instant::now();
-        if self.sent.set(now).is_ok() {
-            self.budget.change(&self.key, |tenant| {
-                tenant.counting.insert(self.id, Some(now + IN_TRANSIT));
+        if self.sent_at.set(now).is_ok() {
+            self.budget.update(&self.key, |tenant| {
+                tenant.counted.insert(self.id, Some(now + IN_TRANSIT));
             });
         }
     }
 
-    /// When the request was written.
-    pub fn sent(&self) -> Option<Instant> {
-        self.sent.get().copied()
+    /// Returns when the request was written.
+    pub fn sent_at(&self) -> Option<Instant> {
+        self.sent_at.get().copied()
     }
 
     /// Waits until the request is written, and returns when it was.
-    pub async fn written(&self) -> Instant {
-        *self.sent.wait().await
+    pub async fn wait_until_sent(&self) -> Instant {
+        *self.sent_at.wait().await
     }
 
-    /// Says that the answer was a 429: closes the tenant's budget for everybody.
-    pub fn rate_limited(&self, retry_after: Option<Duration>) {
-        let Some(sent) = self.sent.get() else { return };
-        self.budget.change(&self.key, |tenant| {
-            tenant.arrived(self.id, *sent);
-            tenant.rate_limited(*sent, retry_after);
+    /// Records a 429: it closes the budget for all requests of the tenant.
+    pub fn record_rate_limited(&self, retry_after: Option<Duration>) {
+        let Some(sent_at) = self.sent_at() else { return };
+        self.budget.update(&self.key, |tenant| {
+            tenant.mark_arrived(self.id, sent_at);
+            tenant.close(sent_at, retry_after);
         });
     }
 
-    /// Says that there was an answer other than 429.
-    pub fn answered(&self) {
-        let Some(sent) = self.sent.get() else { return };
-        self.budget.change(&self.key, |tenant| {
-            tenant.arrived(self.id, *sent);
-            if tenant.closed_until.is_none_or(|until| until <= *sent) {
-                tenant.strikes = 0;
+    /// Records a response other than 429.
+    pub fn record_answered(&self) {
+        let Some(sent_at) = self.sent_at() else { return };
+        self.budget.update(&self.key, |tenant| {
+            tenant.mark_arrived(self.id, sent_at);
+            if tenant.closed_until.is_none_or(|until| until <= sent_at) {
+                tenant.consecutive_429s = 0;
                 tenant.closed_until = None;
             }
         });
@@ -386,11 +265,11 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let unused = self.sent().is_none();
-        self.budget.change(&self.key, |tenant| {
+        let unused = self.sent_at().is_none();
+        self.budget.update(&self.key, |tenant| {
             tenant.slots -= 1;
             if unused {
-                tenant.counting.remove(&self.id);
+                tenant.counted.remove(&self.id);
             }
         });
     }
@@ -400,28 +279,29 @@ impl Drop for Slot {
 mod tests {
     use super::*;
     use crate::amperity::endpoint::{AllowedHosts, Endpoints};
+    use crate::amperity::tenant_budget::WINDOW;
 
     fn key(tenant: &str) -> BudgetKey {
         let endpoints = Endpoints::new("https://app.amperity.com/api", AllowedHosts::parse("").unwrap()).unwrap();
         endpoints.of(tenant, None).unwrap().budget_key()
     }
 
-    fn age(second: i64) -> Timestamp {
+    fn created(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
     }
 
-    async fn send(budget: &Budget, tenant: &str, takes: Duration) -> Instant {
-        let slot = budget.acquire(&key(tenant), Purpose::Stop, age(0)).await;
-        slot.turn().await;
-        slot.send();
+    async fn send(budget: &Budget, tenant: &str, latency: Duration) -> Instant {
+        let slot = budget.acquire(&key(tenant), Purpose::Stop, created(0)).await;
+        slot.wait_for_turn().await;
+        slot.mark_sent();
         let sent = Instant::now();
-        tokio::time::sleep(takes).await;
-        slot.answered();
+        tokio::time::sleep(latency).await;
+        slot.record_answered();
         sent
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_sliding_second_has_more_than_the_rate_and_the_rate_is_used() {
+    async fn no_sliding_second_exceeds_the_rate_and_the_rate_is_used_up() {
         let budget = Budget::new(10);
         let start = Instant::now();
         let sends = (0..100).map(|index| {
@@ -436,13 +316,13 @@ mod tests {
         for window in sent.windows(11) {
             assert!(Duration::from_secs(1) <= window[10] - window[0], "{:?}", window[10] - window[0]);
         }
-        assert_eq!(sent[9], start, "a burst goes out at once");
+        assert_eq!(sent[9], start, "a burst is sent at once");
         let rest = sent[99] - sent[9];
         assert!(rest <= Duration::from_millis(9_100), "{rest:?}");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn slow_answers_cost_the_transit_time_and_no_more() {
+    async fn a_slow_response_delays_later_requests_by_the_transit_time_only() {
         let budget = Budget::new(10);
         let start = Instant::now();
         let tasks: Vec<_> = (0..30)
@@ -459,20 +339,20 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn stops_go_before_reads_and_the_older_before_the_newer() {
+    async fn stops_get_slots_before_reads_and_older_resources_before_newer_ones() {
         let budget = Budget::new(1);
         send(&budget, "a", Duration::ZERO).await;
         let order = Arc::new(Mutex::new(vec![]));
-        let wanted =
+        let requests =
             [(Purpose::Read, 1), (Purpose::Stop, 9), (Purpose::Stop, 3), (Purpose::Token, 20), (Purpose::Read, 0)];
-        let tasks: Vec<_> = wanted
+        let tasks: Vec<_> = requests
             .into_iter()
             .map(|(purpose, second)| {
                 let (budget, order) = (budget.clone(), order.clone());
                 tokio::spawn(async move {
-                    let slot = budget.acquire(&key("a"), purpose, age(second)).await;
-                    slot.turn().await;
-                    slot.send();
+                    let slot = budget.acquire(&key("a"), purpose, created(second)).await;
+                    slot.wait_for_turn().await;
+                    slot.mark_sent();
                     order.lock().unwrap().push((purpose, second));
                 })
             })
@@ -486,23 +366,23 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_slot_that_was_not_used_is_given_back() {
+    async fn an_unused_slot_is_given_back() {
         let budget = Budget::new(1);
         let start = Instant::now();
-        drop(budget.acquire(&key("a"), Purpose::Stop, age(0)).await);
+        drop(budget.acquire(&key("a"), Purpose::Stop, created(0)).await);
         send(&budget, "a", Duration::ZERO).await;
         assert_eq!(Instant::now(), start);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_leaves_the_queue_holds_nobody_up() {
+    async fn a_request_that_leaves_the_queue_does_not_delay_the_others() {
         let budget = Budget::new(1);
         send(&budget, "a", Duration::ZERO).await;
         let start = Instant::now();
-        let mut first = Box::pin(async { budget.acquire(&key("a"), Purpose::Stop, age(0)).await });
+        let mut first = Box::pin(async { budget.acquire(&key("a"), Purpose::Stop, created(0)).await });
         let second = tokio::spawn({
             let budget = budget.clone();
-            async move { budget.acquire(&key("a"), Purpose::Stop, age(1)).await.turn().await }
+            async move { budget.acquire(&key("a"), Purpose::Stop, created(1)).await.wait_for_turn().await }
         });
         assert!(futures::poll!(first.as_mut()).is_pending());
         tokio::task::yield_now().await;
@@ -512,45 +392,45 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_429_closes_the_budget_for_all_of_its_tenant_and_for_nobody_else() {
+    async fn a_429_closes_the_whole_budget_of_its_tenant_and_no_other() {
         let budget = Budget::new(10);
         let start = Instant::now();
-        let slot = budget.acquire(&key("a"), Purpose::Stop, age(0)).await;
-        slot.send();
-        slot.rate_limited(Some(Duration::from_secs(7)));
+        let slot = budget.acquire(&key("a"), Purpose::Stop, created(0)).await;
+        slot.mark_sent();
+        slot.record_rate_limited(Some(Duration::from_secs(7)));
         send(&budget, "b", Duration::ZERO).await;
-        assert_eq!(start.elapsed(), Duration::ZERO, "another tenant is not held up");
+        assert_eq!(start.elapsed(), Duration::ZERO, "another tenant is not delayed");
         send(&budget, "a", Duration::ZERO).await;
         assert_eq!(start.elapsed(), Duration::from_secs(7));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_slot_is_granted_a_moment_before_its_turn_and_a_429_moves_the_turn() {
+    async fn a_slot_is_granted_ahead_of_its_turn_and_a_429_postpones_the_turn() {
         let budget = Budget::new(1);
         send(&budget, "a", Duration::ZERO).await;
         let start = Instant::now();
-        let slot = budget.acquire(&key("a"), Purpose::Stop, age(0)).await;
+        let slot = budget.acquire(&key("a"), Purpose::Stop, created(0)).await;
         assert_eq!(start.elapsed(), Duration::from_secs(1) - MIN_LEAD);
-        budget.with(&key("a"), |tenant| tenant.rate_limited(Instant::now(), Some(Duration::from_secs(3))));
-        slot.turn().await;
+        budget.with_tenant(&key("a"), |tenant| tenant.close(Instant::now(), Some(Duration::from_secs(3))));
+        slot.wait_for_turn().await;
         assert_eq!(start.elapsed(), Duration::from_secs(4) - MIN_LEAD);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_slow_way_to_the_api_costs_no_part_of_the_rate() {
+    async fn slow_claims_and_connections_do_not_lower_the_rate() {
         let budget = Budget::new(10);
         let start = Instant::now();
         let tasks: Vec<_> = (0..100)
             .map(|_| {
                 let budget = budget.clone();
                 tokio::spawn(async move {
-                    let slot = budget.acquire(&key("a"), Purpose::Stop, age(0)).await;
+                    let slot = budget.acquire(&key("a"), Purpose::Stop, created(0)).await;
                     // The claim and the connection.
                     tokio::time::sleep(Duration::from_millis(400)).await;
-                    slot.turn().await;
-                    slot.send();
+                    slot.wait_for_turn().await;
+                    slot.mark_sent();
                     let sent = Instant::now();
-                    slot.answered();
+                    slot.record_answered();
                     sent
                 })
             })
@@ -563,59 +443,59 @@ mod tests {
         for window in sent.windows(11) {
             assert!(Duration::from_secs(1) <= window[10] - window[0], "{:?}", window[10] - window[0]);
         }
-        let whole = sent[99] - start;
-        assert!(whole < Duration::from_secs(11), "{whole:?}");
+        let elapsed = sent[99] - start;
+        assert!(elapsed < Duration::from_secs(11), "{elapsed:?}");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn tenants_that_nobody_uses_any_more_are_forgotten() {
+    async fn idle_budgets_are_removed_unless_their_rate_is_lowered() {
         let budget = Budget::new(10);
         for tenant in ["a", "b", "c"] {
             send(&budget, tenant, Duration::ZERO).await;
         }
-        let slot = budget.acquire(&key("limited"), Purpose::Stop, age(0)).await;
-        slot.send();
-        slot.rate_limited(None);
+        let slot = budget.acquire(&key("limited"), Purpose::Stop, created(0)).await;
+        slot.mark_sent();
+        slot.record_rate_limited(None);
         tokio::time::sleep(Duration::from_secs(2)).await;
         send(&budget, "d", Duration::ZERO).await;
         let mut known: Vec<_> = budget.lock().keys().cloned().collect();
         known.sort_by_key(|known| format!("{known:?}"));
-        assert_eq!(known, [key("d"), key("limited")], "a lowered rate is remembered");
+        assert_eq!(known, [key("d"), key("limited")], "a budget with a lowered rate stays");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_429s_of_one_burst_lower_the_rate_once_and_then_requests_are_spread() {
+    async fn the_429s_of_one_burst_lower_the_rate_once_and_requests_are_then_spaced() {
         let budget = Budget::new(10);
         let mut slots = vec![];
         for _ in 0..10 {
-            let slot = budget.acquire(&key("a"), Purpose::Stop, age(0)).await;
-            slot.send();
+            let slot = budget.acquire(&key("a"), Purpose::Stop, created(0)).await;
+            slot.mark_sent();
             slots.push(slot);
         }
         for slot in slots {
-            slot.rate_limited(Some(Duration::from_secs(1)));
+            slot.record_rate_limited(Some(Duration::from_secs(1)));
         }
         let first = send(&budget, "a", Duration::ZERO).await;
         let second = send(&budget, "a", Duration::ZERO).await;
-        let apart = second - first;
-        assert!((0.19..=0.2).contains(&apart.as_secs_f64()), "{apart:?}: half of ten a second");
+        let interval = second - first;
+        assert!((0.19..=0.2).contains(&interval.as_secs_f64()), "{interval:?}: half of ten per second");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn slots_that_a_429_held_up_do_not_go_all_at_once() {
+    async fn slots_that_a_429_delayed_are_not_used_all_at_once() {
         let budget = Budget::new(10);
-        let mut held = vec![];
+        let mut delayed = vec![];
         for _ in 0..5 {
-            held.push(budget.acquire(&key("a"), Purpose::Stop, age(0)).await);
+            delayed.push(budget.acquire(&key("a"), Purpose::Stop, created(0)).await);
         }
-        let slot = budget.acquire(&key("a"), Purpose::Stop, age(0)).await;
-        slot.send();
-        slot.rate_limited(Some(Duration::from_secs(1)));
+        let slot = budget.acquire(&key("a"), Purpose::Stop, created(0)).await;
+        slot.mark_sent();
+        slot.record_rate_limited(Some(Duration::from_secs(1)));
         let start = Instant::now();
-        let sent = futures::future::join_all(held.iter().map(async |slot| {
-            slot.near().await;
-            slot.turn().await;
-            slot.send();
+        let sent = futures::future::join_all(delayed.iter().map(async |slot| {
+            slot.wait_until_near_turn().await;
+            slot.wait_for_turn().await;
+            slot.mark_sent();
             start.elapsed().as_millis()
         }));
         let mut sent = sent.await;
@@ -624,21 +504,21 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_429_that_is_late_is_like_a_first_one() {
+    async fn a_late_429_of_an_older_request_does_not_double_the_closure() {
         let budget = Budget::new(10);
         let (late, first) = (
-            budget.acquire(&key("a"), Purpose::Stop, age(0)).await,
-            budget.acquire(&key("a"), Purpose::Stop, age(0)).await,
+            budget.acquire(&key("a"), Purpose::Stop, created(0)).await,
+            budget.acquire(&key("a"), Purpose::Stop, created(0)).await,
         );
-        late.send();
-        first.send();
+        late.mark_sent();
+        first.mark_sent();
         tokio::time::sleep(Duration::from_millis(5)).await;
-        first.rate_limited(None);
+        first.record_rate_limited(None);
         send(&budget, "a", Duration::ZERO).await;
-        late.rate_limited(None);
+        late.record_rate_limited(None);
         let start = Instant::now();
         send(&budget, "a", Duration::ZERO).await;
-        assert!(start.elapsed() <= FIRST_CLOSURE, "{:?}", start.elapsed());
+        assert!(start.elapsed() <= Duration::from_secs(1), "{:?}", start.elapsed());
     }
 
     #[tokio::test(start_paused = true)]
@@ -646,16 +526,75 @@ mod tests {
         let budget = Budget::new(10);
         let mut closures = vec![];
         for _ in 0..9 {
-            let slot = budget.acquire(&key("a"), Purpose::Stop, age(0)).await;
-            slot.send();
+            let slot = budget.acquire(&key("a"), Purpose::Stop, created(0)).await;
+            slot.mark_sent();
             let start = Instant::now();
             tokio::time::advance(Duration::from_millis(1)).await;
-            slot.rate_limited(None);
-            drop(budget.acquire(&key("a"), Purpose::Stop, age(0)).await);
+            slot.record_rate_limited(None);
+            drop(budget.acquire(&key("a"), Purpose::Stop, created(0)).await);
             closures.push(start.elapsed().as_secs_f64());
         }
         assert!((0.5..=1.1).contains(&closures[0]), "{closures:?}");
         assert!((4.0..=8.1).contains(&closures[3]), "{closures:?}");
         assert!((30.0..=60.1).contains(&closures[8]), "{closures:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_snapshot_names_tenant_rate_closure_and_waiting_requests() {
+        let budget = Budget::new(2);
+        assert_eq!((budget.limit(), budget.states()), (2, vec![]));
+        let slots = [
+            budget.acquire(&key("a"), Purpose::Stop, created(0)).await,
+            budget.acquire(&key("a"), Purpose::Stop, created(0)).await,
+        ];
+        assert!(!budget.has_waiting_requests(&key("a")) && !budget.has_waiting_requests(&key("b")));
+        let (other, of) = (budget.clone(), key("a"));
+        let waits = tokio::spawn(async move { other.acquire(&of, Purpose::Read, created(0)).await });
+        tokio::task::yield_now().await;
+        assert!(budget.has_waiting_requests(&key("a")));
+        slots[0].mark_sent();
+        slots[0].record_rate_limited(Some(Duration::from_secs(7)));
+        let [state] = &budget.states()[..] else { panic!("{:?}", budget.states()) };
+        assert_eq!((state.tenant.as_str(), state.closed_for), ("a", Some(Duration::from_secs(7))));
+        assert!((0.5..2.0).contains(&state.rate), "{state:?}");
+        assert_eq!(state.waiting, BTreeMap::from([(Purpose::Token, 0), (Purpose::Stop, 0), (Purpose::Read, 1)]));
+        waits.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_budget_in_use_is_not_removed() {
+        let budget = Budget::new(1);
+        let is_there = |tenant: &str| budget.states().iter().any(|state| state.tenant == tenant);
+        // A new tenant removes idle budgets.
+        let used = budget.acquire(&key("slot"), Purpose::Stop, created(0)).await;
+        drop(budget.acquire(&key("x"), Purpose::Stop, created(0)).await);
+        assert!(is_there("slot"), "a slot is granted");
+        used.mark_sent();
+        drop(used);
+        drop(budget.acquire(&key("y"), Purpose::Stop, created(0)).await);
+        assert!(is_there("slot"), "its request still counts");
+        tokio::time::advance(WINDOW + IN_TRANSIT - Duration::from_millis(1)).await;
+        drop(budget.acquire(&key("z"), Purpose::Stop, created(0)).await);
+        assert!(is_there("slot"), "its request counts until the window ends");
+        tokio::time::advance(Duration::from_millis(1)).await;
+        drop(budget.acquire(&key("w"), Purpose::Stop, created(0)).await);
+        assert!(!is_there("slot"), "it is idle");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slot_waits_for_its_turn_before_it_connects() {
+        let budget = Budget::new(1);
+        let first = budget.acquire(&key("a"), Purpose::Stop, created(0)).await;
+        first.mark_sent();
+        first.record_answered();
+        let (start, second) = (Instant::now(), budget.acquire(&key("a"), Purpose::Stop, created(0)).await);
+        second.wait_until_near_turn().await;
+        let near = start.elapsed();
+        assert!((WINDOW - MAX_LEAD..WINDOW).contains(&near) && WINDOW - MIN_LEAD * 2 <= near, "{near:?}");
+        // A 429 in between closes the budget: the time to connect is near its end.
+        second.mark_sent();
+        second.record_rate_limited(Some(Duration::from_secs(30)));
+        second.wait_until_near_turn().await;
+        assert!(start.elapsed() >= Duration::from_secs(30), "{:?}", start.elapsed());
     }
 }

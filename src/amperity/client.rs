@@ -1,5 +1,5 @@
-//! Owns the client of the Amperity API: each method sends one HTTP request and returns its answer.
-//! Never repeats a request and decides nothing.
+//! Owns the client of the Amperity API: each method sends one HTTP request and returns its classified answer.
+//! Never repeats a request, and never decides what follows from an answer.
 
 use std::{
     sync::{Arc, OnceLock},
@@ -20,7 +20,7 @@ use crate::amperity::run::cut;
 use crate::amperity::{
     answer::{ReadAnswer, StopAnswer, TokenAnswer, read_answer, stop_answer, token_answer},
     budget::Slot,
-    credentials::{Client as OauthClient, Token},
+    credentials::{OauthClient, Token},
     decode,
     endpoint::Endpoint,
     purpose::Purpose,
@@ -36,12 +36,12 @@ const TOKEN_TENANT: HeaderName = HeaderName::from_static("x-amperity-tenant");
 const DEPRECATION: HeaderName = HeaderName::from_static("deprecation");
 const SUNSET: HeaderName = HeaderName::from_static("sunset");
 
-/// How to reach the API.
+/// The settings of the client.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The header `api-version`.
+    /// The header `api-version`, see <https://docs.amperity.com/api/versioning.html>.
     pub api_version: String,
-    /// The limit for a request from its writing to the end of its answer.
+    /// The longest time from the write of a request to the end of its response.
     pub request_timeout: Duration,
 }
 
@@ -52,40 +52,42 @@ pub struct Amperity {
     clock: Clock,
     request_timeout: Duration,
     metrics: RequestMetrics,
-    /// Set when the API announced a removal and the log was told.
+    /// Set when a deprecation was logged.
     warned: Arc<OnceLock<()>>,
 }
 
-/// An answer and its body.
+/// A response and its body.
 type Exchange = (Reply, Vec<u8>);
 
 impl Amperity {
     /// Builds the client.
     ///
     /// # Errors
-    /// Where the settings or the certificates to trust cannot be used.
+    /// If the settings or the certificates to trust cannot be used.
     pub fn new(settings: &Settings, clock: Clock) -> Result<Self, BuildError> {
         let version = settings.api_version.parse().map_err(|_| BuildError::ApiVersion(settings.api_version.clone()))?;
         let headers = HeaderMap::from_iter([
             (API_VERSION, version),
-            // Some routes of the host answer in another format otherwise.
-            (ACCEPT, "application/json".parse().expect("a plain text is a header")),
+            // Without it, some routes answer in another format than JSON.
+            (ACCEPT, "application/json".parse().expect("an ASCII text is a valid header")),
         ]);
         let transport = transport::network(headers, settings.request_timeout)?;
-        Ok(Self::over(transport, clock, settings.request_timeout))
+        Ok(Self::with_transport(transport, clock, settings.request_timeout))
     }
 
-    /// A client whose requests go this way.
-    pub fn over(transport: Transport, clock: Clock, request_timeout: Duration) -> Self {
+    /// Creates a client that sends its requests with this transport.
+    pub fn with_transport(transport: Transport, clock: Clock, request_timeout: Duration) -> Self {
         Self { transport, clock, request_timeout, metrics: RequestMetrics::default(), warned: Arc::default() }
     }
 
-    /// The counts of what was sent and answered.
+    /// Returns the metrics of the requests.
     pub fn metrics(&self) -> &RequestMetrics {
         &self.metrics
     }
 
-    /// Asks once to stop a run, if the fence is open when the request can be written. Also returns when it was.
+    /// Sends one stop request, if the fence is open when it can be written. Returns its answer and when it was written.
+    ///
+    /// See <https://docs.amperity.com/api/endpoint_post_workflows_stop.html>.
     pub async fn stop(
         &self,
         endpoint: &Endpoint,
@@ -98,20 +100,24 @@ impl Amperity {
         request.headers_mut().insert(CONTENT_LENGTH, 0.into());
         let (result, sent) = self.send(request, slot, Some(fence)).await;
         let answer = stop_answer(result.map(|(reply, _)| reply), run_id);
-        self.metrics.count(endpoint.tenant(), Purpose::Stop, answer.class(), sent);
+        self.metrics.record(endpoint.tenant(), Purpose::Stop, answer.class(), sent);
         (answer, sent)
     }
 
-    /// Reads a run once, with its tasks.
+    /// Sends one request to read a run and its tasks.
+    ///
+    /// See <https://docs.amperity.com/api/endpoint_get_workflows_fetch.html>.
     pub async fn read(&self, endpoint: &Endpoint, run_id: &str, token: &Token, slot: Slot) -> ReadAnswer {
         let request = authorized(Method::GET, endpoint.run_url(run_id), endpoint, token);
         let (result, sent) = self.send(request, slot, None).await;
         let answer = read_answer(result.map(|(reply, _)| reply), run_id);
-        self.metrics.count(endpoint.tenant(), Purpose::Read, answer.class(), sent);
+        self.metrics.record(endpoint.tenant(), Purpose::Read, answer.class(), sent);
         answer
     }
 
-    /// Asks once for a token. The header's name and the form are those of the API's documentation.
+    /// Sends one request for a token.
+    ///
+    /// See <https://docs.amperity.com/api/authentication.html>, also for the name of the tenant's header.
     pub async fn token(&self, url: Url, endpoint: &Endpoint, client: &OauthClient, slot: Slot) -> TokenAnswer<Token> {
         let form = [("grant_type", "client_credentials"), ("client_id", &client.id), ("client_secret", &client.secret)];
         let mut request = Request::new(Method::POST, url);
@@ -123,11 +129,11 @@ impl Amperity {
             let token = decode::access_token(&body);
             (reply, token.and_then(|(token, valid)| Some((Token::bearer(&token)?, valid))))
         }));
-        self.metrics.count(endpoint.tenant(), Purpose::Token, answer.class(), sent);
+        self.metrics.record(endpoint.tenant(), Purpose::Token, answer.class(), sent);
         answer
     }
 
-    /// Sends a request; returns its answer, and when it was written.
+    /// Sends a request. Returns its response and when it was written.
     async fn send(
         &self,
         request: Request,
@@ -136,35 +142,41 @@ impl Amperity {
     ) -> (Result<Exchange, Failure>, Option<Instant>) {
         let slot = Arc::new(slot);
         let result = self.exchange(request, slot.clone(), fence).await;
-        (result, slot.sent())
+        (result, slot.sent_at())
     }
 
     async fn exchange(&self, request: Request, slot: Arc<Slot>, fence: Option<Fence>) -> Result<Exchange, Failure> {
-        let (limit, head) = (self.request_timeout, |response: &Response| self.head(response));
-        let (head, response) = transport::send(&self.transport, request, (slot.clone(), fence), limit, head).await?;
-        let written = slot.sent().unwrap_or_else(Instant::now);
-        match transport::body(response, written + limit).await {
-            Ok(body) => Ok((Reply { body: decode::said(&body), ..head }, body)),
+        let limit = self.request_timeout;
+        let decode_head = |response: &Response| self.decode_head(response);
+        let (head, response) =
+            transport::send(&self.transport, request, (slot.clone(), fence), limit, decode_head).await?;
+        let sent_at = slot.sent_at().unwrap_or_else(Instant::now);
+        match transport::read_body(response, sent_at + limit).await {
+            Ok(body) => Ok((Reply { body: decode::decode_body(&body), ..head }, body)),
             Err(failure) if head.needs_body() => Err(failure),
             Err(_) => Ok((head, vec![])),
         }
     }
 
-    /// What the head of an answer says.
-    fn head(&self, response: &Response) -> Reply {
+    /// Decodes status and headers of a response.
+    fn decode_head(&self, response: &Response) -> Reply {
         let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
-        // The API announces a removal half a year ahead in these headers.
+        // Present at least 6 months before a removal, see https://docs.amperity.com/api/versioning.html.
         if let Some(notice) = header(SUNSET).or_else(|| header(DEPRECATION)) {
             self.warned.get_or_init(|| {
-                tracing::warn!(notice, path = response.url().path(), "Amperity announces the end of this API version");
+                tracing::warn!(
+                    notice,
+                    path = response.url().path(),
+                    "this version of the Amperity API is deprecated and will be removed"
+                );
             });
         }
-        // A date is measured by the clock that wrote it, where the answer tells that clock.
-        let now = || header(DATE).and_then(decode::http_date).unwrap_or_else(|| (self.clock)());
+        // A date in `Retry-After` is relative to the clock of the server, if the response has its `Date`.
+        let server_time = || header(DATE).and_then(decode::http_date).unwrap_or_else(|| (self.clock)());
         let location = header(LOCATION).and_then(|location| response.url().join(location).ok());
         Reply {
             status: response.status().as_u16(),
-            retry_after: header(RETRY_AFTER).and_then(|value| decode::retry_after(value, now())),
+            retry_after: header(RETRY_AFTER).and_then(|value| decode::retry_after(value, server_time())),
             location: location.map(|url| cut(&url.origin().ascii_serialization())),
             ..Reply::default()
         }

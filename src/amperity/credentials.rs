@@ -1,6 +1,7 @@
-//! Owns credentials: what a Secret may hold, tokens kept until shortly before they expire, and
-//! which credentials the API refused.
+//! Owns credentials: the content of a Secret, the cache of fetched tokens, and the credentials that the API refused.
 //! Never shows a secret: every type here hides it from `Debug`.
+//!
+//! The kinds of tokens are described in <https://docs.amperity.com/api/authentication.html>.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -20,61 +21,61 @@ use crate::amperity::{endpoint::BudgetKey, purpose::Purpose};
 use crate::fault_injection::{Fault, is_injected};
 use crate::rng;
 
-/// A token is renewed so long before it expires, or when nine tenths of its time are over.
+/// A token is renewed this long before it expires, or after nine tenths of its lifetime if that is later.
 const RENEW_BEFORE_EXPIRY: Duration = Duration::from_secs(60);
 
-/// How long refused credentials rest at first; doubles up to the maximum.
-const FIRST_REST: Duration = Duration::from_secs(1);
-const MAX_REST: Duration = Duration::from_secs(60);
+/// The backoff after the first refusal of credentials; doubles with each further one up to the maximum.
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+const MAX_BACKOFF: Duration = Duration::from_secs(60);
 
-/// How long the others wait while one call tries refused credentials.
-const TRIAL: Duration = Duration::from_secs(5);
+/// How long other requests wait while one request tries refused credentials again.
+const TRIAL_TIME: Duration = Duration::from_secs(5);
 
-/// The value of an `Authorization` header. Its `Debug` is hidden.
+/// The value of an `Authorization` header. `Debug` does not show it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token(HeaderValue);
 
 impl Token {
-    /// A bearer token; `None` where it has characters that no header can carry.
+    /// Creates a bearer token. Returns `None` if it has characters that are not allowed in a header.
     pub fn bearer(token: &str) -> Option<Self> {
         let mut value = HeaderValue::from_str(&format!("Bearer {}", token.trim())).ok()?;
         value.set_sensitive(true);
         Some(Self(value))
     }
 
-    /// The header's value, marked as sensitive.
+    /// Returns the value of the header, marked as sensitive.
     pub fn header(&self) -> HeaderValue {
         self.0.clone()
     }
 }
 
-/// What a Secret holds.
+/// The credentials in a Secret.
 #[derive(Clone, Debug)]
 pub enum Credentials {
-    /// A token made by hand.
+    /// A token that was created in Amperity's user interface.
     Static(Token),
     /// The id and secret of an OAuth 2 client.
-    Client(Client),
+    Client(OauthClient),
 }
 
 /// An OAuth 2 client.
 #[derive(Clone)]
-pub struct Client {
+pub struct OauthClient {
     /// The client's id.
     pub id: String,
     /// The client's secret.
     pub secret: String,
-    /// Where tokens are fetched, if not at the documented place.
+    /// The URL of the token endpoint, if it is not the documented one.
     pub token_url: Option<String>,
 }
 
-impl fmt::Debug for Client {
+impl fmt::Debug for OauthClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Client").finish_non_exhaustive()
+        f.debug_struct("OauthClient").finish_non_exhaustive()
     }
 }
 
-/// Why a Secret's content cannot be used.
+/// The reason why the content of a Secret cannot be used.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum CredentialsError {
     /// Neither kind of credentials is complete.
@@ -86,10 +87,10 @@ pub enum CredentialsError {
 }
 
 impl Credentials {
-    /// Reads the content of a Secret; surrounding white space does not count.
+    /// Parses the content of a Secret. Surrounding white space is ignored.
     ///
     /// # Errors
-    /// Where keys are missing or unusable. The message never holds a value.
+    /// If keys are missing or unusable. The message never contains a value.
     pub fn parse(data: &BTreeMap<String, Vec<u8>>) -> Result<Self, CredentialsError> {
         let text = |key: &'static str| {
             data.get(key).map(|value| {
@@ -103,37 +104,37 @@ impl Credentials {
         }
         match (text("clientId"), text("clientSecret")) {
             (Some(id), Some(secret)) => {
-                Ok(Self::Client(Client { id: id?, secret: secret?, token_url: text("tokenUrl").transpose()? }))
+                Ok(Self::Client(OauthClient { id: id?, secret: secret?, token_url: text("tokenUrl").transpose()? }))
             }
             (None, _) | (_, None) => Err(CredentialsError::NoKeys),
         }
     }
 }
 
-/// One version of one Secret, used for one tenant.
+/// The key of cached credentials: one version of one Secret, used for one tenant.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct CredentialsKey {
     /// The Secret's uid and resource version: new content is a new key.
     pub secret: (String, String),
-    /// For whom it is used.
+    /// The tenant and origin that it is used for.
     pub budget: BudgetKey,
 }
 
-/// The tokens that were fetched and the credentials that were refused.
+/// The cache of fetched tokens and refused credentials.
 #[derive(Clone, Default)]
 pub struct CredentialCache(Arc<Mutex<CacheState>>);
 
 #[derive(Default)]
 struct CacheState {
     tokens: HashMap<CredentialsKey, (Token, Instant)>,
-    turns: HashMap<CredentialsKey, Arc<AsyncMutex<()>>>,
-    refused: HashMap<CredentialsKey, HashMap<Scope, Refused>>,
+    fetch_locks: HashMap<CredentialsKey, Arc<AsyncMutex<()>>>,
+    refusals: HashMap<CredentialsKey, HashMap<Scope, RefusalRecord>>,
 }
 
 impl CacheState {
-    /// The refusals of these credentials that block requests for this purpose.
-    fn refusals(&self, key: &CredentialsKey, purpose: Purpose) -> impl Iterator<Item = &Refused> {
-        let known = self.refused.get(key);
+    /// Returns the refusals of these credentials that block requests for this purpose.
+    fn refusals(&self, key: &CredentialsKey, purpose: Purpose) -> impl Iterator<Item = &RefusalRecord> {
+        let known = self.refusals.get(key);
         Scope::of(purpose).iter().filter_map(move |scope| known?.get(scope))
     }
 }
@@ -143,48 +144,49 @@ impl CacheState {
 enum Scope {
     /// Every request.
     All,
-    /// Stops only: the right to stop a run is not needed to read it.
+    /// Stop requests only: reading a run does not need the right to stop it.
     Stops,
 }
 
 impl Scope {
-    /// The refusals that concern a purpose.
+    /// Returns the scopes that include requests for this purpose.
     fn of(purpose: Purpose) -> &'static [Self] {
         match purpose {
             Purpose::Stop => &[Self::All, Self::Stops],
-            Purpose::Read | Purpose::Token if is_injected(Fault::ForbiddenClosesReads) => &[Self::All, Self::Stops],
+            Purpose::Read | Purpose::Token if is_injected(Fault::ForbiddenBlocksReads) => &[Self::All, Self::Stops],
             Purpose::Read | Purpose::Token => &[Self::All],
         }
     }
 }
 
-struct Refused {
-    times: u32,
+struct RefusalRecord {
+    /// The number of consecutive refusals.
+    count: u32,
     refusal: Refusal,
     detail: String,
     since: Instant,
     until: Instant,
 }
 
-/// The permission to use credentials once: since when, and for what.
+/// The permission to use credentials for one request.
 #[derive(Clone, Copy, Debug)]
-pub struct Admitted {
-    at: Instant,
+pub struct Permit {
+    issued_at: Instant,
     purpose: Purpose,
 }
 
-/// Why credentials rest.
+/// The reason why credentials are in backoff.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// 401, or the token endpoint refused the client.
     Unauthorized,
-    /// Amperity's own 403 to a stop.
+    /// Amperity answered a stop request with its own 403.
     Forbidden,
     /// The token endpoint answered 429.
     RateLimited,
-    /// No connection to the token endpoint.
+    /// The token endpoint could not be reached.
     Unreachable,
-    /// The token endpoint gave no token.
+    /// The token endpoint did not return a token.
     Unavailable,
 }
 
@@ -197,108 +199,115 @@ impl Refusal {
     }
 }
 
-/// Refused credentials rest: until when, and why.
+/// The backoff of refused credentials.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Resting {
-    /// Why.
+pub struct CredentialsBackoff {
+    /// The reason.
     pub refusal: Refusal,
-    /// What the API said.
+    /// The answer of the API.
     pub detail: String,
-    /// When to look again.
+    /// The end of the backoff.
     pub until: Instant,
 }
 
 impl CredentialCache {
-    /// A fetched token that is still valid for a while.
+    /// Returns a fetched token that is not due for renewal.
     pub fn token(&self, key: &CredentialsKey) -> Option<Token> {
         let state = self.lock();
-        let (token, renew) = state.tokens.get(key)?;
-        (Instant::now() < *renew).then(|| token.clone())
+        let (token, renew_at) = state.tokens.get(key)?;
+        (Instant::now() < *renew_at).then(|| token.clone())
     }
 
-    /// Keeps a fetched token for as long as it is valid.
-    pub fn keep(&self, key: CredentialsKey, token: Token, valid: Duration) {
+    /// Caches a fetched token until it is due for renewal. `lifetime` is the time until it expires.
+    pub fn store_token(&self, key: CredentialsKey, token: Token, lifetime: Duration) {
         let now = Instant::now();
         let mut state = self.lock();
-        state.tokens.retain(|_, (_, renew)| now < *renew);
-        let renew = now + (valid - RENEW_BEFORE_EXPIRY.min(valid / 10));
-        state.tokens.insert(key, (token, renew));
+        state.tokens.retain(|_, (_, renew_at)| now < *renew_at);
+        let renew_at = now + (lifetime - RENEW_BEFORE_EXPIRY.min(lifetime / 10));
+        state.tokens.insert(key, (token, renew_at));
     }
 
-    /// Forgets a fetched token that was refused, so that a new one is fetched.
-    pub fn forget(&self, key: &CredentialsKey, token: &Token) {
+    /// Removes a token that was refused from the cache, so that a new one is fetched.
+    pub fn remove_token(&self, key: &CredentialsKey, token: &Token) {
         let mut state = self.lock();
-        if state.tokens.get(key).is_some_and(|(kept, _)| kept == token) {
+        if state.tokens.get(key).is_some_and(|(cached, _)| cached == token) {
             state.tokens.remove(key);
         }
     }
 
-    /// Waits for the turn to fetch a token: of all that need the same one, one asks for it.
-    pub async fn turn(&self, key: &CredentialsKey) -> OwnedMutexGuard<()> {
-        let turn = {
+    /// Locks the fetching of a token: of all requests that need the same token, one fetches it.
+    pub async fn lock_token_fetch(&self, key: &CredentialsKey) -> OwnedMutexGuard<()> {
+        let lock = {
             let mut state = self.lock();
-            state.turns.retain(|_, turn| 1 < Arc::strong_count(turn));
-            state.turns.entry(key.clone()).or_default().clone()
+            state.fetch_locks.retain(|_, lock| 1 < Arc::strong_count(lock));
+            state.fetch_locks.entry(key.clone()).or_default().clone()
         };
-        turn.lock_owned().await
+        lock.lock_owned().await
     }
 
-    /// Whether these credentials may be used now. Of credentials that were refused, one call may
-    /// try again when their rest is over; the others keep waiting for it.
+    /// Permits the use of these credentials for one request. After the backoff of refused credentials, one request may
+    /// try them again, while the others keep waiting.
     ///
     /// # Errors
-    /// Where they rest.
-    pub fn admit(&self, key: &CredentialsKey, purpose: Purpose) -> Result<Admitted, Resting> {
+    /// If the credentials are in backoff.
+    pub fn admit(&self, key: &CredentialsKey, purpose: Purpose) -> Result<Permit, CredentialsBackoff> {
         let now = Instant::now();
         let mut state = self.lock();
-        let resting = state.refusals(key, purpose).find(|refused| now < refused.until).map(|refused| Resting {
-            refusal: refused.refusal,
-            detail: refused.detail.clone(),
-            until: refused.until,
+        let backoff = state.refusals(key, purpose).find(|record| now < record.until).map(|record| CredentialsBackoff {
+            refusal: record.refusal,
+            detail: record.detail.clone(),
+            until: record.until,
         });
-        if let Some(resting) = resting {
-            return Err(resting);
+        if let Some(backoff) = backoff {
+            return Err(backoff);
         }
         for scope in Scope::of(purpose) {
-            if let Some(refused) = state.refused.get_mut(key).and_then(|refused| refused.get_mut(scope)) {
-                refused.until = now + TRIAL;
+            if let Some(record) = state.refusals.get_mut(key).and_then(|records| records.get_mut(scope)) {
+                record.until = now + TRIAL_TIME;
             }
         }
-        Ok(Admitted { at: now, purpose })
+        Ok(Permit { issued_at: now, purpose })
     }
 
-    /// True where the API refused these credentials after they were admitted, for what they were admitted for.
-    pub fn was_refused_since(&self, key: &CredentialsKey, Admitted { at, purpose }: Admitted) -> bool {
+    /// Returns true if the API refused these credentials for the purpose of the permit after it was issued.
+    pub fn was_refused_since(&self, key: &CredentialsKey, Permit { issued_at, purpose }: Permit) -> bool {
         let state = self.lock();
-        state.refusals(key, purpose).any(|refused| at < refused.since)
+        state.refusals(key, purpose).any(|record| issued_at < record.since)
     }
 
-    /// Says that the API refused these credentials; they rest for everybody who uses them, after a 403 for stops only.
-    pub fn refused(&self, key: &CredentialsKey, Admitted { at, .. }: Admitted, refusal: Refusal, detail: &str) {
+    /// Records that the API refused these credentials: starts a backoff for all requests that use them, after a 403 for
+    /// stop requests only.
+    pub fn record_refusal(
+        &self,
+        key: &CredentialsKey,
+        Permit { issued_at, .. }: Permit,
+        refusal: Refusal,
+        detail: &str,
+    ) {
         let now = Instant::now();
         let mut state = self.lock();
-        state.refused.retain(|_, refused| {
-            refused.retain(|_, refused| now < refused.until + MAX_REST * 10);
-            !refused.is_empty()
+        state.refusals.retain(|_, records| {
+            records.retain(|_, record| now < record.until + MAX_BACKOFF * 10);
+            !records.is_empty()
         });
-        let known = state.refused.entry(key.clone()).or_default();
-        let times = match known.get(&refusal.scope()) {
-            // It was on its way already when another one was refused: nothing new.
-            Some(known) if at < known.since => return,
-            Some(known) => known.times,
+        let records = state.refusals.entry(key.clone()).or_default();
+        let count = match records.get(&refusal.scope()) {
+            // This request was in flight already when another one was refused, so it says nothing new.
+            Some(record) if issued_at < record.since => return,
+            Some(record) => record.count,
             None => 0,
         };
-        let rest = FIRST_REST.saturating_mul(1 << times.min(10)).min(MAX_REST);
-        let until = now + rest.mul_f64(rng::upper_half());
-        let refused = Refused { times: times + 1, refusal, detail: detail.to_owned(), since: now, until };
-        known.insert(refusal.scope(), refused);
+        let backoff = FIRST_BACKOFF.saturating_mul(1 << count.min(10)).min(MAX_BACKOFF);
+        let until = now + backoff.mul_f64(rng::upper_half());
+        let record = RefusalRecord { count: count + 1, refusal, detail: detail.to_owned(), since: now, until };
+        records.insert(refusal.scope(), record);
     }
 
-    /// Says that the API took these credentials for this use, so nothing that would close them for it is true any more.
-    pub fn accepted(&self, key: &CredentialsKey, purpose: Purpose) {
+    /// Records that the API accepted these credentials for this purpose, which ends the backoffs that concern it.
+    pub fn record_acceptance(&self, key: &CredentialsKey, purpose: Purpose) {
         let mut state = self.lock();
-        if let Some(refused) = state.refused.get_mut(key) {
-            refused.retain(|scope, _| !Scope::of(purpose).contains(scope));
+        if let Some(records) = state.refusals.get_mut(key) {
+            records.retain(|scope, _| !Scope::of(purpose).contains(scope));
         }
     }
 
@@ -326,7 +335,7 @@ mod tests {
     fn a_secret_holds_a_token_or_a_client() {
         assert!(matches!(Credentials::parse(&secret(&[("token", " abc\n")])), Ok(Credentials::Static(_))));
         let client = secret(&[("clientId", "id\n"), ("clientSecret", "s"), ("tokenUrl", "https://x/y")]);
-        assert!(matches!(Credentials::parse(&client), Ok(Credentials::Client(Client { token_url: Some(_), .. }))));
+        assert!(matches!(Credentials::parse(&client), Ok(Credentials::Client(OauthClient { token_url: Some(_), .. }))));
         for (pairs, error) in [
             (&[][..], CredentialsError::NoKeys),
             (&[("clientId", "x")], CredentialsError::NoKeys),
@@ -347,9 +356,9 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_token_that_lives_shortly_is_used_for_most_of_its_time() {
+    async fn a_short_lived_token_is_used_for_nine_tenths_of_its_lifetime() {
         let cache = CredentialCache::default();
-        cache.keep(key("1"), Token::bearer("t").unwrap(), Duration::from_secs(30));
+        cache.store_token(key("1"), Token::bearer("t").unwrap(), Duration::from_secs(30));
         tokio::time::advance(Duration::from_secs(26)).await;
         assert!(cache.token(&key("1")).is_some());
         tokio::time::advance(Duration::from_secs(1)).await;
@@ -359,7 +368,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_token_is_renewed_a_minute_before_it_expires() {
         let cache = CredentialCache::default();
-        cache.keep(key("1"), Token::bearer("t").unwrap(), Duration::from_secs(3600));
+        cache.store_token(key("1"), Token::bearer("t").unwrap(), Duration::from_secs(3600));
         tokio::time::advance(Duration::from_secs(3539)).await;
         assert!(cache.token(&key("1")).is_some());
         assert!(cache.token(&key("2")).is_none(), "another version of the Secret has its own token");
@@ -368,44 +377,94 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn refused_credentials_rest_for_all_and_one_call_tries_them_again() {
+    async fn refused_credentials_are_in_backoff_until_one_request_tries_them_again() {
         let cache = CredentialCache::default();
-        let together: Vec<_> = (0..10).map(|_| cache.admit(&key("1"), Purpose::Stop).unwrap()).collect();
+        let permits: Vec<_> = (0..10).map(|_| cache.admit(&key("1"), Purpose::Stop).unwrap()).collect();
         tokio::time::advance(Duration::from_millis(5)).await;
-        for admitted in together {
-            cache.refused(&key("1"), admitted, Refusal::Unauthorized, "");
+        for permit in permits {
+            cache.record_refusal(&key("1"), permit, Refusal::Unauthorized, "");
         }
-        let resting = cache.admit(&key("1"), Purpose::Stop).unwrap_err();
-        assert!(resting.until <= Instant::now() + FIRST_REST, "ten refusals at once count once");
-        assert_eq!(cache.admit(&key("1"), Purpose::Read).unwrap_err(), resting, "a 401 concerns reads as well");
+        let backoff = cache.admit(&key("1"), Purpose::Stop).unwrap_err();
+        assert!(backoff.until <= Instant::now() + FIRST_BACKOFF, "ten refusals of concurrent requests count once");
+        assert_eq!(cache.admit(&key("1"), Purpose::Read).unwrap_err(), backoff, "a 401 concerns reads as well");
         assert!(cache.admit(&key("2"), Purpose::Stop).is_ok(), "a new version of the Secret is tried at once");
-        tokio::time::sleep_until(resting.until).await;
+        tokio::time::sleep_until(backoff.until).await;
         let trial = cache.admit(&key("1"), Purpose::Stop).unwrap();
         assert!(cache.admit(&key("1"), Purpose::Stop).is_err(), "the others wait for the trial");
-        cache.refused(&key("1"), trial, Refusal::Unauthorized, "");
-        let resting = cache.admit(&key("1"), Purpose::Stop).unwrap_err();
-        assert!(Instant::now() + FIRST_REST <= resting.until, "the second rest is longer");
-        cache.accepted(&key("1"), Purpose::Read);
+        cache.record_refusal(&key("1"), trial, Refusal::Unauthorized, "");
+        let backoff = cache.admit(&key("1"), Purpose::Stop).unwrap_err();
+        assert!(Instant::now() + FIRST_BACKOFF <= backoff.until, "the second backoff is longer");
+        cache.record_acceptance(&key("1"), Purpose::Read);
         assert!(cache.admit(&key("1"), Purpose::Stop).is_ok());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_403_of_a_stop_closes_stops_only_and_reading_does_not_open_them() {
+    async fn a_403_to_a_stop_blocks_stops_only_and_a_read_does_not_unblock_them() {
         let cache = CredentialCache::default();
         let stop = cache.admit(&key("1"), Purpose::Stop).unwrap();
         let read = cache.admit(&key("1"), Purpose::Read).unwrap();
         tokio::time::advance(Duration::from_millis(5)).await;
-        cache.refused(&key("1"), stop, Refusal::Forbidden, "");
+        cache.record_refusal(&key("1"), stop, Refusal::Forbidden, "");
         assert!(cache.was_refused_since(&key("1"), stop));
-        assert!(!cache.was_refused_since(&key("1"), read), "a read that was admitted goes on");
+        assert!(!cache.was_refused_since(&key("1"), read), "a read that has a permit continues");
         assert!(cache.admit(&key("1"), Purpose::Read).is_ok());
-        cache.accepted(&key("1"), Purpose::Read);
-        let resting = cache.admit(&key("1"), Purpose::Stop).unwrap_err();
-        assert_eq!(resting.refusal, Refusal::Forbidden);
-        tokio::time::sleep_until(resting.until).await;
+        cache.record_acceptance(&key("1"), Purpose::Read);
+        let backoff = cache.admit(&key("1"), Purpose::Stop).unwrap_err();
+        assert_eq!(backoff.refusal, Refusal::Forbidden);
+        tokio::time::sleep_until(backoff.until).await;
         assert!(cache.admit(&key("1"), Purpose::Stop).is_ok());
         assert!(cache.admit(&key("1"), Purpose::Stop).is_err(), "the others wait for the trial");
-        cache.accepted(&key("1"), Purpose::Stop);
+        cache.record_acceptance(&key("1"), Purpose::Stop);
         assert!(cache.admit(&key("1"), Purpose::Stop).is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_token_is_removed_and_a_newer_one_stays() {
+        let (cache, [old, new]) =
+            (CredentialCache::default(), ["old", "new"].map(|token| Token::bearer(token).unwrap()));
+        cache.store_token(key("1"), new.clone(), Duration::from_secs(3600));
+        cache.remove_token(&key("1"), &old);
+        assert_eq!(cache.token(&key("1")), Some(new.clone()));
+        cache.remove_token(&key("1"), &new);
+        assert_eq!(cache.token(&key("1")), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn expired_tokens_and_old_refusals_leave_the_cache() {
+        let cache = CredentialCache::default();
+        let token = || Token::bearer("t").unwrap();
+        cache.store_token(key("1"), token(), Duration::from_secs(30));
+        cache.store_token(key("2"), token(), Duration::from_secs(3600));
+        let permit = cache.admit(&key("1"), Purpose::Stop).unwrap();
+        cache.record_refusal(&key("1"), permit, Refusal::Unauthorized, "");
+        let sizes = || {
+            let state = cache.lock();
+            (state.tokens.len(), state.refusals.len())
+        };
+        tokio::time::advance(Duration::from_secs(300)).await;
+        let permit = cache.admit(&key("3"), Purpose::Stop).unwrap();
+        cache.record_refusal(&key("3"), permit, Refusal::Unauthorized, "");
+        cache.store_token(key("3"), token(), Duration::from_secs(3600));
+        assert_eq!(sizes(), (2, 2), "the short-lived token is gone, and the backoff is remembered");
+        tokio::time::advance(Duration::from_secs(400)).await;
+        let permit = cache.admit(&key("4"), Purpose::Stop).unwrap();
+        cache.record_refusal(&key("4"), permit, Refusal::Unauthorized, "");
+        assert_eq!(sizes(), (2, 2), "the first refusal is gone");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_request_at_a_time_fetches_a_token() {
+        let cache = CredentialCache::default();
+        let first = cache.lock_token_fetch(&key("1")).await;
+        let key_1 = key("1");
+        let second = cache.lock_token_fetch(&key_1);
+        assert!(tokio::time::timeout(Duration::from_secs(9), second).await.is_err(), "it waits for the first");
+        let _other = cache.lock_token_fetch(&key("2")).await;
+        drop(first);
+        let _second = cache.lock_token_fetch(&key("1")).await;
+        assert_eq!(cache.lock().fetch_locks.len(), 2, "locks in use are kept");
+        drop(_other);
+        let _third = cache.lock_token_fetch(&key("3")).await;
+        assert_eq!(cache.lock().fetch_locks.len(), 2, "unused locks are removed");
     }
 }

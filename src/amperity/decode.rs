@@ -1,5 +1,6 @@
-//! Owns the bytes: JSON bodies and headers of the API, decoded tolerantly.
-//! Never fails on an unknown field, a null, an absent field, an integer sent as a double, or a text that is nearly JSON.
+//! Owns the tolerant decoding of the API's JSON bodies and headers.
+//! Never fails on an unknown field, a null, an absent field, an integer sent as a double, or a text that is nearly
+//! JSON.
 
 use std::{marker::PhantomData, time::Duration};
 
@@ -12,23 +13,24 @@ use crate::amperity::run::Run;
 use crate::amperity::run::{MAX_DATA_BYTES, MAX_DATA_DEPTH, TaskSelection};
 use crate::amperity::{
     lenient_json::{
-        AnyNumber, Bounded, Fields, Object, Objects, Text, TextOrNumber, Wanted, WholeText, item, object, skip,
+        AnyNumber, Bounded, Fields, LenientVisitor, Object, Objects, Text, TextOrNumber, WholeText, item, object, skip,
         skip_items, value,
     },
     reply::{Body, Shape},
 };
 
-/// The longest time that a `Retry-After` is honoured for.
+/// The longest wait that a `Retry-After` is honoured for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
-/// Decodes a body; only its shape where it is no JSON object. A run needs only `id` and `state`, since the API's
-/// descriptions differ in the rest, and no other field can make it fail.
-pub fn said(body: &[u8]) -> Body {
-    let Some(answer) = object::<Answer>(body) else {
+/// Decodes a body, or only its shape if it is not a JSON object. A run needs only `id` and `state`: the other fields
+/// vary between <https://docs.amperity.com/api/endpoint_post_workflows_stop.html> and
+/// <https://docs.amperity.com/api/endpoint_get_workflows_fetch.html>, and none of them can make the run undecodable.
+pub fn decode_body(body: &[u8]) -> Body {
+    let Some(fields) = object::<BodyFields>(body) else {
         let shape = if body.trim_ascii().is_empty() { Shape::Empty } else { Shape::Other };
         return Body { shape, ..Body::default() };
     };
-    let Answer { id, state, error, tasks, details, message, request_id, trace_id, status } = answer;
+    let BodyFields { id, state, error, tasks, details, message, request_id, trace_id, status } = fields;
     let (error, oauth_error) = match error {
         ErrorValue::Object(error) => (Some(error), false),
         ErrorValue::Text => (None, true),
@@ -46,23 +48,24 @@ pub fn said(body: &[u8]) -> Body {
     }
 }
 
-/// An HTTP date, such as `Wed, 25 Nov 2026 02:00:09 GMT`.
+/// Parses an HTTP date, such as `Wed, 25 Nov 2026 02:00:09 GMT`.
 pub fn http_date(text: &str) -> Option<Timestamp> {
     jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()
 }
 
-/// The access token of a token endpoint's answer and its time to live, one hour where it is not said.
+/// Decodes the access token in a response of the token endpoint, and its lifetime: one hour if the response has none,
+/// as in the example of <https://docs.amperity.com/api/authentication.html>.
 pub fn access_token(body: &[u8]) -> Option<(String, Duration)> {
-    let Grant { access_token, expires_in } = object(body)?;
+    let TokenResponse { access_token, expires_in } = object(body)?;
     // A token that had to be repaired is not the one that was issued.
     let token = access_token.filter(|token| !token.contains(char::REPLACEMENT_CHARACTER))?;
     let seconds = expires_in.as_ref().map(integer).and_then(|seconds| u64::try_from(seconds).ok());
-    // A day at the most: an absurd number must not overflow an instant.
+    // At most a day, so that an absurd number cannot overflow an instant.
     Some((token, Duration::from_secs(seconds.unwrap_or(3600).min(86_400))))
 }
 
-/// `Retry-After` in seconds or as an HTTP date, at most [`MAX_RETRY_AFTER`]. `None` where it is neither, or
-/// says that there is nothing to wait for: the caller's own backoff is better than that.
+/// Parses a `Retry-After` in seconds or as an HTTP date; returns at most `MAX_RETRY_AFTER`. Returns `None` if it is
+/// neither, and for a wait of zero: then the caller uses its own backoff.
 pub fn retry_after(header: &str, now: Timestamp) -> Option<Duration> {
     let header = header.trim();
     let wait = match header.parse::<u64>() {
@@ -76,9 +79,9 @@ pub fn retry_after(header: &str, now: Timestamp) -> Option<Duration> {
     Some(wait.min(MAX_RETRY_AFTER)).filter(|wait| !wait.is_zero())
 }
 
-/// The fields of a run and those of an error object, beside each other.
+/// The fields of a run and of an error object.
 #[derive(Default)]
-struct Answer {
+struct BodyFields {
     id: Option<String>,
     state: Option<String>,
     error: ErrorValue,
@@ -90,8 +93,8 @@ struct Answer {
     status: Option<Number>,
 }
 
-impl Fields for Answer {
-    fn field<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+impl Fields for BodyFields {
+    fn decode_field<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
         match key {
             "id" => self.id = value(map, TextOrNumber)?,
             "state" => self.state = value(map, TextOrNumber)?,
@@ -118,7 +121,7 @@ impl Fields for Answer {
 }
 
 impl Fields for TaskInstance {
-    fn field<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+    fn decode_field<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
         match key {
             "id" => self.id = value(map, TextOrNumber)?,
             "run_id" => self.run_id = value(map, TextOrNumber)?,
@@ -146,7 +149,7 @@ impl Fields for TaskInstance {
 }
 
 impl Fields for RunError {
-    fn field<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+    fn decode_field<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
         match key {
             "attribution" => self.attribution = value(map, TextOrNumber)?,
             "type" => self.r#type = value(map, TextOrNumber)?,
@@ -158,15 +161,15 @@ impl Fields for RunError {
     }
 }
 
-/// The answer of a token endpoint.
+/// The fields of a response of the token endpoint.
 #[derive(Default)]
-struct Grant {
+struct TokenResponse {
     access_token: Option<String>,
     expires_in: Option<Number>,
 }
 
-impl Fields for Grant {
-    fn field<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+impl Fields for TokenResponse {
+    fn decode_field<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
         match key {
             "access_token" => self.access_token = value(map, WholeText)?,
             "expires_in" => self.expires_in = value(map, AnyNumber)?,
@@ -176,8 +179,8 @@ impl Fields for Grant {
     }
 }
 
-/// The value of a field `error`. The documents call it an array and describe an object: both are accepted, and of an array
-/// the first item counts. An OAuth server has a text there.
+/// The value of a field `error`. <https://docs.amperity.com/api/endpoint_get_workflows_fetch.html> calls it an array
+/// and shows an object: both are accepted, and of an array the first item counts. An OAuth server sends a text.
 #[derive(Default)]
 enum ErrorValue {
     Object(RunError),
@@ -186,7 +189,7 @@ enum ErrorValue {
     Absent,
 }
 
-impl Wanted for ErrorValue {
+impl LenientVisitor for ErrorValue {
     type Value = Self;
 
     fn absent(self) -> Self {
@@ -213,13 +216,13 @@ fn milliseconds<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Option<i64>, A::E
     Ok(value(map, AnyNumber)?.as_ref().map(integer))
 }
 
-/// An integer; the API sends some as doubles.
+/// Converts a number to an integer; the API sends some integers as doubles.
 fn integer(number: &Number) -> i64 {
     // The cast saturates; a fraction of a millisecond has no meaning here.
     number.as_i64().or_else(|| number.as_f64().map(|double| double as i64)).unwrap_or_default()
 }
 
-/// The HTTP status that a number is, also as a double without a fraction.
+/// Converts a number to an HTTP status, also from a double without a fraction.
 fn http_status(number: &Number) -> Option<u16> {
     let whole = number.as_f64().filter(|double| double.fract() == 0.0)?;
     (100.0..=999.0).contains(&whole).then_some(whole as u16)
@@ -232,7 +235,7 @@ mod tests {
     use serde_json::{Value, json};
 
     fn decoded(body: &Value) -> Run {
-        said(body.to_string().as_bytes()).run.unwrap()
+        decode_body(body.to_string().as_bytes()).run.unwrap()
     }
 
     #[test]
@@ -241,9 +244,9 @@ mod tests {
         for body in
             [json!({"id": "wf-1"}), json!({"state": "x"}), json!([]), json!("x"), json!({"id": null, "state": "x"})]
         {
-            assert_eq!(said(body.to_string().as_bytes()).run, None, "{body}");
+            assert_eq!(decode_body(body.to_string().as_bytes()).run, None, "{body}");
         }
-        assert_eq!(said(b"<html>").run, None);
+        assert_eq!(decode_body(b"<html>").run, None);
     }
 
     #[test]
@@ -265,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn of_very_many_tasks_only_those_that_fit_are_kept_and_the_rest_is_counted() {
+    fn tasks_that_do_not_fit_into_the_status_are_left_out_and_counted() {
         let tasks = vec![json!({"id": "wft-1", "state": "running", "label": "x".repeat(500)}); 10_000];
         let run = decoded(&json!({"id": "a", "state": "b", "task_instances": tasks}));
         let kept = run.tasks.unwrap().len();
@@ -274,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_is_an_object_or_an_array_or_nothing() {
+    fn an_error_is_an_object_or_an_array_or_absent() {
         let error = |error: Value| decoded(&json!({"id": "a", "state": "b", "error": error})).error;
         let object = json!({"type": "t", "message": "m", "attribution": "customer", "data": {"k": 1}});
         let expected = error(object.clone()).unwrap();
@@ -286,12 +289,12 @@ mod tests {
     }
 
     #[test]
-    fn error_data_that_is_nested_too_deep_is_left_out_and_the_rest_stays() {
+    fn error_data_that_is_nested_too_deep_is_left_out_and_the_other_fields_stay() {
         for (depth, kept) in [(MAX_DATA_DEPTH, true), (MAX_DATA_DEPTH + 1, false), (500_000, false)] {
             let nested = format!("{}{}", "[".repeat(depth), "]".repeat(depth));
             let error = format!(r#"{{"data":{nested},"type":"t"}}"#);
             let body = format!(r#"{{"error":{error},"task_instances":[{{"error":{error}}}],"id":"a","state":"b"}}"#);
-            let run = said(body.as_bytes()).run.unwrap();
+            let run = decode_body(body.as_bytes()).run.unwrap();
             for error in [run.error.unwrap(), run.tasks.unwrap().remove(0).error.unwrap()] {
                 assert_eq!(error.data.is_some(), kept, "{depth}");
                 assert_eq!(error.r#type.as_deref(), Some("t"));
@@ -300,8 +303,8 @@ mod tests {
     }
 
     #[test]
-    fn a_run_is_decoded_whatever_else_the_body_carries() {
-        for noise in [
+    fn a_run_is_decoded_whatever_else_the_body_contains() {
+        for fields in [
             r#""name":"\ud800""#,
             r#""\udc00":1"#,
             r#""x":{"\ud800":"\ud800"}"#,
@@ -314,24 +317,24 @@ mod tests {
             r#""task_instances":[[],[{}],"x",null,true]"#,
             r#""id":"first","state":"first""#,
         ] {
-            let noise = format!(r#"{{{noise},"id":"wf-1","state":"stopping"}}"#);
-            let run = said(noise.as_bytes()).run.unwrap_or_else(|| panic!("{noise}"));
-            assert_eq!((run.id.as_str(), run.state.as_str()), ("wf-1", "stopping"), "{noise}");
+            let body = format!(r#"{{{fields},"id":"wf-1","state":"stopping"}}"#);
+            let run = decode_body(body.as_bytes()).run.unwrap_or_else(|| panic!("{body}"));
+            assert_eq!((run.id.as_str(), run.state.as_str()), ("wf-1", "stopping"), "{body}");
         }
         for depth in [127, 128, 129, 100_000] {
             for (open, close) in [("[", "]"), (r#"{"x":"#, "}")] {
                 let nested = format!("{}1{}", open.repeat(depth), close.repeat(depth));
                 for key in ["x", "name", "status", "error", "task_instances", "warn_after_ms"] {
                     let body = format!(r#"{{"{key}":{nested},"id":"wf-1","state":"stopping"}}"#);
-                    assert!(said(body.as_bytes()).run.is_some(), "{key} {depth}");
+                    assert!(decode_body(body.as_bytes()).run.is_some(), "{key} {depth}");
                 }
             }
         }
     }
 
     #[test]
-    fn texts_are_repaired_and_escaped_control_characters_stay() {
-        let run = said(b"\xEF\xBB\xBF{\"id\":\"a\",\"state\":\"x\xff\x01\\ud800\\n\\u0000\"}").run.unwrap();
+    fn invalid_characters_are_replaced_and_escaped_control_characters_stay() {
+        let run = decode_body(b"\xEF\xBB\xBF{\"id\":\"a\",\"state\":\"x\xff\x01\\ud800\\n\\u0000\"}").run.unwrap();
         assert_eq!(run.state, "x\u{FFFD}\u{FFFD}\u{FFFD}\n\0");
     }
 
@@ -339,7 +342,7 @@ mod tests {
     fn a_number_out_of_range_is_absent_and_a_huge_integer_saturates() {
         let of = |number: &str| {
             let body = format!(r#"{{"id":"a","state":"b","warn_after_ms":{number}}}"#);
-            said(body.as_bytes()).run.unwrap().details.warn_after_ms
+            decode_body(body.as_bytes()).run.unwrap().details.warn_after_ms
         };
         assert_eq!(of("1e999"), None);
         assert_eq!(of(&"9".repeat(400)), None);
@@ -349,11 +352,11 @@ mod tests {
     }
 
     #[test]
-    fn a_message_is_only_a_text_and_an_id_of_the_request_falls_back_to_the_trace() {
-        let of = |body: Value| said(body.to_string().as_bytes());
+    fn a_message_is_a_text_and_the_request_id_falls_back_to_the_trace_id() {
+        let of = |body: Value| decode_body(body.to_string().as_bytes());
         assert_eq!(of(json!({"message": "m", "request_id": "r", "trace_id": "t"})).message.as_deref(), Some("m"));
-        for no_text in [json!(7), json!(["m"]), json!(null), json!({"message": "m"})] {
-            assert_eq!(of(json!({"message": no_text})).message, None);
+        for not_a_text in [json!(7), json!(["m"]), json!(null), json!({"message": "m"})] {
+            assert_eq!(of(json!({"message": not_a_text})).message, None);
         }
         let id = |body: Value| of(body).request_id;
         assert_eq!(id(json!({"request_id": "r", "trace_id": "t"})).as_deref(), Some("r"));
@@ -380,13 +383,13 @@ mod tests {
             ("1e999", None),
             ("18446744073709551615", None),
         ] {
-            assert_eq!(said(format!(r#"{{"status":{status}}}"#).as_bytes()).error_status, expected, "{status}");
+            assert_eq!(decode_body(format!(r#"{{"status":{status}}}"#).as_bytes()).error_status, expected, "{status}");
         }
-        assert_eq!(said(b"{}").error_status, None);
+        assert_eq!(decode_body(b"{}").error_status, None);
     }
 
     #[test]
-    fn only_an_error_that_is_a_text_is_one_of_oauth() {
+    fn only_an_error_that_is_a_text_is_an_oauth_error() {
         for (body, expected) in [
             (r#"{"error":"invalid_client"}"#, true),
             (r#"{"error":""}"#, true),
@@ -398,12 +401,12 @@ mod tests {
             (r#"{"error":"x","error":null}"#, false),
             ("{}", false),
         ] {
-            assert_eq!(said(body.as_bytes()).oauth_error, expected, "{body}");
+            assert_eq!(decode_body(body.as_bytes()).oauth_error, expected, "{body}");
         }
     }
 
     #[test]
-    fn a_body_is_blank_or_an_object_or_something_else() {
+    fn the_shape_of_a_body_is_empty_or_object_or_other() {
         for (body, shape) in [
             ("", Shape::Empty),
             (" \t\r\n", Shape::Empty),
@@ -416,7 +419,7 @@ mod tests {
             ("{", Shape::Other),
             ("{}{}", Shape::Other),
         ] {
-            assert_eq!(said(body.as_bytes()).shape, shape, "{body:?}");
+            assert_eq!(decode_body(body.as_bytes()).shape, shape, "{body:?}");
         }
     }
 
@@ -428,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_is_seconds_or_a_date_and_has_a_cap() {
+    fn retry_after_is_seconds_or_a_date_and_is_capped() {
         let now: Timestamp = "2026-11-25T02:00:00Z".parse().unwrap();
         let seconds = |header| retry_after(header, now).map(|wait| wait.as_secs());
         assert_eq!(seconds("7"), Some(7));
@@ -443,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_has_a_time_to_live() {
+    fn a_token_has_a_lifetime() {
         let token = |body: Value| access_token(body.to_string().as_bytes());
         assert_eq!(
             token(json!({"access_token": "t", "expires_in": 60.0})),
@@ -455,5 +458,64 @@ mod tests {
         assert_eq!(token(json!({"access_token": 7})), None);
         assert_eq!(token(json!({"access_token": "t".repeat(9000)})).unwrap().0.len(), 9000);
         assert_eq!(access_token(b"{\"access_token\":\"t\xff\"}"), None);
+    }
+
+    #[test]
+    fn every_documented_field_of_a_run_and_its_tasks_is_decoded() {
+        let error = json!({"attribution": "customer", "type": "core/cancel", "message": "stopped", "data": {"a": 1}});
+        let body = json!({
+            "id": "wf-1", "state": "stopping", "error": error, "name": "n", "type": "ty", "created_at": "ca",
+            "ended_at": "ea", "launched_version": "lv", "current_version": "cv", "principal_id": "pi",
+            "principal_name": "pn", "principal_email": "pe", "warn_after_ms": 5,
+            "task_instances": [{
+                "id": "wft-1", "run_id": "wf-1", "workflow_id": "w", "label": "l", "state": "failed",
+                "execution_type": "et", "task_definition_id": "tdi", "task_definition_type": "tdt", "tenant": "acme",
+                "timeout_ms": 7, "created_at": "ca", "state_changed_at": "sca", "ended_at": "ea", "error": error,
+            }],
+        });
+        let text = |text: &str| Some(text.to_owned());
+        let error = RunError {
+            attribution: text("customer"),
+            r#type: text("core/cancel"),
+            message: text("stopped"),
+            data: Some(json!({"a": 1})),
+        };
+        let task = TaskInstance {
+            id: text("wft-1"),
+            run_id: text("wf-1"),
+            workflow_id: text("w"),
+            label: text("l"),
+            state: text("failed"),
+            execution_type: text("et"),
+            task_definition_id: text("tdi"),
+            task_definition_type: text("tdt"),
+            tenant: text("acme"),
+            timeout_ms: Some(7),
+            created_at: text("ca"),
+            state_changed_at: text("sca"),
+            ended_at: text("ea"),
+            error: Some(error.clone()),
+        };
+        let details = RunDetails {
+            name: text("n"),
+            r#type: text("ty"),
+            created_at: text("ca"),
+            ended_at: text("ea"),
+            launched_version: text("lv"),
+            current_version: text("cv"),
+            principal_id: text("pi"),
+            principal_name: text("pn"),
+            principal_email: text("pe"),
+            warn_after_ms: Some(5),
+        };
+        let run = Run {
+            id: "wf-1".to_owned(),
+            state: "stopping".to_owned(),
+            error: Some(error),
+            tasks: Some(vec![task]),
+            tasks_omitted: 0,
+            details,
+        };
+        assert_eq!(decoded(&body), run);
     }
 }

@@ -1,11 +1,10 @@
-//! Owns where requests may go: base URL, `{tenant}`, the list of allowed hosts.
+//! Owns the URLs of requests: base URL, `{tenant}`, the list of allowed hosts.
 //! Never resolves a name or opens a connection.
 
 use thiserror::Error;
 use url::Url;
 
-/// The hosts that a resource or a Secret may name: exact names, or `*.` and a domain for every
-/// name below that domain.
+/// The hosts that a resource or a Secret may use: exact names, or `*.` and a domain for every name below that domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AllowedHosts(Vec<String>);
 
@@ -13,13 +12,13 @@ impl AllowedHosts {
     /// Parses a comma-separated list.
     ///
     /// # Errors
-    /// Where an entry is neither a host name nor `*.` and a domain.
+    /// If an entry is neither a host name nor `*.` and a domain.
     pub fn parse(list: &str) -> Result<Self, String> {
         let entries = list.split(',').map(str::trim).filter(|entry| !entry.is_empty());
         let checked = entries.map(|entry| {
             let name = entry.strip_prefix("*.").unwrap_or(entry);
-            let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
-            if name.is_empty() || !name.chars().all(plain) || name.starts_with('.') {
+            let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+            if name.is_empty() || !name.chars().all(is_allowed) || name.starts_with('.') {
                 return Err(format!("'{entry}' is not a host name such as app.amperity.com or *.amperity.com"));
             }
             Ok(entry.to_ascii_lowercase())
@@ -27,8 +26,8 @@ impl AllowedHosts {
         checked.collect::<Result<_, _>>().map(Self)
     }
 
-    /// True where the list has the host.
-    pub fn allow(&self, host: &str) -> bool {
+    /// Returns true if the list contains the host.
+    pub fn contains(&self, host: &str) -> bool {
         let host = host.to_ascii_lowercase();
         self.0.iter().any(|entry| match entry.strip_prefix('*') {
             Some(domain) => host.len() > domain.len() && host.ends_with(domain),
@@ -37,13 +36,13 @@ impl AllowedHosts {
     }
 }
 
-/// Why a URL is not used.
+/// The reason why a URL is not used.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum EndpointError {
-    /// Not a URL, or one with parts that have no place in a base URL.
+    /// Not a URL, or one with parts that a base URL must not have.
     #[error("'{0}' is not a usable URL: {1}")]
     Unusable(String, &'static str),
-    /// Only https may be used here.
+    /// The URL must be https and is not.
     #[error("'{0}' is not https")]
     NotHttps(String),
     /// The host is not on the list.
@@ -52,18 +51,21 @@ pub enum EndpointError {
 }
 
 impl EndpointError {
-    /// The same without the URL.
-    fn hidden(self) -> Self {
-        let hidden = "(hidden)".to_owned();
+    /// Removes the URL from the error.
+    fn redacted(self) -> Self {
+        let redacted = "(hidden)".to_owned();
         match self {
-            Self::Unusable(_, why) => Self::Unusable(hidden, why),
-            Self::NotHttps(_) => Self::NotHttps(hidden),
+            Self::Unusable(_, why) => Self::Unusable(redacted, why),
+            Self::NotHttps(_) => Self::NotHttps(redacted),
             Self::HostNotAllowed(host) => Self::HostNotAllowed(host),
         }
     }
 }
 
-/// Whose requests share one budget: one tenant at one scheme, host and port.
+/// The key of a budget: one tenant at one scheme, host and port.
+///
+/// <https://docs.amperity.com/api/rate_limits.html> does not say whether the limit applies to a tenant, an API key or
+/// an endpoint. So all requests for one tenant at one origin count together.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct BudgetKey {
     origin: String,
@@ -71,22 +73,22 @@ pub struct BudgetKey {
 }
 
 impl BudgetKey {
-    /// The tenant.
+    /// Returns the tenant.
     pub fn tenant(&self) -> &str {
         &self.tenant
     }
 }
 
-/// A checked base URL for one tenant.
+/// A checked base URL for one tenant, see <https://docs.amperity.com/api/base_url.html>.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     base: Url,
     tenant: String,
 }
 
-/// Puts the tenant into the base URL and checks the result.
+/// Inserts the tenant into the base URL and checks the result.
 fn parse(base: &str, tenant: &str) -> Result<Url, EndpointError> {
-    // A URL with a password in it is not repeated in a message.
+    // A message must not repeat a URL that contains a password.
     let shown = if base.contains('@') { "(hidden)" } else { base };
     let unusable = |why| EndpointError::Unusable(shown.to_owned(), why);
     if !tenant.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')) {
@@ -108,81 +110,83 @@ fn parse(base: &str, tenant: &str) -> Result<Url, EndpointError> {
     Ok(url)
 }
 
-/// Where the API is, as the administrator set it up, and which other hosts may be named.
+/// The base URL that the administrator configured, and the hosts that resources and Secrets may use instead.
 #[derive(Clone, Debug)]
 pub struct Endpoints {
     base: String,
-    allowed: AllowedHosts,
+    allowed_hosts: AllowedHosts,
 }
 
 impl Endpoints {
-    /// Checks the operator's own base URL, which may be http: it is the administrator's.
+    /// Checks the operator's base URL. It may be http, since the administrator sets it.
     ///
     /// # Errors
-    /// Where it is no usable base URL.
-    pub fn new(base: &str, allowed: AllowedHosts) -> Result<Self, EndpointError> {
+    /// If it is not a usable base URL.
+    pub fn new(base: &str, allowed_hosts: AllowedHosts) -> Result<Self, EndpointError> {
         parse(base, "tenant")?;
-        Ok(Self { base: base.to_owned(), allowed })
+        Ok(Self { base: base.to_owned(), allowed_hosts })
     }
 
-    /// The endpoint of a tenant: the operator's own, or the one that the resource names.
+    /// Returns the endpoint of a tenant: with the operator's base URL, or with the one of the resource.
     ///
     /// # Errors
-    /// Where the resource's URL is not usable, not https, or of a host that is not allowed.
-    pub fn of(&self, tenant: &str, named: Option<&str>) -> Result<Endpoint, EndpointError> {
-        let base = match named {
-            Some(named) => self.allowed(parse(named, tenant)?)?,
+    /// If the resource's URL is not usable, not https, or of a host that is not allowed.
+    pub fn of(&self, tenant: &str, base_url: Option<&str>) -> Result<Endpoint, EndpointError> {
+        let base = match base_url {
+            Some(url) => self.check_allowed(parse(url, tenant)?)?,
             None => parse(&self.base, tenant)?,
         };
         Ok(Endpoint { base, tenant: tenant.to_owned() })
     }
 
-    /// Checks the token URL of a Secret: https and allowed, or of the same origin as the endpoint.
+    /// Checks the token URL of a Secret: https and an allowed host, or the origin of the endpoint.
     ///
     /// # Errors
-    /// As for an endpoint.
-    /// Of the URL, which comes from a Secret, no more than its host stands in the error.
+    /// If the URL is not usable or not allowed. The error contains at most the host, since the URL comes from a Secret.
     pub fn token_url(&self, url: &str, endpoint: &Endpoint) -> Result<Url, EndpointError> {
-        let url = parse(url, &endpoint.tenant).map_err(EndpointError::hidden)?;
+        let url = parse(url, &endpoint.tenant).map_err(EndpointError::redacted)?;
         if url.origin() == endpoint.base.origin() {
             return Ok(url);
         }
-        self.allowed(url).map_err(EndpointError::hidden)
+        self.check_allowed(url).map_err(EndpointError::redacted)
     }
 
-    fn allowed(&self, url: Url) -> Result<Url, EndpointError> {
+    fn check_allowed(&self, url: Url) -> Result<Url, EndpointError> {
         if url.scheme() != "https" {
             return Err(EndpointError::NotHttps(url.into()));
         }
         let host = url.host_str().unwrap_or_default();
-        if self.allowed.allow(host) { Ok(url) } else { Err(EndpointError::HostNotAllowed(host.to_owned())) }
+        if self.allowed_hosts.contains(host) { Ok(url) } else { Err(EndpointError::HostNotAllowed(host.to_owned())) }
     }
 }
 
 impl Endpoint {
-    /// The tenant, as it goes into the header.
+    /// Returns the tenant, the value of the header `amperity-tenant`.
     pub fn tenant(&self) -> &str {
         &self.tenant
     }
 
-    /// Whose budget its requests use.
+    /// Returns the key of the budget for requests to this endpoint.
     pub fn budget_key(&self) -> BudgetKey {
         BudgetKey { origin: self.base.origin().ascii_serialization(), tenant: self.tenant.clone() }
     }
 
-    /// `POST {base}/workflow/runs/{id}/stop`.
+    /// Returns `{base}/workflow/runs/{id}/stop`, see
+    /// <https://docs.amperity.com/api/endpoint_post_workflows_stop.html>.
     pub fn stop_url(&self, run_id: &str) -> Url {
         self.below_base(&["workflow", "runs", run_id, "stop"])
     }
 
-    /// `GET {base}/workflow/runs/{id}?view=verbose`; only this view carries the tasks.
+    /// Returns `{base}/workflow/runs/{id}?view=verbose`; only this view has the tasks, see
+    /// <https://docs.amperity.com/api/endpoint_get_workflows_fetch.html>.
     pub fn run_url(&self, run_id: &str) -> Url {
         let mut url = self.below_base(&["workflow", "runs", run_id]);
         url.set_query(Some("view=verbose"));
         url
     }
 
-    /// The documented place of the token endpoint: `{scheme+host}/api/v0/oauth2/token`.
+    /// Returns the documented URL of the token endpoint, `{origin}/api/v0/oauth2/token`, see
+    /// <https://docs.amperity.com/api/authentication.html>.
     pub fn default_token_url(&self) -> Url {
         let mut url = self.base.clone();
         url.set_path("/api/v0/oauth2/token");
@@ -219,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_resource_names_only_https_and_only_allowed_hosts() {
+    fn the_url_of_a_resource_must_be_https_and_of_an_allowed_host() {
         let endpoints = endpoints("http://127.0.0.1:8080/api");
         assert!(endpoints.of("acme", None).is_ok(), "the administrator's own URL may be http");
         assert!(endpoints.of("acme", Some("https://app.amperity.com/api")).is_ok());
@@ -240,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_url_is_of_the_same_origin_or_allowed() {
+    fn a_token_url_must_be_of_the_same_origin_or_of_an_allowed_host() {
         let endpoints = endpoints("http://127.0.0.1:8080/api");
         let endpoint = endpoints.of("acme", None).unwrap();
         assert!(endpoints.token_url("http://127.0.0.1:8080/token", &endpoint).is_ok());
@@ -254,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tenant_at_another_port_has_another_budget() {
+    fn another_tenant_or_port_has_another_budget_and_another_path_has_not() {
         let of = |base: &str, tenant: &str| endpoints(base).of(tenant, None).unwrap().budget_key();
         assert_eq!(of("https://app.amperity.com/api", "a"), of("https://app.amperity.com:443/api/x", "a"));
         assert_ne!(of("https://app.amperity.com/api", "a"), of("https://app.amperity.com/api", "b"));
@@ -262,10 +266,31 @@ mod tests {
     }
 
     #[test]
-    fn a_list_of_hosts_is_checked() {
+    fn invalid_entries_in_the_list_of_allowed_hosts_are_rejected() {
         assert!(AllowedHosts::parse("*.amperity.com,localhost").is_ok());
         for list in ["https://x.org", "*", "a b", "*.", "x.org/y"] {
             assert!(AllowedHosts::parse(list).is_err(), "{list}");
+        }
+    }
+
+    #[test]
+    fn an_endpoint_and_its_budget_name_the_tenant() {
+        let endpoint = endpoints("https://app.amperity.com/api").of("acme", None).unwrap();
+        assert_eq!((endpoint.tenant(), endpoint.budget_key().tenant()), ("acme", "acme"));
+    }
+
+    #[test]
+    fn a_wildcard_matches_subdomains_and_not_an_empty_label() {
+        let hosts = AllowedHosts::parse("*.amperity.com").unwrap();
+        assert!(hosts.contains("app.amperity.com") && hosts.contains("A.B.Amperity.Com"));
+        assert!(!hosts.contains(".amperity.com") && !hosts.contains("amperity.com"));
+    }
+
+    #[test]
+    fn a_url_with_only_a_user_or_only_a_password_is_refused() {
+        for url in ["https://u@app.amperity.com", "https://:p@app.amperity.com"] {
+            let error = endpoints("https://app.amperity.com").of("acme", Some(url)).unwrap_err().to_string();
+            assert!(error.contains("user or password"), "{error}");
         }
     }
 }

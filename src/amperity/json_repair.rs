@@ -1,15 +1,15 @@
 //! Owns the repair of nearly valid JSON: replaces the characters and numbers that JSON, UTF-8 or a double do not allow.
-//! Never changes the structure: brackets, commas and colons stay as they are, even if wrong.
+//! Never changes the structure: brackets, commas and colons stay as they are, even if they are wrong.
 
 use std::{borrow::Cow, ops::Range, str};
 
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
-/// Replaces a character that is not allowed.
+/// The replacement of a character that is not allowed.
 const REPLACEMENT: &[u8] = "\u{FFFD}".as_bytes();
 
-/// The longest character of UTF-8 in bytes.
-const MAX_CHARACTER: usize = 4;
+/// The longest UTF-8 character, in bytes.
+const MAX_CHARACTER_BYTES: usize = 4;
 
 /// Returns the text without a byte order mark. In strings, each raw control character, lone surrogate, invalid UTF-8
 /// sequence and backslash without a known escape becomes U+FFFD. Each number out of a double's range becomes null.
@@ -35,7 +35,7 @@ pub fn repaired(json: &[u8]) -> Cow<'_, [u8]> {
 
 struct Repair<'a> {
     source: &'a [u8],
-    /// How much of the source is in `out`: nothing before the first change.
+    /// The part of the source that is in `out`, in bytes: 0 before the first change.
     copied: usize,
     out: Vec<u8>,
 }
@@ -46,7 +46,7 @@ impl Repair<'_> {
         self.copied = end;
     }
 
-    /// Replaces a range of the source; returns the range's end.
+    /// Replaces a range of the source. Returns the end of the range.
     fn replace(&mut self, range: Range<usize>, with: &[u8]) -> usize {
         self.copy_until(range.start);
         self.out.extend_from_slice(with);
@@ -54,7 +54,7 @@ impl Repair<'_> {
         range.end
     }
 
-    /// Reads the content of a string; returns the position after its end.
+    /// Repairs the content of a string. Returns the position after its end.
     fn string(&mut self, mut at: usize) -> usize {
         while let Some(byte) = self.source.get(at) {
             at = match byte {
@@ -62,12 +62,13 @@ impl Repair<'_> {
                 b'\\' => self.escape(at),
                 0x00..0x20 => self.replace(at..at + 1, REPLACEMENT),
                 0x20..0x80 => at + 1,
-                0x80.. => self.character(at),
+                0x80.. => self.non_ascii(at),
             };
         }
         at
     }
 
+    /// Repairs an escape sequence. Returns the position after it.
     fn escape(&mut self, at: usize) -> usize {
         match self.source.get(at + 1) {
             Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => at + 2,
@@ -81,7 +82,7 @@ impl Repair<'_> {
         }
     }
 
-    /// The UTF-16 code unit that an escape such as `\u00e9` stands for.
+    /// Returns the UTF-16 code unit of an escape such as `\u00e9`.
     fn code_unit(&self, at: usize) -> Option<u16> {
         let digits = self.source.get(at..at + 6)?.strip_prefix(b"\\u")?;
         // `from_str_radix` would accept a sign.
@@ -89,17 +90,18 @@ impl Repair<'_> {
         u16::from_str_radix(digits, 16).ok()
     }
 
-    /// A character that is not ASCII.
-    fn character(&mut self, at: usize) -> usize {
+    /// Repairs a character that is not ASCII. Returns the position after it.
+    fn non_ascii(&mut self, at: usize) -> usize {
         let rest = &self.source[at..];
-        let few = &rest[..rest.len().min(MAX_CHARACTER)];
-        let chunk = few.utf8_chunks().next();
+        let prefix = &rest[..rest.len().min(MAX_CHARACTER_BYTES)];
+        let chunk = prefix.utf8_chunks().next();
         match chunk.as_ref().and_then(|chunk| chunk.valid().chars().next()) {
             Some(character) => at + character.len_utf8(),
             None => self.replace(at..at + chunk.map_or(1, |chunk| chunk.invalid().len()), REPLACEMENT),
         }
     }
 
+    /// Replaces a number if it is out of the range of a double. Returns the position after it.
     fn number(&mut self, at: usize) -> usize {
         let is_part = |b: &u8| matches!(b, b'0'..=b'9' | b'+' | b'-' | b'.' | b'e' | b'E');
         let length = self.source[at..].iter().take_while(|b| is_part(b)).count();
@@ -175,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn invalid_bytes_are_replaced_as_the_standard_library_does() {
+    fn invalid_utf8_is_replaced_as_the_standard_library_does() {
         for bytes in [
             &b"\xff"[..],
             b"a\xc3",
@@ -193,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_out_of_range_are_null_and_others_stay() {
+    fn numbers_out_of_range_become_null_and_others_stay() {
         let digits = "9".repeat(400);
         let json = format!(r#"[1e999,-1E+999,{digits},1e-999,0.{digits},1e,"1e999",308]"#);
         assert_eq!(text(json.as_bytes()), format!(r#"[null,null,null,1e-999,0.{digits},1e,"1e999",308]"#));

@@ -1,8 +1,8 @@
 //! Owns tolerant JSON decoding: an object is decoded field by field into bounded types.
-//! Never knows what a field means, and never allocates memory for a value that is not wanted.
+//! Never knows what a field means, and never allocates memory for a value that is skipped.
 //!
-//! `json_repair` first replaces what JSON forbids in strings and numbers. `serde_json` skips unwanted values without
-//! recursion, so that their depth has no limit.
+//! `json_repair` first replaces what JSON forbids in strings and numbers. `serde_json` skips values without recursion,
+//! so that their depth has no limit.
 
 use std::marker::PhantomData;
 
@@ -12,79 +12,82 @@ use serde_json::{Map, Number, Value};
 use crate::amperity::json_repair::repaired;
 use crate::amperity::run::{cut, stored_bytes};
 
-/// Up to here a double holds every integer exactly.
+/// Below this a double represents every integer exactly.
 const MAX_EXACT_INTEGER: f64 = 9_007_199_254_740_992.0;
 
 /// A type that is filled from the fields of an object.
 pub trait Fields: Default {
-    /// Decodes the value of the field `key`: takes exactly one value from `map`. Called again for a duplicate key, so that
-    /// the last value wins.
+    /// Decodes the value of the field `key`: takes exactly one value from `map`. Called again for a duplicate key, so
+    /// that the last value wins.
     ///
     /// # Errors
-    /// Where the text is no JSON.
-    fn field<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error>;
+    /// If the text is not JSON.
+    fn decode_field<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error>;
 }
 
-/// Decodes a JSON object. `None` where the text is anything else.
+/// Decodes a JSON object. Returns `None` if the text is anything else.
 pub fn object<T: Fields>(json: &[u8]) -> Option<T> {
     let json = repaired(json);
     let mut deserializer = serde_json::Deserializer::from_slice(&json);
-    let found = Lenient(Object(PhantomData)).deserialize(&mut deserializer).ok()?;
+    let decoded = VisitorAdapter(Object(PhantomData)).deserialize(&mut deserializer).ok()?;
     deserializer.end().ok()?;
-    found
+    decoded
 }
 
 /// Decodes the next value of an object.
-pub fn value<'de, A: MapAccess<'de>, W: Wanted>(map: &mut A, wanted: W) -> Result<W::Value, A::Error> {
-    map.next_value_seed(Lenient(wanted))
+pub fn value<'de, A: MapAccess<'de>, V: LenientVisitor>(map: &mut A, visitor: V) -> Result<V::Value, A::Error> {
+    map.next_value_seed(VisitorAdapter(visitor))
 }
 
-/// Decodes the next item of an array. `None` at its end.
-pub fn item<'de, A: SeqAccess<'de>, W: Wanted>(items: &mut A, wanted: W) -> Result<Option<W::Value>, A::Error> {
-    items.next_element_seed(Lenient(wanted))
+/// Decodes the next item of an array. Returns `None` at its end.
+pub fn item<'de, A: SeqAccess<'de>, V: LenientVisitor>(
+    items: &mut A,
+    visitor: V,
+) -> Result<Option<V::Value>, A::Error> {
+    items.next_element_seed(VisitorAdapter(visitor))
 }
 
-/// Skips a value, however deep it is.
+/// Skips a value of any depth.
 pub fn skip<'de, A: MapAccess<'de>>(map: &mut A) -> Result<(), A::Error> {
     map.next_value::<IgnoredAny>().map(drop)
 }
 
-/// A value of one of several JSON types. All others count as absent.
-pub trait Wanted: Sized {
+/// A visitor of a JSON value that accepts some types and treats all others as absent.
+pub trait LenientVisitor: Sized {
     /// The decoded type.
     type Value;
 
-    /// Returns what null and every unwanted type are decoded to.
+    /// Returns the value for null and for every type that is not accepted.
     fn absent(self) -> Self::Value;
 
-    /// Takes a boolean.
+    /// Decodes a boolean.
     fn boolean(self, _: bool) -> Self::Value {
         self.absent()
     }
 
-    /// Takes a number.
+    /// Decodes a number.
     fn number(self, _: Number) -> Self::Value {
         self.absent()
     }
 
-    /// Takes a text.
+    /// Decodes a text.
     fn text(self, _: &str) -> Self::Value {
         self.absent()
     }
 
-    /// Takes an array.
+    /// Decodes an array.
     ///
     /// # Errors
-    /// Where the text is no JSON.
+    /// If the text is not JSON.
     fn array<'de, A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
         skip_items(&mut items)?;
         Ok(self.absent())
     }
 
-    /// Takes an object.
+    /// Decodes an object.
     ///
     /// # Errors
-    /// Where the text is no JSON.
+    /// If the text is not JSON.
     fn object<'de, A: MapAccess<'de>>(self, mut fields: A) -> Result<Self::Value, A::Error> {
         skip_fields(&mut fields)?;
         Ok(self.absent())
@@ -94,7 +97,7 @@ pub trait Wanted: Sized {
 /// A text, cut at `MAX_TEXT_BYTES`.
 pub struct Text;
 
-impl Wanted for Text {
+impl LenientVisitor for Text {
     type Value = Option<String>;
 
     fn absent(self) -> Self::Value {
@@ -106,10 +109,10 @@ impl Wanted for Text {
     }
 }
 
-/// A text as [`Text`]; a number is taken as its digits.
+/// A text as [`Text`], or the digits of a number.
 pub struct TextOrNumber;
 
-impl Wanted for TextOrNumber {
+impl LenientVisitor for TextOrNumber {
     type Value = Option<String>;
 
     fn absent(self) -> Self::Value {
@@ -128,7 +131,7 @@ impl Wanted for TextOrNumber {
 /// A text of any length.
 pub struct WholeText;
 
-impl Wanted for WholeText {
+impl LenientVisitor for WholeText {
     type Value = Option<String>;
 
     fn absent(self) -> Self::Value {
@@ -143,7 +146,7 @@ impl Wanted for WholeText {
 /// A number.
 pub struct AnyNumber;
 
-impl Wanted for AnyNumber {
+impl LenientVisitor for AnyNumber {
     type Value = Option<Number>;
 
     fn absent(self) -> Self::Value {
@@ -158,7 +161,7 @@ impl Wanted for AnyNumber {
 /// An object.
 pub struct Object<T>(pub PhantomData<T>);
 
-impl<T: Fields> Wanted for Object<T> {
+impl<T: Fields> LenientVisitor for Object<T> {
     type Value = Option<T>;
 
     fn absent(self) -> Self::Value {
@@ -168,16 +171,17 @@ impl<T: Fields> Wanted for Object<T> {
     fn object<'de, A: MapAccess<'de>>(self, mut fields: A) -> Result<Self::Value, A::Error> {
         let mut object = T::default();
         while let Some(key) = fields.next_key::<String>()? {
-            object.field(&key, &mut fields)?;
+            object.decode_field(&key, &mut fields)?;
         }
         Ok(Some(object))
     }
 }
 
-/// An array of objects: each `T` goes into the collection `C` as soon as it is decoded. Items of other types are skipped.
+/// An array of objects: each `T` is added to the collection `C` as soon as it is decoded. Items of other types are
+/// skipped.
 pub struct Objects<T, C>(pub PhantomData<(T, C)>);
 
-impl<T: Fields, C: Default + Extend<T>> Wanted for Objects<T, C> {
+impl<T: Fields, C: Default + Extend<T>> LenientVisitor for Objects<T, C> {
     type Value = Option<C>;
 
     fn absent(self) -> Self::Value {
@@ -193,15 +197,15 @@ impl<T: Fields, C: Default + Extend<T>> Wanted for Objects<T, C> {
     }
 }
 
-/// Any JSON that fits into bounds; `None` where it does not, and for null.
+/// Any JSON within bounds; `None` if it exceeds them, and for null.
 pub struct Bounded {
-    /// The largest size in bytes, as [`stored_bytes`] counts them. Duplicate keys count, too.
+    /// The largest size in bytes, as [`stored_bytes`] counts them. Duplicate keys count as well.
     pub bytes: usize,
-    /// How many arrays and objects may be nested.
+    /// The largest depth of nested arrays and objects.
     pub depth: usize,
 }
 
-impl Wanted for Bounded {
+impl LenientVisitor for Bounded {
     type Value = Option<Value>;
 
     fn absent(self) -> Self::Value {
@@ -209,57 +213,57 @@ impl Wanted for Bounded {
     }
 
     fn boolean(mut self, value: bool) -> Self::Value {
-        self.part().boolean(value)
+        self.as_part().boolean(value)
     }
 
     fn number(mut self, number: Number) -> Self::Value {
-        self.part().number(number)
+        self.as_part().number(number)
     }
 
     fn text(mut self, text: &str) -> Self::Value {
-        self.part().text(text)
+        self.as_part().text(text)
     }
 
     fn array<'de, A: SeqAccess<'de>>(mut self, items: A) -> Result<Self::Value, A::Error> {
-        self.part().array(items)
+        self.as_part().array(items)
     }
 
     fn object<'de, A: MapAccess<'de>>(mut self, fields: A) -> Result<Self::Value, A::Error> {
-        self.part().object(fields)
+        self.as_part().object(fields)
     }
 }
 
 impl Bounded {
-    fn part(&mut self) -> Part<'_> {
-        Part { left: &mut self.bytes, depth: self.depth }
+    fn as_part(&mut self) -> BoundedPart<'_> {
+        BoundedPart { bytes_left: &mut self.bytes, depth: self.depth }
     }
 }
 
-/// One value inside of a [`Bounded`] one. `None` where it does not fit, and then the whole does not.
-struct Part<'a> {
-    left: &'a mut usize,
+/// A value inside of a [`Bounded`] one. `None` if it does not fit; then the whole does not fit either.
+struct BoundedPart<'a> {
+    bytes_left: &'a mut usize,
     depth: usize,
 }
 
-impl Part<'_> {
-    fn inner(&mut self) -> Part<'_> {
-        Part { left: self.left, depth: self.depth - 1 }
+impl BoundedPart<'_> {
+    fn inner(&mut self) -> BoundedPart<'_> {
+        BoundedPart { bytes_left: self.bytes_left, depth: self.depth - 1 }
     }
 
     #[must_use]
-    fn take(&mut self, bytes: usize) -> Option<()> {
-        *self.left = self.left.checked_sub(bytes)?;
+    fn reserve(&mut self, bytes: usize) -> Option<()> {
+        *self.bytes_left = self.bytes_left.checked_sub(bytes)?;
         Some(())
     }
 
     fn scalar(mut self, value: impl Into<Value>) -> Option<Value> {
         let value = value.into();
-        self.take(stored_bytes(&value))?;
+        self.reserve(stored_bytes(&value))?;
         Some(value)
     }
 }
 
-impl Wanted for Part<'_> {
+impl LenientVisitor for BoundedPart<'_> {
     type Value = Option<Value>;
 
     fn absent(self) -> Self::Value {
@@ -275,17 +279,17 @@ impl Wanted for Part<'_> {
     }
 
     fn text(self, text: &str) -> Self::Value {
-        // A text that is larger even without quotes and escapes is not copied.
-        if *self.left < text.len() { None } else { self.scalar(text) }
+        // A text that is too large even without quotes and escapes is not copied.
+        if *self.bytes_left < text.len() { None } else { self.scalar(text) }
     }
 
     fn array<'de, A: SeqAccess<'de>>(mut self, mut items: A) -> Result<Self::Value, A::Error> {
         let mut array = vec![];
-        let mut fits = self.depth != 0 && self.take("[]".len()).is_some();
+        let mut fits = self.depth != 0 && self.reserve("[]".len()).is_some();
         while fits {
             let Some(next) = item(&mut items, self.inner())? else { return Ok(Some(array.into())) };
             let comma = if array.is_empty() { 0 } else { ",".len() };
-            match next.filter(|_| self.take(comma).is_some()) {
+            match next.filter(|_| self.reserve(comma).is_some()) {
                 Some(next) => array.push(next),
                 None => fits = false,
             }
@@ -296,12 +300,12 @@ impl Wanted for Part<'_> {
 
     fn object<'de, A: MapAccess<'de>>(mut self, mut fields: A) -> Result<Self::Value, A::Error> {
         let mut object = Map::new();
-        let mut fits = self.depth != 0 && self.take("{}".len()).is_some();
+        let mut fits = self.depth != 0 && self.reserve("{}".len()).is_some();
         while fits {
             let Some(key) = fields.next_key::<String>()? else { return Ok(Some(object.into())) };
             let comma = if object.is_empty() { 0 } else { ",".len() };
             let inner = value(&mut fields, self.inner())?;
-            match inner.filter(|_| self.take(stored_bytes(&key) + ":".len() + comma).is_some()) {
+            match inner.filter(|_| self.reserve(stored_bytes(&key) + ":".len() + comma).is_some()) {
                 Some(inner) => drop(object.insert(key, inner)),
                 None => fits = false,
             }
@@ -311,7 +315,8 @@ impl Wanted for Part<'_> {
     }
 }
 
-/// The number as the API server returns it, which stores 1.0 as 1: the stored status then equals that of the next answer.
+/// Returns the number as the API server stores it, which turns 1.0 into 1. So the stored status equals the one that the
+/// next, equal answer gives.
 fn as_stored(number: Number) -> Number {
     match number.as_f64().filter(|double| number.is_f64() && double.fract() == 0.0) {
         Some(double) if double.abs() < MAX_EXACT_INTEGER => Number::from(double as i64),
@@ -319,7 +324,7 @@ fn as_stored(number: Number) -> Number {
     }
 }
 
-/// Skips the items that are left.
+/// Skips the remaining items.
 pub fn skip_items<'de, A: SeqAccess<'de>>(items: &mut A) -> Result<(), A::Error> {
     while items.next_element::<IgnoredAny>()?.is_some() {}
     Ok(())
@@ -330,19 +335,19 @@ fn skip_fields<'de, A: MapAccess<'de>>(fields: &mut A) -> Result<(), A::Error> {
     Ok(())
 }
 
-/// Connects a [`Wanted`] to serde.
-struct Lenient<W>(W);
+/// Adapts a [`LenientVisitor`] to serde.
+struct VisitorAdapter<V>(V);
 
-impl<'de, W: Wanted> DeserializeSeed<'de> for Lenient<W> {
-    type Value = W::Value;
+impl<'de, V: LenientVisitor> DeserializeSeed<'de> for VisitorAdapter<V> {
+    type Value = V::Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de, W: Wanted> Visitor<'de> for Lenient<W> {
-    type Value = W::Value;
+impl<'de, V: LenientVisitor> Visitor<'de> for VisitorAdapter<V> {
+    type Value = V::Value;
 
     fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.write_str("any JSON")
@@ -389,7 +394,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    /// Takes `data` with bounds and `name`, and skips all others.
+    /// Decodes `data` with bounds and `name`, and skips all other fields.
     #[derive(Default)]
     struct Sample {
         data: Option<Value>,
@@ -400,7 +405,7 @@ mod tests {
     const DEPTH: usize = 3;
 
     impl Fields for Sample {
-        fn field<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
+        fn decode_field<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
             match key {
                 "data" => self.data = value(map, Bounded { bytes: BYTES, depth: DEPTH })?,
                 "name" => self.name = value(map, Text)?,
@@ -412,12 +417,12 @@ mod tests {
 
     fn data(json: &str) -> Option<Value> {
         let sample: Sample = object(format!(r#"{{"data":{json},"name":"after"}}"#).as_bytes()).unwrap();
-        assert_eq!(sample.name.as_deref(), Some("after"), "the fields after it are read: {json}");
+        assert_eq!(sample.name.as_deref(), Some("after"), "the fields after `data` are decoded: {json}");
         sample.data
     }
 
     #[test]
-    fn only_a_whole_object_is_an_object() {
+    fn only_a_complete_object_is_decoded() {
         for json in ["", "[]", "1", "null", "{", "{\"name\":", "{} x", "{\"a\":1e}", "<html>"] {
             assert!(object::<Sample>(json.as_bytes()).is_none(), "{json}");
         }
@@ -425,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn data_that_is_as_deep_as_allowed_is_kept_and_deeper_data_is_left_out() {
+    fn data_of_the_largest_depth_is_kept_and_deeper_data_is_left_out() {
         assert_eq!(data(r#"[[["x"], {"k": [1]}]]"#), None);
         assert_eq!(data(r#"[[["x"], {"k": 1}]]"#), Some(json!([[["x"], {"k": 1}]])));
         assert_eq!(data(&format!("{}{}", "[".repeat(100_000), "]".repeat(100_000))), None);
@@ -433,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn data_that_is_as_large_as_allowed_is_kept_and_larger_data_is_left_out() {
+    fn data_of_the_largest_size_is_kept_and_larger_data_is_left_out() {
         for shape in [
             |pad: &str| json!(pad),
             |pad: &str| json!([pad, null, true, 1.5, -7]),
@@ -459,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_in_data_is_as_the_api_server_returns_it() {
+    fn a_number_in_data_equals_the_one_that_the_api_server_stores() {
         assert_eq!(data("[1.0, -0.0, 1e3, 1.5, 18446744073709551615]"), Some(json!([1, 0, 1000, 1.5, u64::MAX])));
         assert_eq!(data("1e300"), Some(json!(1e300)));
         assert_eq!(data("[1e999]"), Some(json!([null])));

@@ -1,5 +1,6 @@
-//! Owns the Amperity API as the operator sees it: requests, answers, credentials and the rate limit.
-//! Never knows Kubernetes or a status.
+//! Owns the client side of the Amperity API: requests, answers, credentials and the rate limit. The API is described in
+//! <https://docs.amperity.com/api/>.
+//! Never uses Kubernetes or a `WorkflowRunStop`.
 
 pub mod adaptive_rate;
 pub mod answer;
@@ -14,4 +15,5 @@ pub mod purpose;
 pub mod reply;
 pub mod request_metrics;
 pub mod run;
+pub mod tenant_budget;
 pub mod transport;

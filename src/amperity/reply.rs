@@ -1,59 +1,59 @@
-//! Owns one HTTP answer of the API: decoded, not judged.
+//! Owns one HTTP response of the API, decoded but not classified.
 //! Never compares a status code.
 
 use std::time::Duration;
 
 use crate::amperity::run::Run;
 
-/// What the body of an answer says.
+/// The decoded body of a response.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Body {
-    /// The run, where the body is one.
+    /// The run, if the body is one.
     pub run: Option<Run>,
-    /// The message, where the body carries one.
+    /// The text in `message`.
     pub message: Option<String>,
-    /// The API's id of the request: its `request_id`, or else its `trace_id`.
+    /// The id that Amperity's support asks for: the `request_id`, or else the `trace_id`.
     pub request_id: Option<String>,
-    /// The integer `status` of an error object.
+    /// The integer in `status`. An error object repeats the HTTP status there.
     pub error_status: Option<u16>,
-    /// True where the body is an object with a string `error`, the error object of OAuth 2.
+    /// True if the body is an object with a string `error`: the error object of OAuth 2.
     pub oauth_error: bool,
-    /// What kind of body it is.
+    /// The kind of the body.
     pub shape: Shape,
 }
 
-/// What kind of body an answer has.
+/// The kind of a body.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Shape {
-    /// HTML, text, or JSON that is no object.
+    /// HTML, text, or JSON that is not an object.
     #[default]
     Other,
-    /// Nothing, or white space.
+    /// No bytes, or only white space.
     Empty,
     /// A JSON object.
     Object,
 }
 
-/// One HTTP answer, decoded but not judged.
+/// One HTTP response, decoded but not classified.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Reply {
     /// The HTTP status code.
     pub status: u16,
-    /// What the body says.
+    /// The decoded body.
     pub body: Body,
-    /// The time to wait that `Retry-After` asks for.
+    /// The wait that `Retry-After` asks for.
     pub retry_after: Option<Duration>,
-    /// Scheme and host that a redirect points to.
+    /// Scheme and host of the target of a redirect.
     pub location: Option<String>,
 }
 
-/// Why there is no answer.
+/// The reason why there is no response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// The request was not sent: no connection could be made.
+    /// The request was not sent: the connection could not be established.
     NotSent(String),
-    /// The request was not sent: the right to send it ended before it could be written.
+    /// The request was not sent: its fence closed before it could be written.
     TooLate,
-    /// The request was or may have been sent, and no whole answer came.
+    /// The request was or may have been sent, and no complete response came.
     NoAnswer(String),
 }

@@ -1,48 +1,50 @@
-//! Owns a run as an answer described it, cut to what fits into a status.
-//! Never adds anything to what was returned.
+//! Owns a run as a response describes it, cut to what fits into a status.
+//! Never adds anything to what the API returned.
 
 use serde::Serialize;
 use workflow_run_stop_api::workflow_run::{RunDetails, RunError, TaskInstance};
 
-/// A run as one answer described it.
+/// A run as one response describes it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Run {
     /// The run's id.
     pub id: String,
     /// The run's state as received.
     pub state: String,
-    /// The run's error, where one came along.
+    /// The run's error, if the response has one. A stopped run has one as well, see
+    /// <https://docs.amperity.com/api/endpoint_get_workflows_fetch.html>.
     pub error: Option<RunError>,
-    /// The run's tasks, as far as they fit into the status; `None` where the answer did not speak of them.
+    /// The run's tasks, as far as they fit into the status; `None` if the response has no `task_instances`.
     pub tasks: Option<Vec<TaskInstance>>,
-    /// How many tasks were left out of `tasks`.
+    /// The number of tasks that were left out of `tasks`.
     pub tasks_omitted: usize,
-    /// The rest.
+    /// The other fields.
     pub details: RunDetails,
 }
 
-/// How many bytes a run's tasks may have, as [`stored_bytes`] counts them. The rest of the status has about 25 texts of at
+/// The largest size of a run's tasks, as [`stored_bytes`] counts it. The rest of the status has about 25 texts of at
 /// most [`MAX_TEXT_BYTES`] and one `data`, so that the whole stays under 512 KiB.
 const MAX_TASKS_BYTES: usize = 400 * 1024;
 
-/// The largest `data` of one error, as [`stored_bytes`] counts it; a larger one is left out.
+/// The largest size of the `data` of one error, as [`stored_bytes`] counts it; larger data is left out.
 pub const MAX_DATA_BYTES: usize = 16 * 1024;
 
-/// How many arrays and objects may be nested in the `data` of one error; deeper data is left out. A client that lists the
-/// resource decodes at most 128 levels, those around `data` included.
+/// The largest depth of nested arrays and objects in the `data` of one error; deeper data is left out. A client that
+/// lists the resource decodes at most 128 levels, including those around `data`.
 pub const MAX_DATA_DEPTH: usize = 32;
 
-/// The longest text of one field, as [`stored_bytes`] counts it but without quotes; a longer one is cut.
+/// The longest text of one field, as [`stored_bytes`] counts it without the quotes; a longer one is cut.
 pub const MAX_TEXT_BYTES: usize = 4096;
 
-/// The size of a value in bytes as the API server stores it: as JSON in which Go escapes `<`, `>`, `&`, U+2028 and U+2029.
+/// Returns the size of a value in bytes as the API server stores it: as JSON in which Go escapes `<`, `>`, `&`, U+2028
+/// and U+2029.
 pub fn stored_bytes(value: &(impl Serialize + ?Sized)) -> usize {
     let size = |c| if matches!(c, '"' | '\\') { 1 } else { escaped_bytes(c) };
-    // Text, and maps with texts as keys, can always be written.
+    // Serializing texts, and maps with texts as keys, does not fail.
     serde_json::to_string(value).map_or(usize::MAX, |json| json.chars().map(size).sum())
 }
 
-/// The size of one character of a text in bytes, as the API server stores it.
+/// Returns the size of one character of a text in bytes, as the API server stores it.
 fn escaped_bytes(c: char) -> usize {
     match c {
         '"' | '\\' | '\n' | '\r' | '\t' | '\u{8}' | '\u{c}' => 2,
@@ -51,58 +53,59 @@ fn escaped_bytes(c: char) -> usize {
     }
 }
 
-/// Cuts a text at [`MAX_TEXT_BYTES`], between characters; then it ends with `…`.
+/// Cuts a text at [`MAX_TEXT_BYTES`], between characters, and appends `…` if it was longer.
 pub fn cut(text: &str) -> String {
     let mut size = 0;
-    let mut too_much = text.char_indices().skip_while(|(_, c)| {
+    let mut excess = text.char_indices().skip_while(|(_, c)| {
         size += escaped_bytes(*c);
         size <= MAX_TEXT_BYTES
     });
-    match too_much.next() {
+    match excess.next() {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),
     }
 }
 
-/// The least that a task counts for, so that many tiny tasks do not take much memory.
+/// The smallest size that a task counts with, so that many tiny tasks do not take much memory.
 const MIN_TASK_BYTES: usize = 128;
 
 /// Selects the tasks that fit into the status while they are decoded, so that only these are held in memory.
 ///
-/// Tasks are kept until the next one does not fit, the unsuccessful and the unended first, in the order received.
+/// Failed and unfinished tasks take precedence over successful ones. Of each kind, tasks are kept in the order received
+/// until one does not fit.
 #[derive(Default)]
 pub struct TaskSelection {
-    needed: Fitting,
-    well_ended: Fitting,
+    important: BoundedTasks,
+    successful: BoundedTasks,
     total: usize,
 }
 
-/// Tasks with their places among all.
+/// Tasks with their indexes among all tasks.
 #[derive(Default)]
-struct Fitting {
+struct BoundedTasks {
     tasks: Vec<(usize, TaskInstance)>,
     sizes: Vec<usize>,
     bytes: usize,
-    /// Set when a task did not fit; no later one is kept.
+    /// True once a task did not fit; no later one is kept.
     full: bool,
 }
 
-impl Fitting {
-    fn push(&mut self, place: usize, task: TaskInstance, room: usize) {
+impl BoundedTasks {
+    fn push(&mut self, index: usize, task: TaskInstance, limit: usize) {
         if self.full {
             return;
         }
         let size = stored_bytes(&task).saturating_add(1).max(MIN_TASK_BYTES);
-        self.full = room < self.bytes.saturating_add(size);
+        self.full = limit < self.bytes.saturating_add(size);
         if !self.full {
-            self.tasks.push((place, task));
+            self.tasks.push((index, task));
             self.sizes.push(size);
             self.bytes += size;
         }
     }
 
-    fn shrink(&mut self, room: usize) {
-        while room < self.bytes {
+    fn shrink(&mut self, limit: usize) {
+        while limit < self.bytes {
             self.full = true;
             self.tasks.pop();
             self.bytes -= self.sizes.pop().unwrap_or(self.bytes);
@@ -111,11 +114,11 @@ impl Fitting {
 }
 
 impl TaskSelection {
-    /// Returns the kept tasks and how many were left out.
+    /// Returns the kept tasks and the number of those left out.
     pub fn finish(self) -> (Vec<TaskInstance>, usize) {
-        let mut kept = self.needed.tasks;
-        kept.extend(self.well_ended.tasks);
-        kept.sort_by_key(|(place, _)| *place);
+        let mut kept = self.important.tasks;
+        kept.extend(self.successful.tasks);
+        kept.sort_by_key(|(index, _)| *index);
         let omitted = self.total - kept.len();
         (kept.into_iter().map(|(_, task)| task).collect(), omitted)
     }
@@ -126,12 +129,12 @@ impl Extend<TaskInstance> for TaskSelection {
         for task in tasks {
             let state = task.state.as_deref().unwrap_or_default();
             if matches!(state.to_lowercase().as_str(), "succeeded" | "skipped") {
-                self.well_ended.push(self.total, task, MAX_TASKS_BYTES - self.needed.bytes);
+                self.successful.push(self.total, task, MAX_TASKS_BYTES - self.important.bytes);
             } else {
-                self.needed.push(self.total, task, MAX_TASKS_BYTES);
-                let room = if self.needed.full { 0 } else { MAX_TASKS_BYTES - self.needed.bytes };
-                self.well_ended.full |= self.needed.full;
-                self.well_ended.shrink(room);
+                self.important.push(self.total, task, MAX_TASKS_BYTES);
+                let limit = if self.important.full { 0 } else { MAX_TASKS_BYTES - self.important.bytes };
+                self.successful.full |= self.important.full;
+                self.successful.shrink(limit);
             }
             self.total += 1;
         }
@@ -142,7 +145,7 @@ impl Extend<TaskInstance> for TaskSelection {
 mod tests {
     use super::*;
 
-    /// Returns the tasks that fit into the status, and how many do not.
+    /// Returns the tasks that fit into the status, and the number of those that do not.
     fn fit_tasks(tasks: Vec<TaskInstance>) -> (Vec<TaskInstance>, usize) {
         let mut selection = TaskSelection::default();
         selection.extend(tasks);
@@ -150,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn of_too_many_tasks_the_unsuccessful_and_unended_stay() {
+    fn of_too_many_tasks_the_failed_and_unfinished_ones_are_kept() {
         let task = |index: usize| TaskInstance {
             id: Some(format!("wft-{index}")),
             label: Some("x".repeat(200)),
@@ -167,28 +170,29 @@ mod tests {
         let (kept, omitted) = fit_tasks((0..5000).map(task).collect());
         assert_eq!(kept.len() + omitted, 5000);
         assert!(0 < omitted);
-        let unwell = kept.iter().filter(|task| task.state.as_deref() != Some("succeeded")).count();
-        assert_eq!(unwell, 100);
+        let important = kept.iter().filter(|task| task.state.as_deref() != Some("succeeded")).count();
+        assert_eq!(important, 100);
         assert!(serde_json::to_vec(&kept).unwrap().len() <= MAX_TASKS_BYTES);
         assert!(kept.is_sorted_by_key(|task| task.id.as_ref().unwrap()[4..].parse::<usize>().unwrap()));
     }
+
     #[test]
-    fn tasks_that_are_added_one_by_one_are_chosen_as_if_all_were_known() {
-        // The rule in its plain form: the needed ones first, until one does not fit.
+    fn tasks_that_are_added_one_by_one_are_selected_as_if_all_were_known() {
+        // The rule for all tasks at once: the important ones first, until one does not fit.
         let expected = |tasks: &[TaskInstance]| {
-            let is_well = |place: &usize| tasks[*place].state.as_deref() == Some("Succeeded");
-            let (well, needed): (Vec<usize>, Vec<usize>) = (0..tasks.len()).partition(is_well);
+            let is_successful = |index: &usize| tasks[*index].state.as_deref() == Some("Succeeded");
+            let (successful, important): (Vec<usize>, Vec<usize>) = (0..tasks.len()).partition(is_successful);
             let mut left = MAX_TASKS_BYTES;
-            let fits = |place: &usize| {
-                let rest = left.checked_sub((stored_bytes(&tasks[*place]) + 1).max(MIN_TASK_BYTES));
+            let fits = |index: &usize| {
+                let rest = left.checked_sub((stored_bytes(&tasks[*index]) + 1).max(MIN_TASK_BYTES));
                 left = rest.unwrap_or(left);
                 rest.is_some()
             };
-            let mut kept: Vec<usize> = needed.into_iter().chain(well).take_while(fits).collect();
+            let mut kept: Vec<usize> = important.into_iter().chain(successful).take_while(fits).collect();
             kept.sort_unstable();
-            kept.into_iter().map(|place| tasks[place].clone()).collect::<Vec<_>>()
+            kept.into_iter().map(|index| tasks[index].clone()).collect::<Vec<_>>()
         };
-        for (seed, count, largest, needed) in [
+        for (seed, count, largest, important_tenths) in [
             (1, 400, 9000, 2),
             (2, 400, 9000, 9),
             (3, 4000, 100, 5),
@@ -196,15 +200,15 @@ mod tests {
             (5, 1000, 2000, 3),
             (6, 4000, 60, 0),
         ] {
-            let mut chance = seed;
+            let mut random = seed;
             let mut below = |limit: u64| {
-                chance = u64::wrapping_mul(chance, 6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                (chance >> 33) % limit
+                random = u64::wrapping_mul(random, 6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (random >> 33) % limit
             };
             let mut task = |number: u64| TaskInstance {
                 id: Some(format!("wft-{number}")),
                 label: Some("x".repeat(below(largest) as usize)),
-                state: Some(if below(10) < needed { "running" } else { "Succeeded" }.to_owned()),
+                state: Some(if below(10) < important_tenths { "running" } else { "Succeeded" }.to_owned()),
                 ..TaskInstance::default()
             };
             let tasks: Vec<_> = (0..count).map(&mut task).collect();
@@ -217,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_tasks_are_kept_than_memory_allows() {
+    fn the_number_of_kept_tasks_is_bounded() {
         let (kept, omitted) = fit_tasks(vec![TaskInstance::default(); 10_000]);
         assert_eq!(
             (kept.len(), omitted),
@@ -227,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn tasks_are_measured_with_their_escapes() {
+    fn the_size_of_tasks_includes_json_escapes() {
         let task = TaskInstance { label: Some("<\0\u{2028}".repeat(500)), ..TaskInstance::default() };
         let (kept, omitted) = fit_tasks(vec![task; 100]);
         assert_eq!(kept.len() + omitted, 100);
@@ -235,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_has_the_size_that_the_api_server_stores() {
+    fn the_size_of_a_value_is_the_one_that_the_api_server_stores() {
         for (value, size) in [
             ("", 2),
             ("x", 3),

@@ -1,13 +1,12 @@
-//! Owns the way of one request: a connection of its own, the last look before it is written, the answer.
-//! Never repeats a request, follows a redirect, or reads more than a bounded body.
+//! Owns the transport of one request: its connection, the checks before it is written, its response.
+//! Never repeats a request, follows a redirect, or reads a body of unbounded size.
 //!
-//! A request never shares a connection. So the moment when its connection is there is the last one before
-//! it is written: then its turn is waited for, its fence is looked at, and it begins to count in the
-//! budget. A connection that waited in a pool would bring none of that, and may be dead already, which
-//! leaves the outcome of a request unknown.
+//! Requests never share a connection. So the moment at which a connection is established is the last one before its
+//! request is written: then the request waits for its turn, checks its fence, and begins to count in the budget. A
+//! pooled connection has no such moment, and may be dead already, which leaves the outcome of a request unknown.
 //!
-//! The limit for a request is counted from when it is written. Until then only connecting has a limit of its own:
-//! waiting for the rate limit is no failure of the API.
+//! The request timeout runs from the write of the request. Before that, only connecting has a timeout: waiting for the
+//! rate limit is not a failure of the API.
 
 use std::{
     path::{Path, PathBuf},
@@ -26,48 +25,47 @@ use crate::amperity::{
     budget::Slot,
     reply::{Failure, Reply},
 };
-
 use crate::fault_injection::{Fault, is_injected};
 
 /// The largest body that is read, after decompression.
 const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
 
-/// The limit for connecting, TLS included; shorter than a claim is valid.
+/// The timeout for connecting, TLS included; shorter than the validity of a claim.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// A connection that is there waits no longer than this for its turn in the rate limit; it would be closed by the other
-/// side some time. It is given up, and made anew when the turn is near.
+/// How long an established connection waits for the turn of a request without a fence. Then it is closed, before the
+/// server does so, and the request connects again when its turn is near.
 const MAX_TURN_WAIT: Duration = Duration::from_secs(1);
 
-/// The right to write a request, which ends.
+/// The check right before a request is written.
 #[derive(Clone)]
 pub struct Fence {
-    /// By then it is over for sure.
+    /// The end of the time in which the request may be written.
     pub until: Instant,
-    /// Says in the last instant whether it is still there.
+    /// Returns false if the request must not be written any more.
     pub is_open: Arc<dyn Fn() -> bool + Send + Sync>,
 }
 
-/// What a request needs when its connection is there.
+/// The checks of a request between its connection and its write.
 struct Admission {
     slot: Arc<Slot>,
     fence: Option<Fence>,
 }
 
 tokio::task_local! {
-    /// The admission of the request that waits for a connection in this task.
+    /// The admission of the request that connects in this task.
     static ADMISSION: Arc<Admission>;
 }
 
 #[derive(Debug, Error)]
-#[error("the right to send this request was over before it could be written")]
+#[error("the fence closed before this request could be written")]
 struct TooLate;
 
 #[derive(Debug, Error)]
-#[error("the turn of this request in the rate limit is not near any more")]
-struct NotYet;
+#[error("the turn of this request is no longer near")]
+struct TurnNotNear;
 
-/// Why the client cannot be built.
+/// The reason why the client cannot be built.
 #[derive(Debug, Error)]
 pub enum BuildError {
     /// `SSL_CERT_FILE` cannot be used.
@@ -76,35 +74,35 @@ pub enum BuildError {
     /// The API version cannot be sent as a header.
     #[error("the API version {0:?} cannot be sent as a header")]
     ApiVersion(String),
-    /// The HTTP client refuses its settings.
+    /// The HTTP client rejects its settings.
     #[error("the HTTP client cannot be built: {}", root_cause(.0))]
     Http(reqwest::Error),
 }
 
-/// Carries requests to the API.
+/// The way in which requests are sent to the API.
 #[derive(Clone)]
 pub enum Transport {
     /// Over the network, each on a connection of its own.
     Network(reqwest::Client),
-    /// In another way: a simulation of the API.
-    Other(Arc<dyn CustomTransport>),
+    /// To a simulation of the API.
+    Custom(Arc<dyn CustomTransport>),
 }
 
-/// Another way to carry a request than the network.
+/// A replacement for the network.
 pub trait CustomTransport: Send + Sync {
-    /// Carries one request and returns its answer. `connected` is to be awaited when the connection is
-    /// there; where it fails, nothing may be written.
-    fn carry(&self, request: Request, connected: BoxFuture<'static, Result<(), BoxError>>) -> TransportFuture;
+    /// Sends one request and returns its response. `connected` must be awaited once the connection is established; if
+    /// it fails, nothing may be written.
+    fn send(&self, request: Request, connected: BoxFuture<'static, Result<(), BoxError>>) -> TransportFuture;
 }
 
-/// What comes of a request.
+/// The response to a request, or the error that prevented it.
 pub type TransportFuture = BoxFuture<'static, Result<Response, BoxError>>;
 
-/// Builds the HTTP client. It trusts the system's certificates and those of `SSL_CERT_FILE`, and honours
-/// `HTTPS_PROXY` and `NO_PROXY`.
+/// Builds the HTTP client. It trusts the certificates of the system and of `SSL_CERT_FILE`, and honours `HTTPS_PROXY`
+/// and `NO_PROXY`.
 ///
 /// # Errors
-/// Where the certificates cannot be used.
+/// If the certificates cannot be used.
 pub fn network(headers: HeaderMap, request_timeout: Duration) -> Result<Transport, BuildError> {
     reqwest::Client::builder()
         .user_agent(concat!("workflow-run-stop-operator/", env!("CARGO_PKG_VERSION")))
@@ -115,84 +113,88 @@ pub fn network(headers: HeaderMap, request_timeout: Duration) -> Result<Transpor
         .http1_only()
         .pool_max_idle_per_host(0)
         .connector_layer(TimeoutLayer::new(CONNECT_TIMEOUT.min(request_timeout / 2)))
-        .connector_layer(AndThenLayer::new(admitted))
+        .connector_layer(AndThenLayer::new(wait_for_admission))
         .tls_certs_merge(extra_certificates()?)
         .build()
         .map(Transport::Network)
         .map_err(BuildError::Http)
 }
 
-/// Lets a request go on, now that its connection is there, when its turn has come and its fence is open.
-async fn admitted<C>(connection: C) -> Result<C, BoxError> {
+/// Returns the connection when the turn of its request has come and the fence is open; then the request counts as sent.
+async fn wait_for_admission<C>(connection: C) -> Result<C, BoxError> {
     let Ok(admission) = ADMISSION.try_with(Arc::clone) else {
-        return Err("a request without a admission waits for this connection".into());
+        return Err("this connection belongs to a request without an admission".into());
     };
     match &admission.fence {
-        None => timeout(MAX_TURN_WAIT, admission.slot.turn()).await.map_err(|_| BoxError::from(NotYet))?,
+        None => {
+            timeout(MAX_TURN_WAIT, admission.slot.wait_for_turn()).await.map_err(|_| BoxError::from(TurnNotNear))?;
+        }
         Some(fence) => {
-            let turn = timeout_at(fence.until, admission.slot.turn()).await;
+            let turn = timeout_at(fence.until, admission.slot.wait_for_turn()).await;
             if (turn.is_err() || !(fence.is_open)()) && !is_injected(Fault::NoFence) {
                 return Err(Box::new(TooLate));
             }
         }
     }
-    admission.slot.send();
+    admission.slot.mark_sent();
     Ok(connection)
 }
 
-/// Sends a request, when its connection is there and if the fence allows it then. `limit` is the longest time from its
-/// writing to the end of the head of its answer. `head` decodes that head; the budget learns of a 429 before the body is
-/// read, which may take its time.
+/// Connects, waits for the turn, and sends a request if its fence is open then. `limit` is the longest time from the
+/// write to the end of the response's head. `decode_head` decodes that head, so that a 429 closes the budget before the
+/// body is read, which may be slow.
 ///
 /// # Errors
-/// Where no answer came.
+/// If there is no response.
 pub async fn send(
     transport: &Transport,
     request: Request,
     (slot, fence): (Arc<Slot>, Option<Fence>),
     limit: Duration,
-    head: impl FnOnce(&Response) -> Reply,
+    decode_head: impl FnOnce(&Response) -> Reply,
 ) -> Result<(Reply, Response), Failure> {
     let response = loop {
-        // A 429 that came in since the slot was granted is no time to connect.
+        // A 429 since the slot was granted may have postponed the turn.
         match &fence {
-            None => slot.near().await,
-            Some(fence) => timeout_at(fence.until, slot.near()).await.map_err(|_| Failure::TooLate)?,
+            None => slot.wait_until_near_turn().await,
+            Some(fence) => timeout_at(fence.until, slot.wait_until_near_turn()).await.map_err(|_| Failure::TooLate)?,
         }
         let admission = Arc::new(Admission { slot: slot.clone(), fence: fence.clone() });
-        let request = request.try_clone().expect("a body that is no stream can be cloned");
-        let answer = ADMISSION.scope(admission.clone(), carry(transport, request, admission));
-        let answered = tokio::select! {
+        let request = request.try_clone().expect("a body that is not a stream can be cloned");
+        let response = ADMISSION.scope(admission.clone(), execute(transport, request, admission));
+        let result = tokio::select! {
             biased;
-            answered = answer => answered,
-            () = async { sleep_until(slot.written().await + limit).await } => return Err(no_answer_in_time()),
+            result = response => result,
+            () = async { sleep_until(slot.wait_until_sent().await + limit).await } => return Err(no_answer_in_time()),
         };
-        match answered {
-            Err(error) if caused_by::<NotYet>(&*error) => {}
-            answered => break answered.map_err(|error| failure(&*error, slot.sent().is_some()))?,
+        match result {
+            Err(error) if caused_by::<TurnNotNear>(&*error) => {}
+            result => break result.map_err(|error| failure(&*error, slot.sent_at().is_some()))?,
         }
     };
-    let head = head(&response);
+    let head = decode_head(&response);
     if head.is_rate_limited() {
-        slot.rate_limited(head.retry_after)
+        slot.record_rate_limited(head.retry_after)
     } else {
-        slot.answered()
+        slot.record_answered()
     }
     Ok((head, response))
 }
 
-async fn carry(transport: &Transport, request: Request, admission: Arc<Admission>) -> Result<Response, BoxError> {
+async fn execute(transport: &Transport, request: Request, admission: Arc<Admission>) -> Result<Response, BoxError> {
     match transport {
         Transport::Network(client) => client.execute(request).await.map_err(BoxError::from),
-        Transport::Other(other) => other.carry(request, ADMISSION.scope(admission, admitted(())).boxed()).await,
+        Transport::Custom(custom) => {
+            custom.send(request, ADMISSION.scope(admission, wait_for_admission(())).boxed()).await
+        }
     }
 }
 
-/// Reads the body of an answer until `deadline`.
+/// Reads the body of a response.
 ///
 /// # Errors
-/// Where it does not come whole, or is too large.
-pub async fn body(mut response: Response, deadline: Instant) -> Result<Vec<u8>, Failure> {
+/// If the body is not complete at `deadline`, or larger than 8 MiB.
+pub async fn read_body(mut response: Response, deadline: Instant) -> Result<Vec<u8>, Failure> {
     let mut body = vec![];
     let read = async {
         while let Some(chunk) = response.chunk().await.map_err(|error| failure(&error, true))? {
@@ -227,7 +229,7 @@ fn caused_by<E: std::error::Error + 'static>(error: &(dyn std::error::Error + 's
     std::iter::successors(Some(error), |error| error.source()).any(|cause| cause.is::<E>())
 }
 
-/// Where the common distributions keep the system's certificates in one file.
+/// The files in which the common distributions keep the certificates of the system.
 const SYSTEM_BUNDLES: [&str; 4] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -235,8 +237,8 @@ const SYSTEM_BUNDLES: [&str; 4] = [
     "/etc/ssl/cert.pem",
 ];
 
-/// The certificates to trust beside those that the TLS library finds by itself. It finds the system's,
-/// or only those of `SSL_CERT_FILE` where that is set: then the system's are added here.
+/// Returns the certificates to trust in addition to those that the TLS library finds. If `SSL_CERT_FILE` is set, the
+/// library finds only the ones in that file: then those of the system are added here.
 fn extra_certificates() -> Result<Vec<Certificate>, BuildError> {
     let Some(file) = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from) else { return Ok(vec![]) };
     let named = certificates(&file).ok_or(BuildError::Certificates(file))?;

@@ -1,5 +1,5 @@
-//! Owns what each unfinished resource waits for, counted for all of them together.
-//! Never decides anything; the status is read for those who look at the metrics.
+//! Owns the backlog: how many unfinished resources of each tenant wait for what.
+//! Never decides anything; it reads the status for the metrics only.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,106 +9,28 @@ use std::{
 use jiff::Timestamp;
 use workflow_run_stop_api::{
     WorkflowRunStop,
-    conditions::{self, ConditionType, Reason},
+    conditions::{self, ConditionType, Reason, WaitsFor},
 };
 
 use crate::metric_labels::Tenant;
 
-/// What an unfinished resource waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum WaitsFor {
-    /// Its first look, or a turn that comes within seconds.
-    New,
-    /// `spec.suspend` to be false.
-    Suspended,
-    /// Its turn within the rate limit.
-    Budget,
-    /// Credentials that can be used.
-    Credentials,
-    /// An endpoint that is allowed.
-    Endpoint,
-    /// The answer to its stop request.
-    Answer,
-    /// What became of its stop request, which is found out by reading.
-    Outcome,
-    /// Another attempt, since the API is unavailable or did not carry out the request.
-    Retry,
-    /// The end of the run.
-    RunEnd,
+/// Returns what a resource waits for according to its status.
+fn waits_for(resource: &WorkflowRunStop) -> WaitsFor {
+    if resource.accepted_time().is_some() {
+        return WaitsFor::RunEnd;
+    }
+    if let Some(claim) = resource.claim() {
+        return if claim.ended.is_none() { WaitsFor::Answer } else { WaitsFor::Outcome };
+    }
+    let status = resource.status.as_ref();
+    let ready = status.and_then(|status| conditions::find(&status.conditions, ConditionType::Ready));
+    ready.and_then(Reason::of).and_then(Reason::waits_for).unwrap_or(WaitsFor::New)
 }
 
-impl WaitsFor {
-    /// All of them.
-    pub const ALL: [Self; 9] = [
-        Self::New,
-        Self::Suspended,
-        Self::Budget,
-        Self::Credentials,
-        Self::Endpoint,
-        Self::Answer,
-        Self::Outcome,
-        Self::Retry,
-        Self::RunEnd,
-    ];
-
-    /// As it stands in metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::New => "new",
-            Self::Suspended => "suspended",
-            Self::Budget => "budget",
-            Self::Credentials => "credentials",
-            Self::Endpoint => "endpoint",
-            Self::Answer => "answer",
-            Self::Outcome => "outcome",
-            Self::Retry => "retry",
-            Self::RunEnd => "run_end",
-        }
-    }
-
-    /// What a resource waits for, as its status tells.
-    pub fn of(resource: &WorkflowRunStop) -> Self {
-        if resource.accepted_time().is_some() {
-            return Self::RunEnd;
-        }
-        if let Some(claim) = resource.claim() {
-            return if claim.ended.is_none() { Self::Answer } else { Self::Outcome };
-        }
-        let status = resource.status.as_ref();
-        let ready = status.and_then(|status| conditions::find(&status.conditions, ConditionType::Ready));
-        match ready.and_then(Reason::of) {
-            Some(Reason::Suspended) => Self::Suspended,
-            Some(Reason::WaitingForBudget | Reason::RateLimited) => Self::Budget,
-            Some(Reason::CredentialsMissing | Reason::Unauthorized | Reason::Forbidden) => Self::Credentials,
-            Some(Reason::EndpointNotAllowed) => Self::Endpoint,
-            Some(Reason::Unavailable | Reason::Unreachable | Reason::Conflict | Reason::UnexpectedAnswer) => {
-                Self::Retry
-            }
-            Some(Reason::OutcomeUnknown) => Self::Outcome,
-            // The others speak of a request, or of an end.
-            Some(
-                Reason::StopRequested
-                | Reason::StopAccepted
-                | Reason::ConfirmedByRead
-                | Reason::FollowingRun
-                | Reason::RunStopped
-                | Reason::RunEndedOtherwise
-                | Reason::RunStillActive
-                | Reason::RunUnreadable
-                | Reason::Expired
-                | Reason::RunNotFound
-                | Reason::Rejected
-                | Reason::DeadlineExceeded,
-            )
-            | None => Self::New,
-        }
-    }
-}
-
-/// The unfinished resources of one tenant that wait for the same, the oldest first.
+/// The unfinished resources of one tenant that wait for the same cause, the oldest first.
 type Row = BTreeSet<(Timestamp, u64)>;
 
-/// What all unfinished resources wait for.
+/// The backlog of all tenants.
 #[derive(Clone, Debug, Default)]
 pub struct Backlog(Arc<Mutex<Rows>>);
 
@@ -118,21 +40,21 @@ struct Rows {
     next_id: u64,
 }
 
-/// How many resources of a tenant wait for something.
+/// The number of resources of one tenant that wait for one cause.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BacklogCount {
-    /// Whose they are.
+    /// The tenant.
     pub tenant: Tenant,
-    /// What they wait for.
+    /// The cause.
     pub waits_for: WaitsFor,
-    /// How many there are.
+    /// The number of resources.
     pub count: usize,
-    /// When the oldest one was created.
+    /// The creation time of the oldest.
     pub oldest: Option<Timestamp>,
 }
 
 impl Backlog {
-    /// Counts a resource from now on, until what is returned is dropped.
+    /// Counts a resource until the returned entry is dropped.
     pub fn enter(&self, tenant: Tenant, resource: &WorkflowRunStop) -> BacklogEntry {
         let mut backlog = self.lock();
         backlog.next_id += 1;
@@ -141,7 +63,7 @@ impl Backlog {
         for waits_for in WaitsFor::ALL {
             backlog.rows.entry((tenant.clone(), waits_for)).or_default();
         }
-        let key = (tenant, WaitsFor::of(resource));
+        let key = (tenant, waits_for(resource));
         backlog.rows.entry(key.clone()).or_default().insert(place);
         BacklogEntry { backlog: self.clone(), key, place }
     }
@@ -179,7 +101,7 @@ impl BacklogEntry {
 
     /// Counts the resource where its status says that it is now.
     pub fn update(&mut self, resource: &WorkflowRunStop) {
-        let waits_for = WaitsFor::of(resource);
+        let waits_for = waits_for(resource);
         if waits_for != self.key.1 {
             let mut backlog = self.backlog.lock();
             backlog.leave(&self.key, self.place);

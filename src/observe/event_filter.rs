@@ -1,11 +1,11 @@
-//! Owns what a person is told of a resource in events: each change that matters, once, and nothing of routine.
+//! Owns which changes of a resource become events: each change that matters, once, and no routine.
 //! Never publishes anything, and reads no clock.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use workflow_run_stop_api::{
     WorkflowRunStop,
-    conditions::{self, ConditionStatus, ConditionType, Reason},
+    conditions::{self, ConditionStatus, ConditionType, Reason, WaitsFor},
 };
 
 /// What is told at once.
@@ -55,7 +55,7 @@ impl EventFilter {
                 self.finished = true;
                 drafts.extend(EventDraft::of(ready));
             }
-        } else if let Some(reason) = Reason::of(ready).filter(|reason| !is_routine(*reason))
+        } else if let Some(reason) = Reason::of(ready).filter(|reason| !reason.is_routine())
             && self.last != Some(reason)
         {
             self.last = Some(reason);
@@ -76,14 +76,8 @@ impl EventFilter {
         }
         let status = resource.status.as_ref()?;
         let drafts = EventDraft::of(conditions::find(&status.conditions, ConditionType::Ready)?)?;
-        matches!(drafts.reason, Reason::WaitingForBudget | Reason::RateLimited)
-            .then_some(EventDraft { warning: true, ..drafts })
+        (drafts.reason.waits_for() == Some(WaitsFor::Budget)).then_some(EventDraft { warning: true, ..drafts })
     }
-}
-
-/// What every resource goes through; where it lasts, that is told by itself.
-fn is_routine(reason: Reason) -> bool {
-    matches!(reason, Reason::StopRequested | Reason::FollowingRun | Reason::WaitingForBudget | Reason::RateLimited)
 }
 
 impl EventDraft {

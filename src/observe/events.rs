@@ -1,5 +1,5 @@
-//! Owns the events at the API server: what is queue of a resource becomes one, in order.
-//! Never holds anybody up: where the API server does not keep up, events are dropped, and counted.
+//! Owns the queue of events and writing them to the API server, in order for each resource.
+//! Never blocks a step: if the API server does not keep up, events are dropped and counted.
 
 use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -12,42 +12,42 @@ use tokio::{sync::mpsc, time::timeout};
 use workflow_run_stop_api::WorkflowRunStop;
 use workflow_run_stop_common::error::root_cause;
 
-use crate::metric_labels::Outcome;
+use crate::metric_labels::ResultLabel;
 use crate::observe::event_filter::EventDraft;
 
-/// How many resources' drafts wait at the most.
+/// The capacity of the queue, in steps that emit events.
 const MOST_WAITING: usize = 4096;
 
-/// How many resources' events are written at once.
+/// The number of resources whose events are written concurrently.
 const AT_ONCE: usize = 8;
 
-/// The limit for writing one.
+/// The timeout for writing one event.
 const TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// A message has at most so many bytes; the API server takes no longer ones.
+/// The longest message in bytes; the API server rejects longer ones.
 const MAX_MESSAGE: usize = 1024;
 
-/// What came of an event.
+/// The values of the label `result`.
 pub const RESULTS: [&str; 3] = ["published", "failed", "dropped"];
 
-/// What was queue and is not written yet.
+/// Events that are not written yet.
 pub type EventQueue = mpsc::Receiver<(ObjectReference, Vec<EventDraft>)>;
 
-/// Where drafts are queue.
+/// The sender of the queue.
 #[derive(Clone)]
 pub struct Events {
     waiting: mpsc::Sender<(ObjectReference, Vec<EventDraft>)>,
-    results: Family<Outcome, Counter>,
+    results: Family<ResultLabel, Counter>,
 }
 
 impl Events {
-    /// A way for drafts, and its other end.
-    pub fn channel(results: Family<Outcome, Counter>) -> (Self, EventQueue) {
+    /// Creates a queue; returns its sender and its receiver.
+    pub fn channel(results: Family<ResultLabel, Counter>) -> (Self, EventQueue) {
         let (waiting, queue) = mpsc::channel(MOST_WAITING);
         (Self { waiting, results }, queue)
     }
 
-    /// Tells what is new of a resource, with the reason that its author gave.
+    /// Queues events of a resource, with `spec.reason` at the end of each message.
     pub fn emit(&self, resource: &WorkflowRunStop, mut drafts: Vec<EventDraft>) {
         if let Some(reason) = &resource.spec.reason {
             for drafts in &mut drafts {
@@ -56,24 +56,24 @@ impl Events {
         }
         let count = u64::try_from(drafts.len()).unwrap_or(u64::MAX);
         if count != 0 && self.waiting.try_send((resource.object_ref(&()), drafts)).is_err() {
-            self.results.get_or_create(&Outcome { result: "dropped" }).inc_by(count);
+            self.results.get_or_create(&ResultLabel { result: "dropped" }).inc_by(count);
         }
     }
 }
 
-/// Makes events of what is queue, in the name of a controller's instance, until nobody can tell anything more.
-pub async fn run(client: Client, reporter: EventReporter, queue: EventQueue, results: Family<Outcome, Counter>) {
+/// Writes queued events in the name of a controller's instance, until all senders are dropped.
+pub async fn run(client: Client, reporter: EventReporter, queue: EventQueue, results: Family<ResultLabel, Counter>) {
     let (client, reporter, results) = (&client, &reporter, &results);
     let queue = stream::unfold(queue, |mut queue| async move { Some((queue.recv().await?, queue)) });
     queue
         .for_each_concurrent(AT_ONCE, |(about, drafts)| async move {
-            // Those of one resource one after the other: their names have the time in them, which is their order.
+            // Events of one resource are written one after the other: their names contain the time, and so their order.
             for drafts in drafts {
                 // A recorder of its own for each: it would keep them all for minutes, to count what comes again. Here
                 // nothing does, since a story tells a thing once.
                 let recorder = Recorder::new(client.clone(), reporter.clone());
                 let result = publish(&recorder, &about, drafts).await;
-                results.get_or_create(&Outcome { result }).inc();
+                results.get_or_create(&ResultLabel { result }).inc();
             }
         })
         .await;
@@ -96,18 +96,18 @@ async fn publish(
         Ok(Err(error)) => root_cause(&error),
         Err(_) => format!("no answer within {} s", TIMEOUT.as_secs()),
     };
-    // The namespace is being deleted, say, or the right is missing. The status tells all of it as well.
+    // For example, the namespace is being deleted, or the right is missing. The status has the same message.
     tracing::warn!(
         namespace = about.namespace,
         name = about.name,
         event = why.as_str(),
         error,
-        "the event is not written"
+        "failed to write event"
     );
     "failed"
 }
 
-/// The message with the reason of the spec, which is not cut off by a long message.
+/// Appends `spec.reason` to a message, which is shortened so that the reason fits.
 fn with_reason(message: &str, reason: &str) -> String {
     let reason = format!(" Requested because: {reason}");
     let mut message = message.to_owned();

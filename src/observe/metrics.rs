@@ -1,5 +1,5 @@
-//! Owns the metrics: what each is called, what it means, and the formats they are told in.
-//! Never decides or measures anything by itself; the doors count their own requests.
+//! Owns the metrics: names, help texts and formats.
+//! Never decides anything. Requests and status writes are counted where they are made.
 
 use std::{
     collections::BTreeMap,
@@ -18,37 +18,23 @@ use workflow_run_stop_api::{WorkflowRunStop, conditions::Reason};
 
 use crate::amperity::{
     budget::Budget,
-    request_metrics::{RequestMetrics, Seconds},
+    request_metrics::{RequestMetrics, SecondsHistogram},
 };
 use crate::clock::Clock;
-use crate::metric_labels::{Outcome, Tenant, Tenants};
+use crate::metric_labels::{ResultLabel, Tenant, Tenants};
 use crate::observe::{
     backlog::{Backlog, BacklogEntry},
     events,
 };
 use crate::reconcile::store;
 
-/// From a stop that goes out at once to one that waits behind many others, or for a person.
-const SENT: Seconds = Seconds(&[0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0]);
+/// Buckets from a stop that is sent at once to one that waits behind many others, or for a person.
+const SENT: SecondsHistogram =
+    SecondsHistogram(&[0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0]);
 
-/// Up to the longest time that a run can be followed: a week.
-const ENDED: Seconds =
-    Seconds(&[1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 14_400.0, 86_400.0, 604_800.0]);
-
-/// The reasons with which a resource finishes.
-const ENDS: [Reason; 11] = [
-    Reason::RunStopped,
-    Reason::RunEndedOtherwise,
-    Reason::StopAccepted,
-    Reason::RunUnreadable,
-    Reason::Expired,
-    Reason::RunStillActive,
-    Reason::RunNotFound,
-    Reason::Rejected,
-    Reason::UnexpectedAnswer,
-    Reason::OutcomeUnknown,
-    Reason::DeadlineExceeded,
-];
+/// Buckets up to the longest `followTimeoutSeconds`: a week.
+const ENDED: SecondsHistogram =
+    SecondsHistogram(&[1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 14_400.0, 86_400.0, 604_800.0]);
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Of {
@@ -73,7 +59,7 @@ struct Queued {
     purpose: &'static str,
 }
 
-/// A gauge that is no whole number.
+/// A gauge with a floating-point value.
 type Real = Gauge<f64, AtomicU64>;
 
 /// The operator's metrics.
@@ -82,23 +68,28 @@ pub struct Metrics {
     registry: Arc<Registry>,
     requests: RequestMetrics,
     backlog: Backlog,
-    created_to_sent: Family<Of, Histogram, Seconds>,
-    accepted_to_ended: Family<Of, Histogram, Seconds>,
+    created_to_sent: Family<Of, Histogram, SecondsHistogram>,
+    accepted_to_ended: Family<Of, Histogram, SecondsHistogram>,
     finished: Family<Ended, Counter>,
-    /// Events by what came of them.
-    pub events: Family<Outcome, Counter>,
-    /// Claims of another process whose outcome this replica found out.
+    /// Events by result.
+    pub events: Family<ResultLabel, Counter>,
+    /// Claims of other processes that this replica confirmed.
     pub taken_over: Counter,
-    /// Steps that failed at the API server.
+    /// Steps that failed because of the API server.
     pub failures: Counter,
-    /// Panics that were caught.
+    /// Caught panics.
     pub panics: Counter,
     leading: Gauge,
 }
 
 impl Metrics {
-    /// Metrics of a replica that sends through this door, writes through that one, and has this budget.
-    pub fn new(requests: &RequestMetrics, writes: &Family<Outcome, Counter>, budget: &Budget, clock: &Clock) -> Self {
+    /// Creates and registers the metrics of a replica with these counters of requests and writes, and this budget.
+    pub fn new(
+        requests: &RequestMetrics,
+        writes: &Family<ResultLabel, Counter>,
+        budget: &Budget,
+        clock: &Clock,
+    ) -> Self {
         let mut registry = Registry::with_prefix("workflow_run_stop_operator");
         let metrics = Self {
             registry: Arc::default(),
@@ -113,12 +104,12 @@ impl Metrics {
             panics: Counter::default(),
             leading: Gauge::default(),
         };
-        // What is there from the start shows its first event.
+        // Initialised to zero, so that the first increase is visible to `increase()`.
         for result in store::RESULTS {
-            drop(writes.get_or_create(&Outcome { result }));
+            drop(writes.get_or_create(&ResultLabel { result }));
         }
         for result in events::RESULTS {
-            drop(metrics.events.get_or_create(&Outcome { result }));
+            drop(metrics.events.get_or_create(&ResultLabel { result }));
         }
         let limit = Gauge::<i64>::default();
         limit.set(budget.limit().into());
@@ -128,18 +119,18 @@ impl Metrics {
             };
         }
         register! {
-            "requests", "Requests to Amperity by purpose and class of answer", requests.requests;
-            "request_duration_seconds", "From a request's writing to its whole answer, or to its failure", requests.durations;
-            "created_to_sent_seconds", "From a resource's creation to its first stop request", metrics.created_to_sent;
-            "accepted_to_ended_seconds", "From a stop's acceptance to the end of its run", metrics.accepted_to_ended;
-            "finished", "Resources whose end this replica wrote, by the reason of Ready", metrics.finished;
-            "budget_limit_requests_per_second", "The limit for each tenant", limit;
-            "claims_taken_over", "Claims of another process whose outcome this replica found out", metrics.taken_over;
-            "status_writes", "Writes of a status by what came of them", writes;
-            "api_server_failures", "Steps that failed at the API server", metrics.failures;
-            "events", "Kubernetes events by what came of them", metrics.events;
-            "panics", "Panics caught while one resource was handled", metrics.panics;
-            "leading", "1 where this replica may start new work", metrics.leading;
+            "requests", "Requests to Amperity by purpose and class of the answer", requests.requests;
+            "request_duration_seconds", "Time from when a request is written to the end of its response or its failure", requests.durations;
+            "created_to_sent_seconds", "Time from the creation of a resource to its first stop request", metrics.created_to_sent;
+            "accepted_to_ended_seconds", "Time from the acceptance of a stop to the end of its run", metrics.accepted_to_ended;
+            "finished", "Resources that this replica finished, by the reason of the condition Ready", metrics.finished;
+            "budget_limit_requests_per_second", "Configured rate limit for each tenant, in requests per second", limit;
+            "claims_taken_over", "Claims of other processes that this replica confirmed", metrics.taken_over;
+            "status_writes", "Status writes by result", writes;
+            "api_server_failures", "Reconciliations that failed because of the API server", metrics.failures;
+            "events", "Kubernetes events by result", metrics.events;
+            "panics", "Panics caught while reconciling a resource", metrics.panics;
+            "leading", "1 if this replica is the leader, which may start new work", metrics.leading;
         }
         registry.register("build", "The running version", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
         let now = Now {
@@ -152,23 +143,23 @@ impl Metrics {
         Self { registry: Arc::new(registry), ..metrics }
     }
 
-    /// All metrics in the OpenMetrics text format, which has no native histograms.
+    /// Returns all metrics in the OpenMetrics text format, which has no native histograms.
     pub fn text(&self) -> String {
         let mut text = String::new();
         text::encode(&mut text, &self.registry).expect("writing to a string does not fail");
         text
     }
 
-    /// All metrics in the protobuf format, native histograms included.
+    /// Returns all metrics in the protobuf format, with native histograms.
     pub fn protobuf(&self) -> Vec<u8> {
         prometheus_protobuf::encode_to_vec(&self.registry).expect("writing to memory does not fail")
     }
 
-    /// Counts a resource as unfinished until what is returned is dropped.
+    /// Counts a resource as unfinished until the returned entry is dropped.
     pub fn enter(&self, resource: &WorkflowRunStop) -> BacklogEntry {
         let tenant = self.requests.tenants.label(&resource.spec.tenant);
-        self.requests.expect(&tenant);
-        for reason in ENDS {
+        self.requests.initialize(&tenant);
+        for reason in Reason::ALL.iter().filter(|reason| reason.result().is_some()) {
             drop(self.finished.get_or_create(&Ended { tenant: tenant.clone(), reason: reason.as_str() }));
         }
         let of = Of { tenant: tenant.clone() };
@@ -177,17 +168,17 @@ impl Metrics {
         self.backlog.enter(tenant, resource)
     }
 
-    /// Says whether this replica may start new work.
+    /// Sets whether this replica is the leader.
     pub fn set_leading(&self, leading: bool) {
         self.leading.set(i64::from(leading));
     }
 
-    /// The first request for a resource was written so long after its creation.
+    /// Records the time from the creation of a resource to its first stop request.
     pub fn sent(&self, resource: &WorkflowRunStop, after: Duration) {
         self.created_to_sent.get_or_create(&self.of(resource)).observe(after.as_secs_f64());
     }
 
-    /// A resource finished for this reason; with a run that ended so long after the stop was accepted.
+    /// Counts a finished resource, and records the time from acceptance to the end of its run, if known.
     pub fn finished(&self, resource: &WorkflowRunStop, reason: Reason, ended_after: Option<Duration>) {
         let of = self.of(resource);
         if let Some(after) = ended_after {
@@ -202,14 +193,14 @@ impl Metrics {
 }
 
 impl Default for Metrics {
-    /// Metrics of a replica that never did anything.
+    /// Returns metrics that are registered with counters of their own.
     fn default() -> Self {
         let clock: Clock = Arc::new(|| jiff::Timestamp::UNIX_EPOCH);
         Self::new(&RequestMetrics::default(), &Family::default(), &Budget::new(1), &clock)
     }
 }
 
-/// What is looked up when somebody asks.
+/// Collects the gauges that are computed at each scrape.
 struct Now {
     backlog: Backlog,
     budget: Budget,
@@ -235,7 +226,7 @@ impl Collector for Now {
         let rate = Family::<Of, Real>::default();
         let closed = Family::<Of, Real>::default();
         let queued = Family::<Queued, Gauge>::default();
-        // A tenant at several base URLs has as many budgets, and one name here.
+        // A tenant with several base URLs has a budget for each, and one label value.
         let mut states = BTreeMap::<Tenant, Vec<_>>::new();
         for state in self.budget.states() {
             states.entry(self.tenants.label(&state.tenant)).or_default().push(state);
@@ -257,11 +248,11 @@ impl Collector for Now {
             };
         }
         encode! {
-            "unfinished", "Resources that this replica works on, by what they wait for", unfinished;
-            "oldest_unfinished_created_timestamp_seconds", "When the oldest of these was created; 0 where there is none", oldest;
-            "budget_requests_per_second", "The rate that a tenant is allowed now", rate;
-            "budget_waiting", "Requests that wait for their turn", queued;
-            "budget_closed_until_timestamp_seconds", "Until when a 429 closes the budget; 0 where it is open", closed;
+            "unfinished", "Unfinished resources by what they wait for", unfinished;
+            "oldest_unfinished_created_timestamp_seconds", "Creation time of the oldest unfinished resource; 0 if there is none", oldest;
+            "budget_requests_per_second", "Current rate limit of a tenant, in requests per second", rate;
+            "budget_waiting", "Requests that wait for the rate limit", queued;
+            "budget_closed_until_timestamp_seconds", "Time until which a 429 closes the budget; 0 if it is open", closed;
         }
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! Owns what others see of a step: its log line, its counts and its events, made from the returned report.
-//! Never decides, writes or calls anything.
+//! Owns the report of a step: one log line, events and metrics, made from the returned [`StepReport`].
+//! Never decides anything and sends no request.
 
 use std::time::Duration;
 
@@ -9,50 +9,50 @@ use tokio::time::Instant;
 use workflow_run_stop_api::workflow_run::Phase;
 use workflow_run_stop_api::{
     WorkflowRunStop, WorkflowRunStopStatus,
-    conditions::{self, ConditionStatus, ConditionType, Reason, StopResult},
+    conditions::{self, ConditionStatus, ConditionType, Reason, StopResult, WaitsFor},
 };
 
 use crate::observe::{
-    backlog::{BacklogEntry, WaitsFor},
+    backlog::BacklogEntry,
     event_filter::{EventDraft, EventFilter},
     events::Events,
     metrics::Metrics,
 };
-use crate::reconcile::step_report::{StepOutcome, StepReport};
+use crate::reconcile::step_report::{Requeue, StepOutcome, StepReport};
 use crate::rng;
 
-/// Who waits longer for a turn within the rate limit waits for long. Up to half as long again: not all that began
-/// to wait at the same moment are to tell so at the same moment.
+/// The wait for the rate limit after which an event reports it. Jitter adds up to half of it: resources that started to
+/// wait together should not report it together.
 const LONG: Duration = Duration::from_secs(120);
 
-/// Tells what is done: to the log, in metrics, in events.
+/// Reports steps to log, metrics and events.
 #[derive(Clone)]
 pub struct Reporter {
-    /// The counts.
+    /// The metrics.
     pub metrics: Metrics,
-    /// Where events are told, if anywhere.
+    /// The queue of events; `None` in tests without events.
     pub events: Option<Events>,
 }
 
-/// What is told of one resource.
+/// The state of reporting for one resource.
 pub struct ResourceReport {
     event_filter: EventFilter,
     backlog_entry: BacklogEntry,
-    /// Where it waits for its turn: when that was for long.
+    /// The time at which a wait for the rate limit is reported; `None` while it does not wait.
     waits_long: Option<Instant>,
-    /// A claim of another process.
+    /// True if the last step started with a claim of another process.
     foreign_claim: bool,
 }
 
 impl ResourceReport {
-    /// When it has waited for its turn for long, where that is still to be told.
+    /// Returns the time at which a long wait is to be reported, unless it was.
     pub fn waits_long(&self) -> Option<Instant> {
         self.waits_long.filter(|_| self.event_filter.may_wait_long())
     }
 }
 
 impl Reporter {
-    /// Begins to tell of a resource.
+    /// Starts reporting for a resource.
     pub fn start(&self, resource: &WorkflowRunStop) -> ResourceReport {
         let backlog_entry = self.metrics.enter(resource);
         ResourceReport {
@@ -63,10 +63,10 @@ impl Reporter {
         }
     }
 
-    /// Looks at a resource before its next step; `holder` is this replica.
+    /// Observes a resource before its next step; `holder` is this replica.
     pub fn observe(&self, reported: &mut ResourceReport, resource: &WorkflowRunStop, holder: &str) {
         reported.foreign_claim = resource.claim().is_some_and(|claim| claim.holder != holder);
-        // What others wrote they have told.
+        // Whoever wrote this status has reported it.
         drop(reported.event_filter.update(resource));
         reported.update(resource);
         if reported.waits_long().is_some_and(|long| long <= Instant::now()) {
@@ -75,8 +75,9 @@ impl Reporter {
         }
     }
 
-    /// Tells of one step that ended at `now`: one log line, unless nothing happened.
+    /// Reports a step that ended at `now`: its decision at debug level, and one log line if something was written.
     pub fn step(&self, reported: &mut ResourceReport, resource: &WorkflowRunStop, report: &StepReport, now: Timestamp) {
+        log_decision(resource, report, now);
         reported.update(resource);
         let drafts = reported.event_filter.update(resource);
         let (step, answer) = match &report.outcome {
@@ -96,7 +97,7 @@ impl Reporter {
                 self.metrics.failures.inc();
                 let (namespace, name) = (resource.namespace(), resource.name());
                 let (uid, tenant, run) = (resource.uid(), &resource.spec.tenant, &resource.spec.run_id);
-                tracing::warn!(uid, namespace, name, tenant, run, %error, "the API server gave no usable answer, will retry");
+                tracing::warn!(uid, namespace, name, tenant, run, %error, "API server request failed, will retry");
                 return;
             }
         };
@@ -113,7 +114,7 @@ impl Reporter {
         log(resource, resource.status.as_ref(), (step, answer));
     }
 
-    /// Reports an answer that came too late for the status: the record stays as it is, and the answer is not lost.
+    /// Reports an answer that came too late to be stored. The status stays as it is.
     fn unstored(&self, resource: &WorkflowRunStop, class: &'static str, unstored: &WorkflowRunStopStatus) {
         let accepted = conditions::find(&unstored.conditions, ConditionType::StopAccepted);
         let accepted = accepted.filter(|accepted| accepted.status != ConditionStatus::Unknown.as_str());
@@ -125,19 +126,19 @@ impl Reporter {
             uid = resource.uid(),
             namespace = resource.namespace(),
             name = resource.name(),
-            "a late answer to a stop request is not stored: the resource is finished, gone or worked on by another replica"
+            "late answer to a stop request not stored: the resource is finished, gone or claimed by another replica"
         );
         log(resource, Some(unstored), ("late_answer", Some(class)));
     }
 
-    /// Tells of a panic that was caught while a resource was handled.
+    /// Reports a panic that was caught while a resource was reconciled.
     pub fn panic(&self, resource: &WorkflowRunStop, rest: Duration) {
         self.metrics.panics.inc();
         tracing::error!(
             uid = resource.uid(),
             namespace = resource.namespace(),
             name = resource.name(),
-            "a panic was caught while this resource was handled; it is looked at again in {} s; this is a fault of the operator, please report it",
+            "caught a panic while reconciling this resource, will retry in {} s; this is a bug of the operator, please report it",
             rest.as_secs(),
         );
     }
@@ -187,12 +188,31 @@ impl ResourceReport {
     }
 }
 
-/// True where nothing of a claim is open any more; an outcome that stayed unknown keeps it.
+/// Returns true if no claim is open any more. A final OutcomeUnknown keeps its claim.
 fn is_cleared_up(resource: &WorkflowRunStop) -> bool {
     resource.claim().is_none() || resource.is_finished()
 }
 
-/// One line with all that the status says of the stop, so that the log is an audit trail that outlives the resource.
+/// Logs the decision of a step at debug level, and the time of the next reconciliation if it has one.
+fn log_decision(resource: &WorkflowRunStop, report: &StepReport, now: Timestamp) {
+    let requeue_at = match report.requeue {
+        Requeue::Now => Some(now),
+        Requeue::At(then) => now.checked_add(then.saturating_duration_since(Instant::now())).ok(),
+        Requeue::OnChange => None,
+    };
+    tracing::debug!(
+        uid = resource.uid(),
+        namespace = resource.namespace(),
+        name = resource.name(),
+        tenant = resource.spec.tenant,
+        run = resource.spec.run_id,
+        decision = ?report.decision,
+        requeue_at = requeue_at.map(tracing::field::display),
+        "reconciled"
+    );
+}
+
+/// Logs one line with everything that the status says about the stop: the audit trail outlives the resource.
 fn log(resource: &WorkflowRunStop, status: Option<&WorkflowRunStopStatus>, (step, answer): (&str, Option<&str>)) {
     let ready = status.and_then(|status| conditions::find(&status.conditions, ConditionType::Ready));
     let request = status.and_then(|status| status.stop_request.as_ref());
@@ -218,7 +238,7 @@ fn log(resource: &WorkflowRunStop, status: Option<&WorkflowRunStopStatus>, (step
             )
         };
     }
-    // What fails, now or for good, is worth a look.
+    // A failure, temporary or final, is a warning.
     if ready.is_some_and(|ready| ready.status == ConditionStatus::False.as_str()) { line!(warn) } else { line!(info) }
 }
 
@@ -251,7 +271,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_stop_that_waits_for_its_turn_for_two_minutes_is_told_of_once() {
+    async fn a_stop_that_waits_for_the_rate_limit_for_two_minutes_is_reported_once() {
         let (events, mut heard) = Events::channel(Family::default());
         let reporter = Reporter { metrics: Metrics::default(), events: Some(events) };
         let fresh = WorkflowRunStop { status: None, ..limited() };
@@ -271,7 +291,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn where_events_are_not_written_quickly_enough_they_are_dropped_and_counted() {
+    async fn events_that_are_written_too_slowly_are_dropped_and_counted() {
         let results = Family::default();
         let (events, mut heard) = Events::channel(results.clone());
         let drafts = || vec![EventDraft { warning: true, reason: Reason::RateLimited, message: String::new() }];
@@ -279,7 +299,7 @@ mod tests {
             events.emit(&limited(), drafts());
         }
         let heard = emitted(&mut heard).len() as u64;
-        let dropped = results.get_or_create(&crate::metric_labels::Outcome { result: "dropped" }).get();
+        let dropped = results.get_or_create(&crate::metric_labels::ResultLabel { result: "dropped" }).get();
         assert!(0 < heard && heard + dropped == 10_000, "{heard} heard, {dropped} dropped");
     }
 }

@@ -1,5 +1,5 @@
 //! Owns `/healthz`, `/readyz` and `/metrics`.
-//! Never says more than the process knows of itself: ready is not leader.
+//! Never reports leadership: a standby replica is ready as well.
 
 use axum::{
     Router,
@@ -16,10 +16,10 @@ use crate::observe::metrics::Metrics;
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// What Prometheus asks for where it takes native histograms.
+/// The content type that Prometheus requests to get native histograms.
 const PROTOBUF: &str = "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited";
 
-/// Serves until it is dropped. Ready while `ready` is true.
+/// Serves until the future is dropped. `/readyz` succeeds while `ready` is true.
 pub async fn serve(listener: TcpListener, metrics: Metrics, ready: watch::Receiver<bool>) {
     let readiness = move || {
         let ready = *ready.borrow();
@@ -30,11 +30,11 @@ pub async fn serve(listener: TcpListener, metrics: Metrics, ready: watch::Receiv
         .route("/readyz", get(readiness))
         .route("/metrics", get(async move |headers: HeaderMap| metrics_response(&metrics, &headers)));
     if let Err(error) = axum::serve(listener, router).await {
-        tracing::error!(%error, "the health endpoints are no longer served");
+        tracing::error!(%error, "health server stopped");
     }
 }
 
-/// The metrics in the format that the client likes best, of the two there are.
+/// Returns the metrics in the format that the client prefers.
 fn metrics_response(metrics: &Metrics, headers: &HeaderMap) -> Response {
     if prefers_protobuf(headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default()) {
         ([(CONTENT_TYPE, PROTOBUF)], metrics.protobuf()).into_response()
@@ -43,7 +43,7 @@ fn metrics_response(metrics: &Metrics, headers: &HeaderMap) -> Response {
     }
 }
 
-/// True where the protobuf format stands before all text formats: Prometheus names its favourite first.
+/// Returns true if the protobuf format is accepted first: Prometheus lists its preferred format first.
 fn prefers_protobuf(accept: &str) -> bool {
     let first = accept.split(',').next().unwrap_or_default();
     first.contains("application/vnd.google.protobuf") && first.contains("io.prometheus.client.MetricFamily")

@@ -1,4 +1,4 @@
-//! Owns turning the house on and off: what is started in which order, the drain, the lease's release.
+//! Owns start and shutdown: the order in which the parts start, draining, and releasing the lease.
 //! Never handles a resource.
 
 pub mod health;
@@ -33,77 +33,77 @@ use crate::observe::{
 use crate::operator::watch::Watch;
 use crate::reconcile::{context::Context, decide::Rules, store::Store};
 
-/// Longest wait at the end for the lease to be released.
+/// The timeout at shutdown for releasing the lease.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Longest wait at the end for events that are not written yet.
+/// The timeout at shutdown for writing queued events.
 const EVENTS_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A connection to the API server that is silent for longer is given up. A watch is renewed more often than that.
 const READ_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// The name in which events are written.
+/// The reporting controller of events.
 const CONTROLLER: &str = "workflow-run-stop-operator";
 
-/// What the operator runs with.
+/// The configuration of the operator.
 pub struct Setup {
-    /// How to reach the API.
+    /// The settings of the API client.
     pub amperity: Settings,
-    /// Where the API is.
+    /// The base URL of the API, and the hosts that are allowed.
     pub endpoints: Endpoints,
-    /// Most requests for one tenant in any second.
+    /// The highest number of requests for one tenant in any second.
     pub requests_per_second: u32,
-    /// How long a request without an answer may go on working at the API's side.
+    /// The time after which a request without a clear answer can no longer take effect.
     pub settle_time: Duration,
-    /// The namespaces to watch; none stands for all.
+    /// The namespaces to watch; all if empty.
     pub namespaces: Vec<String>,
-    /// The lease to compete for, where one replica of several is to work.
+    /// The Lease for leader election; `None` without it.
     pub lease: Option<LeaseName>,
-    /// Where the health endpoints are served.
+    /// The address of the health server.
     pub http_addr: SocketAddr,
-    /// Longest wait at the end for requests in flight.
+    /// The timeout at shutdown for requests in flight.
     pub drain_timeout: Duration,
     /// The wall clock.
     pub clock: Clock,
-    /// This process, unlike any other.
+    /// The identity of this process, unique among replicas.
     pub identity: String,
 }
 
-/// Names a lease.
+/// The name of a Lease.
 pub struct LeaseName {
-    /// Its namespace; the operator's own where it is not given.
+    /// The namespace; the operator's own if `None`.
     pub namespace: Option<String>,
-    /// Its name.
+    /// The name.
     pub name: String,
 }
 
-/// Why the operator cannot start.
+/// An error at start.
 #[derive(Debug, Error)]
 pub enum StartError {
-    /// No way to a cluster was found.
+    /// No kubeconfig and no service account was found.
     #[error("no access to a Kubernetes cluster: {0}; set KUBECONFIG or run in a pod")]
     Config(#[from] kube::config::InferConfigError),
-    /// The client refuses its settings.
+    /// The Kubernetes client rejected its configuration.
     #[error("the Kubernetes client cannot be built: {0}")]
     Client(#[from] kube::Error),
-    /// The API server cannot be reached, does not know the resource, or does not let it be listed.
+    /// The resources could not be listed.
     #[error(
-        "WorkflowRunStops cannot be listed: {}; install the CustomResourceDefinition, and let this account list them",
+        "cannot list WorkflowRunStops: {}; check that the CustomResourceDefinition is installed and that this account may list them",
         root_cause(.0)
     )]
     List(kube::Error),
-    /// The HTTP client refuses its settings.
+    /// The HTTP client rejected its configuration.
     #[error(transparent)]
     Amperity(#[from] BuildError),
-    /// The address is in use, say.
+    /// The address of the health server cannot be used.
     #[error("cannot serve on {0}: {1}; choose another --http-addr")]
     Listen(SocketAddr, std::io::Error),
 }
 
-/// Runs until `shutdown` is cancelled and what was begun is recorded.
+/// Runs until `shutdown` is cancelled and all requests in flight are recorded.
 ///
 /// # Errors
-/// Where it cannot start.
+/// If it cannot start.
 pub async fn run(setup: Setup, shutdown: CancellationToken) -> Result<(), StartError> {
     let Setup {
         amperity,
@@ -141,12 +141,12 @@ pub async fn run(setup: Setup, shutdown: CancellationToken) -> Result<(), StartE
         leader_election::election(client.clone(), &namespace, &name, &identity)
     });
     let competing = election.as_ref().map(|election| {
-        // Who waits for the lease is as ready as can be.
+        // A standby is ready.
         ready.send_replace(true);
         let competing = leader_election::compete(election.clone(), leads.clone());
         let shutdown = shutdown.clone();
         AbortOnDropHandle::new(tokio::spawn(async move {
-            // Without it this replica would wait for ever and look well.
+            // After a panic in the election, this replica would be a standby forever without being noticed.
             let _ = AssertUnwindSafe(competing).catch_unwind().await;
             shutdown.cancel();
         }))
@@ -168,7 +168,7 @@ pub async fn run(setup: Setup, shutdown: CancellationToken) -> Result<(), StartE
         let ended = tokio::select! {
             () = shutdown.cancelled() => None,
             _ = leading.wait_for(|leading| !*leading) => {
-                tracing::warn!("the lease is lost: no new work is begun");
+                tracing::warn!("lost the lease: no new work is started");
                 None
             }
             tasks = &mut watching => Some(tasks),
@@ -182,7 +182,7 @@ pub async fn run(setup: Setup, shutdown: CancellationToken) -> Result<(), StartE
         drain(tasks, drain_timeout).await;
     }
     ready.send_replace(false);
-    // What was told is written, before the lease is given away. A request that is still in flight keeps it open.
+    // Queued events are written before the lease is released. A request that is still in flight keeps the queue open.
     drop(reporter);
     if timeout(EVENTS_TIMEOUT, &mut publishing).await.is_err() {
         publishing.abort();
@@ -191,17 +191,16 @@ pub async fn run(setup: Setup, shutdown: CancellationToken) -> Result<(), StartE
     if let Some(election) = election
         && timeout(RELEASE_TIMEOUT, election.release()).await.is_err()
     {
-        tracing::warn!("the lease is not released: the API server does not answer; it will expire");
+        tracing::warn!("failed to release the lease: the API server does not answer; it will expire");
     }
-    tracing::info!("ended");
+    tracing::info!("stopped");
     Ok(())
 }
 
-/// Says whether the API server can be reached and the resources in these namespaces be listed; in all where none is
-/// named.
+/// Checks that the resources of these namespaces, or of all if there are none, can be listed.
 ///
 /// # Errors
-/// Where not.
+/// If they cannot be listed.
 pub async fn check(namespaces: &[String]) -> Result<(), StartError> {
     let (client, _) = client().await?;
     let one = |name: &str| Api::<WorkflowRunStop>::namespaced(client.clone(), name);
@@ -211,11 +210,11 @@ pub async fn check(namespaces: &[String]) -> Result<(), StartError> {
     Ok(())
 }
 
-/// A client of the cluster, and the namespace that this process belongs to.
+/// Creates a client of the cluster, and returns the namespace of this process.
 async fn client() -> Result<(Client, String), StartError> {
     let mut config = kube::Config::infer().await?;
     harden(&mut config, READ_TIMEOUT);
-    // HTTPS_PROXY is the way to Amperity. To the cluster only its own entry in the kubeconfig names a proxy.
+    // HTTPS_PROXY is for Amperity. The API server is reached through a proxy only if the kubeconfig has one.
     if config.proxy_url.is_some() && !kubeconfig_names_a_proxy() {
         config.proxy_url = None;
     }
@@ -231,13 +230,16 @@ fn kubeconfig_names_a_proxy() -> bool {
     cluster.and_then(|cluster| cluster.cluster).is_some_and(|cluster| cluster.proxy_url.is_some())
 }
 
-/// Waits until all requests that were begun are answered and recorded, at most so long. What is left goes
-/// on as long as the process does.
+/// Waits until all requests in flight are answered and recorded, at most for `limit`. Tasks that are left go on until the
+/// process exits.
 async fn drain(mut tasks: JoinSet<()>, limit: Duration) {
     let all = async { while tasks.join_next().await.is_some() {} };
     if timeout(limit, all).await.is_err() {
         let left = tasks.len();
-        tracing::error!(left, "requests are still in flight; their claims are confirmed by the next replica");
+        tracing::error!(
+            left,
+            "requests still in flight after the drain timeout: the next replica confirms their claims"
+        );
         tasks.detach_all();
     }
 }

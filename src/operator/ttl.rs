@@ -1,4 +1,4 @@
-//! Owns the deletion of resources that outlived `ttlSecondsAfterFinished`.
+//! Owns the deletion of finished resources after `ttlSecondsAfterFinished`.
 //! Never deletes an unfinished resource, or another one of the same name.
 
 use std::{
@@ -22,13 +22,13 @@ use workflow_run_stop_api::{EXPIRING, WorkflowRunStop};
 use crate::clock::{Clock, until};
 use crate::operator::watch::{apis, changes};
 
-/// The wait after a deletion that failed: the right to delete may be missing for long.
+/// The delay after a failed deletion: the right to delete may be missing for long.
 const RETRY: Duration = Duration::from_secs(60);
 
-/// The limit for one deletion.
+/// The timeout of one deletion.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The parts of a resource that its expiry depends on: a whole status need not be kept in memory.
+/// The parts of a resource that its expiry depends on, so that no whole status is decoded.
 type Expiring = Object<Ttl, Completion>;
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -43,14 +43,14 @@ struct Completion {
     completion_time: Option<Time>,
 }
 
-/// A finished resource that is to be deleted.
+/// A finished resource that expires.
 struct Due {
     namespace: String,
     name: String,
     stream: usize,
 }
 
-/// What is to be deleted, by uid, and when.
+/// Resources to delete, by uid and by time.
 #[derive(Default)]
 struct DeletionQueue {
     due: HashMap<String, (Timestamp, Due)>,
@@ -76,7 +76,7 @@ impl DeletionQueue {
     }
 }
 
-/// Deletes what is due, until it is dropped.
+/// Deletes expired resources until the future is dropped.
 pub async fn run(client: Client, namespaces: Vec<String>, clock: Clock) {
     let kind = ApiResource::erase::<WorkflowRunStop>(&());
     let one = |name: &str| Api::<Expiring>::namespaced_with(client.clone(), name, &kind);
@@ -119,7 +119,7 @@ fn expires(resource: &Expiring, stream: usize) -> Option<(String, Timestamp, Due
     Some((meta.uid.clone()?, finished.saturating_add(ttl).unwrap_or(Timestamp::MAX), due))
 }
 
-/// True where the resource is gone.
+/// Deletes one resource. Returns true if it is gone.
 async fn delete(client: &Client, due: &Due, uid: &str) -> bool {
     let api: Api<WorkflowRunStop> = Api::namespaced(client.clone(), &due.namespace);
     let only_this = Preconditions { uid: Some(uid.to_owned()), resource_version: None };
@@ -128,13 +128,17 @@ async fn delete(client: &Client, due: &Due, uid: &str) -> bool {
     match deleted {
         Err(_) => false,
         Ok(Ok(_)) => {
-            tracing::info!(namespace = due.namespace, name = due.name, "deleted: ttlSecondsAfterFinished are over");
+            tracing::info!(
+                namespace = due.namespace,
+                name = due.name,
+                "deleted expired stop: ttlSecondsAfterFinished has passed"
+            );
             true
         }
-        // Gone already, or another one of this name.
+        // Gone already, or another resource of this name.
         Ok(Err(kube::Error::Api(status))) if status.is_not_found() || status.is_conflict() => true,
         Ok(Err(error)) => {
-            tracing::warn!(namespace = due.namespace, name = due.name, %error, "not deleted although ttlSecondsAfterFinished are over; may the operator delete workflowrunstops? it is tried again");
+            tracing::warn!(namespace = due.namespace, name = due.name, %error, "failed to delete expired stop, will retry; check that the operator may delete workflowrunstops");
             false
         }
     }

@@ -1,5 +1,5 @@
-//! Owns the watch of the unfinished resources: one task for each, one step at a time, panics caught.
-//! Never looks into a status, and holds no worker while a resource waits.
+//! Owns the watch of unfinished resources, and one task for each that reconciles it, one step at a time.
+//! Never reads a status. A panic in one task does not affect the others.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -19,6 +19,7 @@ use kube::{
 };
 use tokio::{sync::watch, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 use workflow_run_stop_api::{UNFINISHED, WorkflowRunStop};
 use workflow_run_stop_common::error::{root_cause, watch_status};
 
@@ -33,25 +34,25 @@ use crate::reconcile::{
 };
 use crate::rng;
 
-/// How many resources come in one page of a list; a status may have half a MiB.
+/// The number of resources in one page of a list; a status may have 512 KiB.
 const PAGE_SIZE: u32 = 50;
 
-/// The longest rest of a watch that fails again and again.
+/// The longest delay between two attempts to watch.
 const MAX_WATCH_DELAY: Duration = Duration::from_secs(30);
 
-/// A watch that did not fail for so long counts as mended.
+/// The time without a failure after which the backoff of a watch starts anew.
 const WELL_AGAIN: Duration = Duration::from_secs(120);
 
-/// How long a resource rests after a panic.
+/// The delay before a resource is reconciled again after a panic.
 const REST_AFTER_PANIC: Duration = Duration::from_secs(10);
 
-/// The APIs of the namespaces to watch; of all where none is named.
+/// Returns the APIs of the namespaces to watch, or the API of all namespaces if there are none.
 pub fn apis<T>(namespaces: &[String], all: impl Fn() -> Api<T>, one: impl Fn(&str) -> Api<T>) -> Vec<Api<T>> {
     if namespaces.is_empty() { vec![all()] } else { namespaces.iter().map(|name| one(name)).collect() }
 }
 
-/// The changes to the resources that a field selector matches, each with the number of its stream.
-/// Failures are logged and the watch goes on.
+/// Returns the changes of the resources that a field selector matches, each with the number of its stream. Failures are
+/// logged and retried.
 pub fn changes<T>(apis: Vec<Api<T>>, fields: &str) -> impl Stream<Item = (usize, Event<T>)> + use<T>
 where
     T: kube::Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
@@ -67,7 +68,7 @@ where
     }))
 }
 
-/// How long a watch that failed rests.
+/// The backoff of a watch.
 #[derive(Default)]
 struct Backoff {
     failures: u32,
@@ -86,7 +87,7 @@ impl Iterator for Backoff {
 }
 
 impl kube::runtime::utils::Backoff for Backoff {
-    /// Called for every event, also for the one that says that a list begins, which may fail again.
+    /// Does nothing: it is called for every event, also when a list begins that may fail again.
     fn reset(&mut self) {}
 }
 
@@ -95,31 +96,31 @@ fn log_watch_error(error: &watcher::Error, path: &str) {
     let error = root_cause(error);
     match status {
         Some(status) if status.code == 404 => {
-            tracing::error!(path, error, "the watch failed: install the CustomResourceDefinition; it is tried again");
+            tracing::error!(path, error, "watch failed, will retry: install the CustomResourceDefinition");
         }
         Some(status) if status.is_forbidden() => {
-            tracing::error!(path, %error, "the watch failed: let the operator list and watch workflowrunstops; it is tried again");
+            tracing::error!(path, %error, "watch failed, will retry: grant the operator list and watch on workflowrunstops");
         }
-        // A watch ends now and then: its version is too old, a connection breaks.
-        Some(_) | None => tracing::warn!(path, error, "the watch failed and is begun again"),
+        // Watches end from time to time: the resource version is too old, or a connection breaks.
+        Some(_) | None => tracing::warn!(path, error, "watch failed, will retry"),
     }
 }
 
-/// Works on the unfinished resources.
+/// Reconciles the unfinished resources.
 pub struct Watch {
-    /// What to work with.
+    /// The context of reconciliations.
     pub context: Arc<Context>,
-    /// Whom to tell.
+    /// Reports each step.
     pub reporter: Reporter,
-    /// When cancelled, no new work is begun.
+    /// Cancelled when no new work may be started.
     pub stop: CancellationToken,
 }
 
 type Inbox = watch::Receiver<WorkflowRunStop>;
 
 impl Watch {
-    /// Watches until it is told to stop, and returns the tasks that have something in flight then.
-    /// `synced` is set when the first list is complete.
+    /// Watches until `stop` is cancelled, and returns the tasks that are still running. Sets `synced` when the first list is
+    /// complete.
     pub async fn run(&self, client: &Client, namespaces: &[String], synced: &watch::Sender<bool>) -> JoinSet<()> {
         let apis: Vec<Api<WorkflowRunStop>> =
             apis(namespaces, || Api::all(client.clone()), |name| Api::namespaced(client.clone(), name));
@@ -167,9 +168,9 @@ impl Watch {
         number: usize,
         mut resource: WorkflowRunStop,
     ) {
-        // Nobody here reads it, and it is often the largest part.
+        // Not used, and often the largest part.
         resource.metadata.managed_fields = None;
-        // The task of a closed inbox has ended before its time, by a panic outside of a step.
+        // A closed channel means that the task ended by a panic outside of a step.
         if let Some((_, inbox)) = inboxes.get(resource.uid()).filter(|(_, inbox)| !inbox.is_closed()) {
             inbox.send_replace(resource);
             return;
@@ -182,7 +183,7 @@ impl Watch {
     }
 }
 
-/// Tends one resource until it is no longer among the unfinished, or until no new work is to be begun.
+/// Reconciles one resource in a loop until it leaves the watch or `stop` is cancelled.
 async fn run_resource(
     context: Arc<Context>,
     reporter: Reporter,
@@ -197,14 +198,16 @@ async fn run_resource(
             return;
         }
         reporter.observe(&mut reported, &tracked.resource, context.store.holder());
-        let known = tracked.known();
+        let (namespace, name) = (tracked.resource.namespace(), tracked.resource.name());
+        let span = tracing::debug_span!("reconcile", namespace, name, run = tracked.resource.spec.run_id);
+        let known = tracked.snapshot();
         let stepped = {
             let interrupt = pin!(interrupted(&mut inbox, &known, &stop, reported.waits_long()));
-            caught(reconcile(&context, &mut tracked, interrupt)).await
+            caught(reconcile(&context, &mut tracked, interrupt).instrument(span.clone())).await
         };
         let requeue = match stepped {
             Some(report) => {
-                reporter.step(&mut reported, &tracked.resource, &report, context.now());
+                span.in_scope(|| reporter.step(&mut reported, &tracked.resource, &report, context.now()));
                 report.requeue
             }
             None => {
@@ -212,7 +215,7 @@ async fn run_resource(
                 Requeue::At(Instant::now() + REST_AFTER_PANIC)
             }
         };
-        let known = tracked.known();
+        let known = tracked.snapshot();
         let changed = interrupted(&mut inbox, &known, &stop, reported.waits_long());
         match requeue {
             Requeue::Now => {}
@@ -226,13 +229,13 @@ async fn run_resource(
     }
 }
 
-/// What a step returns, or nothing where it panicked: one resource's fault is not another's.
+/// Returns the result of a step; `None` if it panicked.
 async fn caught<T>(step: impl Future<Output = T>) -> Option<T> {
     AssertUnwindSafe(step).catch_unwind().await.ok()
 }
 
-/// Resolves when the resource changed in a way that matters, left the watch, or no new work is to be begun; also
-/// at `at_the_latest`, to tell that it waits.
+/// Resolves when the resource changed in a part that matters or left the watch, when `stop` is cancelled, and at
+/// `at_the_latest`, to report that the resource waits.
 async fn interrupted(inbox: &mut Inbox, known: &Snapshot, stop: &CancellationToken, at_the_latest: Option<Instant>) {
     loop {
         if known.is_outdated_by(&inbox.borrow(), false) {

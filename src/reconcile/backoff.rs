@@ -1,31 +1,31 @@
-//! Owns when next: how long to wait before a further attempt or a further look at the run.
-//! Never reads a clock or throws dice: the jitter, a number from 0 up to 1, is passed in.
+//! Owns the delays before the next attempt and before the next read of a run.
+//! Never reads a clock or a random number: the jitter, from 0 up to 1, is a parameter.
 
 use std::time::Duration;
 
 /// The longest wait between two attempts.
 pub const MAX_DELAY: Duration = Duration::from_secs(300);
 
-/// The longest wait between two attempts of credentials that may be mended at any time.
+/// The longest wait between two attempts with credentials, which a person may correct at any time.
 pub const MAX_CREDENTIALS_DELAY: Duration = Duration::from_secs(60);
 
-/// Full jitter may come to nothing; this long is waited in any case.
+/// The shortest delay: full jitter alone could be zero.
 const MIN_DELAY: Duration = Duration::from_millis(100);
 
 const FIRST_DELAY: Duration = Duration::from_secs(1);
-const FIRST_LOOK: Duration = Duration::from_secs(2);
-const MAX_LOOK: Duration = Duration::from_secs(60);
+const FIRST_READ_DELAY: Duration = Duration::from_secs(2);
+const MAX_READ_DELAY: Duration = Duration::from_secs(60);
 
-/// The wait after the `failures`th failure in a row: one second doubling up to `max`, with full jitter.
+/// Returns the delay after the `failures`th failure in a row: one second, doubling up to `max`, with full jitter.
 pub fn delay(failures: u32, max: Duration, jitter: f64) -> Duration {
     let doubled = FIRST_DELAY.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(max);
     doubled.mul_f64(jitter).max(MIN_DELAY)
 }
 
-/// The wait before the next look at a run that is followed, after `looks` looks: two seconds
-/// growing by half up to a minute, a tenth more or less.
-pub fn next_look(looks: u32, jitter: f64) -> Duration {
-    let grown = FIRST_LOOK.mul_f64(1.5_f64.powi(looks.min(20).cast_signed())).min(MAX_LOOK);
+/// Returns the delay before the next read of a followed run, after `reads` reads: two seconds, growing by half
+/// up to one minute, plus or minus ten percent.
+pub fn read_delay(reads: u32, jitter: f64) -> Duration {
+    let grown = FIRST_READ_DELAY.mul_f64(1.5_f64.powi(reads.min(20).cast_signed())).min(MAX_READ_DELAY);
     grown.mul_f64(0.9 + 0.2 * jitter)
 }
 
@@ -44,8 +44,8 @@ mod tests {
 
     #[test]
     fn looks_start_at_two_seconds_and_grow_to_a_minute() {
-        let seconds = |looks| next_look(looks, 0.5).as_secs_f64();
+        let seconds = |reads| read_delay(reads, 0.5).as_secs_f64();
         assert_eq!([0, 1, 2, 9, 4_000_000].map(seconds), [2.0, 3.0, 4.5, 60.0, 60.0]);
-        assert!(next_look(0, 0.0) < next_look(0, 1.0));
+        assert!(read_delay(0, 0.0) < read_delay(0, 1.0));
     }
 }

@@ -1,5 +1,5 @@
-//! Owns the list of what a replica needs to work on resources.
-//! Never does anything with it.
+//! Owns the context of a reconciliation: clients, rate limit, caches, settings and clock of one replica.
+//! Never acts by itself.
 
 use jiff::Timestamp;
 
@@ -8,31 +8,31 @@ use crate::clock::Clock;
 use crate::reconcile::{decide::Rules, status_builder::StepTime, store::Store};
 use crate::rng;
 
-/// What a replica needs to work on resources.
+/// What a replica reconciles with.
 pub struct Context {
-    /// Reads and writes in Kubernetes.
+    /// Reads from and writes to Kubernetes.
     pub store: Store,
-    /// Calls the API.
+    /// The client of the Amperity API.
     pub amperity: Amperity,
-    /// Who may call it when.
+    /// The rate limit of each tenant.
     pub budget: Budget,
-    /// Keeps tokens, and knows which credentials were refused.
+    /// Fetched tokens and refused credentials.
     pub credential_cache: CredentialCache,
-    /// Where the API is.
+    /// The base URL of the API, and the hosts that are allowed.
     pub endpoints: Endpoints,
-    /// The settings that decisions depend on.
+    /// The settings that `decide` depends on.
     pub rules: Rules,
     /// The wall clock.
     pub clock: Clock,
 }
 
 impl Context {
-    /// The date.
+    /// Returns the time of the wall clock.
     pub fn now(&self) -> Timestamp {
         (self.clock)()
     }
 
-    /// The date, and dice for what follows.
+    /// Returns the time and the jitter for one step.
     pub fn step_time(&self) -> StepTime {
         StepTime { now: self.now(), jitter: rng::unit(), settle_time: self.rules.settle_time }
     }

@@ -1,5 +1,5 @@
-//! Owns the choice of the next step: one pure function from what is seen to what is done.
-//! Never does IO, reads a clock or throws dice; nothing else looks at the status to choose.
+//! Owns the choice of the next step, in one pure function. No other code reads the status to choose one.
+//! Never does IO and reads no clock or random number.
 
 use std::time::Duration;
 
@@ -9,48 +9,48 @@ use workflow_run_stop_api::conditions::{self, ConditionType, Reason};
 use workflow_run_stop_api::workflow_run::Phase;
 use workflow_run_stop_api::{Claim, UnclearAnswer, WorkflowRunStop, WorkflowRunStopStatus};
 
-use crate::reconcile::backoff::MAX_DELAY;
+use crate::reconcile::backoff::{MAX_DELAY, read_delay};
 
-/// How long a claim allows sending, counted from before it was written.
+/// The time for which a claim allows sending, counted from before it was written.
 pub const CLAIM_VALIDITY: Duration = Duration::from_secs(5);
 
-/// A claim stays open at least this long, and at least `followTimeoutSeconds`, before the outcome counts as unknown.
+/// The shortest time, beside `followTimeoutSeconds`, after which the outcome of an open claim counts as unknown.
 const MIN_OPEN_CLAIM: Duration = Duration::from_secs(3600);
 
-/// How much longer than it would wait itself a replica waits for a time that another one wrote: the clocks of two machines
-/// differ, and written times are rounded up to seconds.
+/// The tolerance for a `nextAttemptTime` that another replica wrote: clocks of two machines differ, and written times are
+/// rounded up to seconds.
 const CLOCK_SKEW: Duration = Duration::from_secs(60);
 
-/// The operator's settings that the choice depends on.
+/// The operator's settings that the decision depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
-    /// The limit for a request from its writing to the end of its answer.
+    /// The timeout of a request, from when it is written to the end of the response.
     pub request_timeout: Duration,
-    /// How long a request without an answer may go on working at the API's side.
+    /// The time after which a request without a clear answer can no longer take effect.
     pub settle_time: Duration,
 }
 
-/// What this process knows beside the resource, measured by its own monotonic clock.
+/// What this process observed, in addition to the resource, measured on its own monotonic clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Observed {
-    /// How long the resource's claim has been observed unchanged.
+    /// Time for which the claim has been observed unchanged.
     pub claim_unchanged: Duration,
-    /// How long `nextAttemptTime` has been observed unchanged.
+    /// Time for which `nextAttemptTime` has been observed unchanged.
     pub next_attempt_unchanged: Duration,
-    /// How long ago the run was first read as active after the last stop request ended; `None` where it was not.
+    /// Time since the run was first read as active after the last stop request ended; `None` if it was not.
     pub active_for: Option<Duration>,
-    /// How long ago the first of the latest reads in a row came back unreadable; `None` where the last one did not.
+    /// Time since the first of the latest consecutive unreadable reads; `None` if the last read was none.
     pub unreadable_for: Option<Duration>,
-    /// How long ago this process first tried to read the run for this request, or since its acceptance; `None` where it
-    /// did not.
+    /// Time since this process first tried to read the run for this request, or after its acceptance; `None` if it
+    /// has not tried.
     pub tried_for: Option<Duration>,
-    /// The run was read, and what was read is not stored yet.
+    /// True if a read of the run is not stored yet.
     pub unrecorded: bool,
-    /// Time until the next read of the run; `None` where this process has not read it yet.
-    pub next_look: Option<Duration>,
+    /// Time until the next read of the run; `None` if this process has not read it yet.
+    pub next_read: Option<Duration>,
 }
 
-/// How a resource ends.
+/// The ending of a resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
     /// The stop was accepted and the run ended.
@@ -63,39 +63,39 @@ pub enum Ending {
     Expired,
     /// The stop was not accepted before `stopDeadlineSeconds` or `notAfter`.
     DeadlineExceeded,
-    /// A stop request was sent, and reading the run has not shown its outcome for too long.
+    /// A stop request was sent, and reading the run did not show its outcome in time.
     OutcomeUnknown,
 }
 
-/// What earlier reads establish together with one more of the same kind.
+/// The conclusion that one more read of the same kind allows, given the earlier ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Established {
-    /// The run was read as active before, the settle time ago: active again means that the request had no effect.
+    /// The run was read as active at least the settle time ago. Active again: the request had no effect.
     pub active: bool,
-    /// The run has been unreadable since the settle time: unreadable again means that it stays so.
+    /// The run has been unreadable for at least the settle time. Unreadable again: it counts as unreadable for good.
     pub unreadable: bool,
 }
 
 /// The next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Finished or being deleted.
+    /// Do nothing: the resource is finished or being deleted.
     Nothing,
-    /// Suspended: wait for a change.
+    /// Wait for a change: the stop is suspended.
     Suspended,
-    /// Wait this long, unless something changes.
+    /// Wait for this time, or until the resource changes.
     Wait(Duration),
-    /// Send the stop request, before this time if there is one.
+    /// Send the stop request, not later than this time.
     Stop(Option<Timestamp>),
-    /// Read the run, and only if it is still active, send a further stop request, before this time if there is one.
+    /// Read the run and, only if it is still active, repeat the stop request, not later than this time.
     Repeat(Option<Timestamp>, Established),
-    /// Read the run to learn what became of the claim's request.
+    /// Read the run to learn the outcome of the claimed request.
     Confirm(Established),
-    /// Read the run that was stopped.
+    /// Read the run after its stop was accepted.
     Read(Established),
-    /// Store what was read of it.
+    /// Store a read of the run that could not be stored before.
     Record,
-    /// Write the end.
+    /// Write the final status.
     Finish(Ending),
 }
 
@@ -108,14 +108,14 @@ pub fn decide(resource: &WorkflowRunStop, now: Timestamp, observed: &Observed, r
     let status = resource.status.as_ref().unwrap_or(&unwritten);
     let request = status.stop_request.as_ref();
     let next_attempt = request.and_then(|request| request.next_attempt_time.as_ref()).map(|Time(next)| {
-        // A time that lies further ahead comes from another clock. It is not ignored: of two replicas whose clocks are far
-        // apart, each would take the other one's backoff for over.
+        // A time further ahead than the longest backoff comes from another clock. It is waited for up to that backoff:
+        // otherwise, of two replicas whose clocks are far apart, each would ignore the backoff of the other.
         let longest = MAX_DELAY.max(rules.settle_time) + CLOCK_SKEW;
         until(now, *next).min(longest.saturating_sub(observed.next_attempt_unchanged))
     });
     let next_attempt = next_attempt.filter(|wait| !wait.is_zero());
 
-    // Before all else, also before an end: that would say less than is known.
+    // First of all, also before an ending: a final status without this read would say less than is known.
     if observed.unrecorded {
         return Decision::Record;
     }
@@ -133,7 +133,7 @@ pub fn decide(resource: &WorkflowRunStop, now: Timestamp, observed: &Observed, r
         return follow(resource, (now, accepted), observed, rules);
     }
     if let Some(not_after) = not_after(resource) {
-        // Both times are written, so that whose clock is right is no matter.
+        // Both are stored times, so no clock matters.
         if not_after <= resource.created() && request.is_none_or(|request| request.attempts == 0) {
             return Decision::Finish(Ending::Expired);
         }
@@ -159,7 +159,7 @@ fn is_left_alone(resource: &WorkflowRunStop) -> bool {
     resource.is_finished() || resource.metadata.deletion_timestamp.is_some()
 }
 
-/// The step after acceptance.
+/// Chooses the step after acceptance.
 fn follow(
     resource: &WorkflowRunStop,
     (now, accepted): (Timestamp, &Time),
@@ -170,10 +170,10 @@ fn follow(
     let tasks_known = resource.status.as_ref().is_some_and(|status| status.task_instances.is_some());
     let ended = state.is_some_and(|state| Phase::of(state).has_ended());
     let followed = resource.spec.follow_timeout_seconds != 0;
-    // Also where no replica worked until now, the run is read once before its following ends.
+    // The run is read once before following ends, also if no replica was running until now.
     let over = until(now, follow_end(resource, accepted)).is_zero();
     let over_and_read = over && observed.tried_for.is_some();
-    // A run that ended without a word of its tasks is read once more for them.
+    // A run that ended, but whose tasks were not in the answer, is read once more for them.
     if ended && (tasks_known || !followed || over_and_read) {
         return Decision::Finish(Ending::Ended);
     }
@@ -183,42 +183,51 @@ fn follow(
     if over_and_read {
         return Decision::Finish(Ending::StillActive);
     }
-    match observed.next_look.filter(|_| !over).unwrap_or_default() {
+    match observed.next_read.filter(|_| !over).unwrap_or_default() {
         Duration::ZERO => Decision::Read(established(observed, rules)),
         wait => Decision::Wait(wait),
     }
 }
 
-/// What the reads so far establish together with one more of the same kind.
+/// Returns the delay before the first read of a run whose stop was accepted: none if the run has ended, or if the answer
+/// did not describe it.
+pub fn first_read_delay(answered_state: Option<&str>, jitter: f64) -> Duration {
+    match answered_state.map(Phase::of) {
+        Some(Phase::Active | Phase::Stopping) => read_delay(0, jitter),
+        Some(Phase::Stopped | Phase::EndedOtherwise) | None => Duration::ZERO,
+    }
+}
+
+/// Returns the conclusion that one more read of the same kind allows.
 fn established(observed: &Observed, rules: &Rules) -> Established {
     let settled = |since: Option<Duration>| since.is_some_and(|since| rules.settle_time <= since);
     Established { active: settled(observed.active_for), unreadable: settled(observed.unreadable_for) }
 }
 
-/// True where a stop request was sent before that is known to have had no effect only because the run was read as active
-/// twice. Reading it right before the next request narrows the window for a wrong repetition to one round trip.
+/// Returns true if the last stop request is known to have had no effect only because the run was read as active twice.
+/// Reading the run right before the next request narrows the window for a wrong repeat to one round trip.
 fn may_have_had_an_effect(status: &WorkflowRunStopStatus) -> bool {
     let dropped = conditions::find(&status.conditions, ConditionType::StopAccepted).and_then(Reason::of);
     let attempts = status.stop_request.as_ref().map_or(0, |request| request.attempts);
     0 < attempts && !dropped.is_some_and(Reason::excludes_an_effect)
 }
 
-/// Time until the claimed request can no longer be in flight: the claim observed unchanged by the own monotonic clock.
-/// The claim's written time is not believed: a wall clock that jumped would make a fresh claim look old.
+/// Returns the time until the claimed request can no longer be in flight, measured by how long the claim was observed
+/// unchanged. The time in the claim is not used: a wall clock that jumps would make a fresh claim look old.
 fn quiet_time(claim: &Claim, observed: &Observed, rules: &Rules) -> Duration {
     let quiet = match &claim.ended {
         None => in_flight(rules),
         Some(ended) => match ended.answer {
             UnclearAnswer::NoAnswer | UnclearAnswer::ServerError | UnclearAnswer::NotOurRun => rules.settle_time,
-            // The request was answered: only reading tells what the answer means.
+            // The request was answered; the run can be read at once to learn what the answer means.
             UnclearAnswer::Conflict => Duration::ZERO,
         },
     };
     quiet.saturating_sub(observed.claim_unchanged)
 }
 
-/// True where the outcome of an open claim counts as unknown: it is open for long, this process has tried to read the run
-/// for a while, and no read lets expect that the next one decides.
+/// Returns true if the outcome of an open claim counts as unknown: the claim is old, this process has tried to read the
+/// run for long enough, and no second read is about to decide it.
 fn is_hopeless(
     resource: &WorkflowRunStop,
     claim: &Claim,
@@ -226,23 +235,23 @@ fn is_hopeless(
     (observed, rules): (&Observed, &Rules),
 ) -> bool {
     let open = follow_timeout(resource).max(MIN_OPEN_CLAIM);
-    // Also by what was observed: the clock that wrote the time may have been far ahead.
+    // Also measured by observation: the clock that wrote the time may have been far ahead.
     let Time(since) = claim.time;
     let over = since.saturating_add(open).is_ok_and(|end| end <= now) || open <= observed.claim_unchanged;
     let tried_enough = observed.tried_for.is_some_and(|tried| in_flight(rules) <= tried);
-    // The second of two reads comes after the settle time, or after a failure or two with their backoff.
+    // The second of two reads comes after the settle time, plus the backoff of a failure or two.
     let expected = rules.settle_time + MAX_DELAY * 2;
     let undecided = [observed.active_for, observed.unreadable_for].into_iter().flatten().all(|since| expected <= since);
     over && tried_enough && undecided
 }
 
-/// The longest time from before a claim is written until its request can no longer take effect.
+/// Returns the longest time from before a claim is written until its request can no longer take effect.
 fn in_flight(rules: &Rules) -> Duration {
     CLAIM_VALIDITY + rules.request_timeout + rules.settle_time
 }
 
-/// Time until the resource has to be looked at whatever else it waits for: its deadline or the
-/// end of its following. A claim has to be cleared up first, however long that takes.
+/// Returns the time until the resource must be reconciled, whatever else it waits for: its deadline, or the end of
+/// following. `None` while it has a claim, which must be confirmed first.
 pub fn at_the_latest(resource: &WorkflowRunStop, now: Timestamp) -> Option<Duration> {
     let end = match resource.accepted_time() {
         _ if is_left_alone(resource) || resource.claim().is_some() => None,
@@ -253,7 +262,8 @@ pub fn at_the_latest(resource: &WorkflowRunStop, now: Timestamp) -> Option<Durat
     end.map(|end| until(now, end))
 }
 
-/// When no stop request may be sent any more: the earlier of `notAfter` and the end of `stopDeadlineSeconds`.
+/// Returns the time from which on no stop request may be sent: the earlier of `notAfter` and the end of
+/// `stopDeadlineSeconds`.
 fn deadline(resource: &WorkflowRunStop) -> Option<Timestamp> {
     let seconds = resource.spec.stop_deadline_seconds.and_then(|seconds| u64::try_from(seconds).ok());
     let end = |seconds| resource.created().saturating_add(Duration::from_secs(seconds)).unwrap_or(Timestamp::MAX);

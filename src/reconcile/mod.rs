@@ -1,6 +1,7 @@
-//! Owns the corridor: look, decide, act, record. The only room that knows both outsides.
-//! Never chooses a step itself and never writes what `outcome` did not make.
+//! Owns the reconciliation of one resource: observe, decide, act, record. Only here Kubernetes and Amperity meet.
+//! Never chooses a step itself, and never writes a status that `outcome` did not make.
 
+pub mod access;
 pub mod backoff;
 pub mod context;
 pub mod decide;
@@ -16,7 +17,6 @@ use std::{pin::Pin, time::Duration};
 
 use jiff::Timestamp;
 use tokio::time::{Instant, timeout};
-use workflow_run_stop_api::workflow_run::Phase;
 use workflow_run_stop_api::{WorkflowRunStop, WorkflowRunStopStatus, conditions::Reason};
 
 use crate::amperity::{
@@ -28,33 +28,35 @@ use crate::amperity::{
 };
 use crate::clock::until;
 use crate::reconcile::{
-    backoff::{MAX_CREDENTIALS_DELAY, MAX_DELAY, delay, next_look},
+    access::{Access, Blocked, Denied, RetryWhen},
+    backoff::{MAX_CREDENTIALS_DELAY, MAX_DELAY, delay, read_delay},
     context::Context,
-    decide::{Decision, Ending, Established, Observed, at_the_latest, decide},
+    decide::{Decision, Ending, Established, Observed, at_the_latest, decide, first_read_delay},
     outcome::Retry,
-    preflight::{Access, Blocked, Denied, Prepared, RetryWhen},
+    preflight::Prepared,
     step_report::{Requeue, StepOutcome, StepReport},
-    store::{StoreError, WriteResult},
+    store::{ClaimResult, StoreError, WriteResult},
     tracked::{Memory, Tracked},
 };
 use crate::rng;
 
-/// A read that was to precede a further stop request and is older than this when the request may go is made again: the
-/// rate limit was closed in between.
+/// The longest time between the read before a repeated stop request and the request. If the rate limit was closed in
+/// between, the run is read again.
 const MAX_READ_AGE: Duration = Duration::from_secs(5);
 
-/// Resolves when a step is to give up waiting: the resource changed, or no new work is to be begun.
-/// Nothing is given up between a claim and its record.
+/// Resolves when a step must stop waiting: the resource changed, or the replica is draining. Ignored between a claim and
+/// its record.
 pub type Interrupt<'a> = Pin<&'a mut (dyn Future<Output = ()> + Send)>;
 
-/// Looks at a resource, takes the next step and records what came of it.
+/// Takes the next step for a resource and records its outcome.
 pub async fn reconcile(context: &Context, tracked: &mut Tracked, interrupt: Interrupt<'_>) -> StepReport {
-    let done = match context.decide(tracked) {
+    let decision = context.decide(tracked);
+    let done = match decision {
         Decision::Nothing => Ok((StepOutcome::Unchanged, Requeue::OnChange)),
         Decision::Wait(wait) => Ok((StepOutcome::Unchanged, Requeue::At(Instant::now() + wait))),
         Decision::Suspended => context.announce(tracked, Reason::Suspended, "", Requeue::OnChange).await,
         Decision::Finish(ending) => context.finish(tracked, ending).await,
-        // These wait for a while in large futures: on the heap, a waiting resource stays small.
+        // Boxed, because these futures are large and may wait for long: a waiting resource stays small.
         Decision::Stop(deadline) => Box::pin(context.stop(tracked, deadline, None, interrupt)).await,
         Decision::Repeat(deadline, established) => {
             Box::pin(context.stop(tracked, deadline, Some(established), interrupt)).await
@@ -65,23 +67,24 @@ pub async fn reconcile(context: &Context, tracked: &mut Tracked, interrupt: Inte
     };
     let latest = at_the_latest(&tracked.resource, context.now()).map(|wait| Instant::now() + wait);
     match done {
-        Ok((outcome, requeue)) => StepReport { outcome, requeue: requeue.bounded(latest) },
+        Ok((outcome, requeue)) => StepReport { decision, outcome, requeue: requeue.bounded(latest) },
         Err(error) => {
-            // The backoff is kept also where a deadline is over: that is what could not be written.
+            // Not bounded by a deadline: the write at that deadline may be what failed.
             tracked.memory.failures += 1;
             let wait = delay(tracked.memory.failures, MAX_CREDENTIALS_DELAY, rng::unit());
-            StepReport { outcome: StepOutcome::Failed(error), requeue: Requeue::At(Instant::now() + wait) }
+            let requeue = Requeue::At(Instant::now() + wait);
+            StepReport { decision, outcome: StepOutcome::Failed(error), requeue }
         }
     }
 }
 
 type Done = Result<(StepOutcome, Requeue), StoreError>;
 
-/// What comes before a stop request.
+/// The result of preparing a stop request.
 enum Readiness {
-    /// It may be claimed and sent.
+    /// The request may be claimed and sent.
     Ready(Box<Prepared>),
-    /// An earlier request made it needless, or nobody can tell: what reading the run showed.
+    /// The read before a repeated request did not show an active run, so that no request is sent.
     Answered(ReadAnswer),
 }
 
@@ -91,7 +94,7 @@ impl Context {
         decide(&tracked.resource, self.now(), &observed, &self.rules)
     }
 
-    /// Endpoint, credentials, slot, claim, request, record. A request that `repeats` another one is preceded by a read.
+    /// Sends a stop request: preflight, claim, request, record. If it `repeats` another one, the run is read first.
     async fn stop(
         &self,
         tracked: &mut Tracked,
@@ -113,7 +116,7 @@ impl Context {
             }
             Err(blocked) => return self.blocked(tracked, blocked).await,
         };
-        // The wait may have been long, the machine suspended, or its clock set.
+        // The wait may have been long, the machine suspended, or its clock changed.
         if !matches!(self.decide(tracked), Decision::Stop(_) | Decision::Repeat(..)) {
             return Ok((StepOutcome::Unchanged, Requeue::Now));
         }
@@ -121,8 +124,8 @@ impl Context {
         let step_time = self.step_time();
         let status = |claim| outcome::claimed(&tracked.resource, claim, url, step_time);
         let claimed = match self.store.claim(&tracked.resource, status).await? {
-            Ok(claimed) => claimed,
-            Err(written) => return Ok((StepOutcome::Unchanged, tracked.take(written))),
+            ClaimResult::Claimed(claimed) => *claimed,
+            ClaimResult::NotClaimed(written) => return Ok((StepOutcome::Unchanged, tracked.take(written))),
         };
         let run_id = &tracked.resource.spec.run_id;
         let fence = claimed.fence(deadline);
@@ -134,21 +137,21 @@ impl Context {
         };
         let unstored = status(claimed.resource());
         let written = self.store.record(claimed, status).await;
-        // A run that goes on after its stop is given a moment; one that ended, or that the answer
-        // does not describe, is read at once.
-        let goes_on = matches!(&answer, StopAnswer::Accepted(Some(run), _) if !Phase::of(&run.state).has_ended());
-        let first_look = goes_on.then(|| Instant::now() + next_look(0, rng::unit()));
-        tracked.memory = Memory { next_look: first_look, ..Memory::default() };
+        tracked.memory = Memory::default();
+        if let StopAnswer::Accepted(run, _) = &answer {
+            let wait = first_read_delay(run.as_ref().map(|run| run.state.as_str()), rng::unit());
+            tracked.memory.next_read = Some(Instant::now() + wait);
+        }
         let stored = matches!(written, WriteResult::Stored(_));
         let requeue = tracked.take(written);
         let finished = stored && tracked.resource.is_finished();
-        // Of a request that was not sent there is no answer that could be lost.
+        // A request that was not sent has no answer that could be lost.
         let unstored = (!stored && sent.is_some()).then(|| Box::new(unstored));
         Ok((StepOutcome::StopAttempted { class: answer.class(), sent, finished, unstored }, requeue))
     }
 
-    /// Gets all that a stop request needs. Where it repeats an earlier one, the run is read right before it; the next slot
-    /// that the tenant has is then the request's.
+    /// Gets what a stop request needs. If it repeats an earlier one, the run is read right before it, and the next slot of
+    /// the tenant is then for the request.
     async fn ready_to_stop(&self, tracked: &mut Tracked, repeats: bool) -> Result<Readiness, Blocked> {
         let prepared = self.preflight(tracked, Purpose::Stop).await?;
         if !repeats {
@@ -167,14 +170,14 @@ impl Context {
         Ok(Readiness::Ready(Box::new(Prepared { endpoint, access, slot })))
     }
 
-    /// Reads the run to learn what became of a request.
+    /// Reads the run to learn the outcome of a claimed request.
     async fn confirm(&self, tracked: &mut Tracked, established: Established, interrupt: Interrupt<'_>) -> Done {
         match self.read_within(tracked, self.longest_wait_for_a_read(), interrupt).await {
             None => Ok((StepOutcome::Unchanged, Requeue::Now)),
             Some(Ok(answer)) => self.record_read_result(tracked, answer, established).await,
             Some(Err(blocked)) => {
-                // The API refused the credentials or the token request. A missing Secret or a host that is not allowed is
-                // no try: a person can mend that, and then reading tells the outcome.
+                // Refused credentials count as a try to read the run. A missing Secret or a host that is not allowed do
+                // not: a person can correct them, and then a read shows the outcome.
                 let of_api =
                     |denied: &Denied| !matches!(denied.reason, Reason::CredentialsMissing | Reason::EndpointNotAllowed);
                 if matches!(&blocked, Blocked::Denied(denied) if of_api(denied)) {
@@ -185,17 +188,17 @@ impl Context {
         }
     }
 
-    /// Records what a read showed of an earlier stop request.
+    /// Records what a read showed about an earlier stop request.
     async fn record_read_result(&self, tracked: &mut Tracked, answer: ReadAnswer, established: Established) -> Done {
         tracked.read(&answer);
-        tracked.memory.next_look = Some(Instant::now() + next_look(0, rng::unit()));
+        tracked.memory.next_read = Some(Instant::now() + read_delay(0, rng::unit()));
         tracked.reads().unrecorded = Some((answer, established));
         self.record(tracked).await
     }
 
     /// Reads a run whose stop was accepted.
     async fn follow(&self, tracked: &mut Tracked, established: Established, interrupt: Interrupt<'_>) -> Done {
-        // The last read of a run that was not read yet has time beyond the end of the following.
+        // If the run was not read yet, its last read may take longer than following lasts.
         let left = at_the_latest(&tracked.resource, self.now()).unwrap_or_default();
         let limit =
             if tracked.observed().tried_for.is_some() { left } else { left.max(self.longest_wait_for_a_read()) };
@@ -207,28 +210,27 @@ impl Context {
                     ReadAnswer::Run(_) | ReadAnswer::Unreadable(_) => Duration::ZERO,
                 };
                 tracked.read(&answer);
-                tracked.looked(asked);
+                tracked.schedule_next_read(asked);
                 tracked.reads().unrecorded = Some((answer, established));
                 self.record(tracked).await
             }
             Some(Err(blocked)) => {
-                // It counts as a try, so that the following ends in time also without usable credentials.
+                // Counts as a try, so that following ends in time without usable credentials as well.
                 if matches!(blocked, Blocked::Denied(_)) {
                     tracked.tried_to_read();
-                    tracked.looked(Duration::ZERO);
+                    tracked.schedule_next_read(Duration::ZERO);
                 }
                 self.blocked(tracked, blocked).await
             }
         }
     }
 
-    /// A read that waits for the rate limit and for its answer for longer than this counts as tried.
+    /// Returns the time after which a read that waits for the rate limit or for its answer counts as tried.
     fn longest_wait_for_a_read(&self) -> Duration {
         MAX_DELAY + self.rules.request_timeout
     }
 
-    /// Reads the run. `None` where that was given up: the resource changed, or the rate limit let others go first for
-    /// longer than `limit`, which counts as a try.
+    /// Reads the run. Returns `None` if interrupted, or after `limit`, which counts as a try.
     async fn read_within(
         &self,
         tracked: &mut Tracked,
@@ -247,7 +249,7 @@ impl Context {
         }
     }
 
-    /// Stores what was read. Where that fails, it is still known.
+    /// Stores what was read. If that fails, it is kept for the next step.
     async fn record(&self, tracked: &mut Tracked) -> Done {
         let Some((answer, established)) = tracked.reads().unrecorded.take() else {
             return Ok((StepOutcome::Unchanged, Requeue::Now));
@@ -269,7 +271,7 @@ impl Context {
         self.read_with((&endpoint, &access), &tracked.resource.spec.run_id, slot).await
     }
 
-    /// Reads the run once. Where a kept token was refused, a new one is to be fetched before anything is concluded.
+    /// Reads the run once. If a cached token was refused, returns `Changed`, so that a new one is fetched first.
     async fn read_with(
         &self,
         (endpoint, access): (&Endpoint, &Access),
@@ -306,7 +308,7 @@ impl Context {
         self.announce(tracked, reason, &detail, requeue).await
     }
 
-    /// Writes what is waited for, where it is new.
+    /// Writes what the resource waits for, if that changed.
     async fn announce(&self, tracked: &mut Tracked, reason: Reason, detail: &str, requeue: Requeue) -> Done {
         let status = outcome::waiting(&tracked.resource, reason, detail, self.step_time());
         match self.store.announce(&tracked.resource, status).await? {
@@ -326,8 +328,7 @@ impl Context {
         self.write(tracked, |resource| outcome::finished(resource, ending, step_time), StepOutcome::Updated).await
     }
 
-    /// Writes what was learned. A resource that changed in between in nothing that this builds on is
-    /// no reason to forget it.
+    /// Writes what was learned. Retries at once if the resource changed in between in nothing that the status builds on.
     async fn write(
         &self,
         tracked: &mut Tracked,
@@ -337,10 +338,10 @@ impl Context {
         let is_read = matches!(outcome, StepOutcome::RunRead);
         let tried_for = is_read.then_some(Duration::ZERO);
         let written = loop {
-            let known = tracked.known();
+            let known = tracked.snapshot();
             let status = self.with_end(&tracked.resource, status(&tracked.resource), tried_for);
             match self.store.update(&tracked.resource, status).await? {
-                // What was read is true of any spec.
+                // A read is valid for any spec.
                 WriteResult::Changed(now) if !known.is_outdated_by(&now, is_read) => tracked.resource = *now,
                 written
                 @ (WriteResult::Stored(_) | WriteResult::Same | WriteResult::Changed(_) | WriteResult::Gone) => {
@@ -358,7 +359,7 @@ impl Context {
         Ok((outcome, requeue))
     }
 
-    /// Where the next step is only to write the end, it is written along with this one.
+    /// Returns the final status instead, if the next step would only write that.
     fn with_end(
         &self,
         resource: &WorkflowRunStop,

@@ -1,5 +1,5 @@
-//! Owns what an outcome makes of the status: answers and endings in, the new status out.
-//! Never claims more than was observed, never does IO, reads a clock or throws dice.
+//! Owns the new status after each outcome: an answer to a stop request, a read, or an ending.
+//! Never claims more than was observed. Never does IO, and reads no clock or random number.
 
 use std::time::Duration;
 
@@ -12,36 +12,36 @@ use crate::reconcile::backoff::{MAX_CREDENTIALS_DELAY, MAX_DELAY, delay};
 use crate::reconcile::decide::{Ending, Established};
 use crate::reconcile::status_builder::{StatusBuilder, StepTime, state_detail};
 
-/// A stop whose attempt with this number, or a later one, is answered by a gateway instead of Amperity is not tried again.
+/// The attempt from which on a stop that a gateway answered is not retried.
 const MAX_FOREIGN_ATTEMPTS: i32 = 5;
 
-/// The status with a claim: the request is about to be sent.
+/// Returns the status with a claim, for a request that is about to be sent.
 pub fn claimed(resource: &WorkflowRunStop, claim: Claim, url: String, step_time: StepTime) -> WorkflowRunStopStatus {
     let mut builder = StatusBuilder::of(resource, step_time);
     let attempts = builder.request().attempts.saturating_add(1);
-    // What an earlier answer said is not of this request.
+    // The answer to an earlier request does not belong to this one.
     *builder.request() = StopRequest { url: Some(url), attempts, claim: Some(claim), ..StopRequest::default() };
     builder.set(ConditionType::StopAccepted, ConditionStatus::Unknown, (Reason::StopRequested, ""));
     builder.going_on(ConditionStatus::Unknown, (Reason::StopRequested, ""))
 }
 
-/// The status while something has to be waited for before a request may be sent.
+/// Returns the status while the stop waits for something before a request may be sent.
 pub fn waiting(resource: &WorkflowRunStop, reason: Reason, detail: &str, step_time: StepTime) -> WorkflowRunStopStatus {
     let in_order = matches!(reason, Reason::Suspended | Reason::WaitingForBudget);
     let ready = if in_order { ConditionStatus::Unknown } else { ConditionStatus::False };
     StatusBuilder::of(resource, step_time).going_on(ready, (reason, detail))
 }
 
-/// When refused credentials may be used again.
+/// The time at which a stop whose credentials were refused is retried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retry {
-    /// At once: the token was simply too old, and a new one is fetched.
+    /// At once, with a new token: the cached one may have expired.
     AtOnce,
-    /// After a while.
+    /// With backoff.
     Backoff,
 }
 
-/// The status after the answer to the claimed stop request.
+/// Returns the status after the answer to the claimed stop request.
 pub fn stop_answered(
     resource: &WorkflowRunStop,
     answer: &StopAnswer,
@@ -72,7 +72,7 @@ pub fn stop_answered(
         StopAnswer::Accepted(run, _) => {
             if let Some(run) = run {
                 builder.request().answered_state = Some(run.state.clone());
-                // Tasks that were read before the stop are not those of its end.
+                // Tasks that were read before the stop are outdated.
                 builder.status.task_instances = None;
                 builder.status.task_instances_omitted = None;
                 builder.observe((**run).clone());
@@ -97,14 +97,17 @@ pub fn stop_answered(
             builder.refused(wait, (Reason::Unreachable, &detail))
         }
         StopAnswer::TooLate => {
-            let why = (Reason::StopRequested, "the claim or the deadline expired before the request could be sent");
+            let why = (
+                Reason::StopRequested,
+                "the previous attempt was not sent because its claim or the deadline expired first",
+            );
             builder.request().claim = None;
             let wait = builder.backoff(MAX_DELAY);
             builder.next_attempt_in(wait);
             builder.set(ConditionType::StopAccepted, ConditionStatus::False, why);
             builder.going_on(ConditionStatus::Unknown, why)
         }
-        // The request was answered: the run is read at once.
+        // Amperity answered: the run is read at once.
         StopAnswer::Conflict(_) => {
             let why = (ConditionStatus::False, (Reason::Conflict, detail.as_str()));
             builder.unclear(UnclearAnswer::Conflict, Duration::ZERO, why)
@@ -119,7 +122,7 @@ pub fn stop_answered(
             builder.unclear(UnclearAnswer::ServerError, wait, why)
         }
         StopAnswer::NotOurRun(_) => {
-            let detail = format!("{detail}, but not with this run");
+            let detail = format!("{detail}, but the body is not this run");
             let why = (ConditionStatus::Unknown, (Reason::OutcomeUnknown, detail.as_str()));
             builder.unclear(UnclearAnswer::NotOurRun, step_time.settle_time, why)
         }
@@ -128,7 +131,7 @@ pub fn stop_answered(
             builder.unclear(UnclearAnswer::NotOurRun, step_time.settle_time, why)
         }
         StopAnswer::Redirected(info, to) => {
-            // The host is still needed when the run has been read.
+            // Kept for the message after the run has been read.
             let message = format!("a redirect to {to}, which is never followed");
             let info = ResponseInfo { message: Some(message), ..info.clone() };
             builder.info(&info);
@@ -145,8 +148,8 @@ pub fn stop_answered(
     }
 }
 
-/// The status after reading the run to learn what became of a stop request: of the claim's, or of an earlier one before
-/// a further one is sent.
+/// Returns the status after reading the run to learn the outcome of the claimed request, or of the last one before it is
+/// repeated.
 pub fn confirmed(
     resource: &WorkflowRunStop,
     answer: &ReadAnswer,
@@ -171,12 +174,14 @@ pub fn confirmed(
                     builder.finished(true, (Reason::RunEndedOtherwise, &detail))
                 }
                 Phase::Active => match Answered::of(resource) {
-                    // Amperity's own word that the stop was not carried out: once is enough.
+                    // Amperity itself said that the stop was not carried out: one read is enough.
                     Answered::Conflict => {
                         let wait = builder.backoff(MAX_DELAY);
                         builder.refused(wait, (Reason::Conflict, &detail))
                     }
-                    Answered::BadRequest(info) => builder.rejected((Reason::Rejected, &format!("{info}, {detail}"))),
+                    Answered::BadRequest(info) => {
+                        builder.rejected((Reason::Rejected, &format!("{info}, and the run is in {detail}")))
+                    }
                     _ if !established.active => builder.still_open(&detail),
                     Answered::Redirect(info) => builder.rejected((Reason::UnexpectedAnswer, &info)),
                     Answered::ClientError(info) => {
@@ -188,7 +193,7 @@ pub fn confirmed(
                         builder.refused(wait, why)
                     }
                     Answered::Otherwise => {
-                        let detail = format!("the request had no effect, the run's state is {}", run.state);
+                        let detail = format!("the request had no effect, state {}", run.state);
                         let wait = builder.backoff(MAX_DELAY);
                         builder.refused(wait, (Reason::Unavailable, &detail))
                     }
@@ -224,7 +229,7 @@ pub fn confirmed(
     }
 }
 
-/// How the last stop request was answered, as far as the status still tells; with the answer in words.
+/// The answer to the last stop request, as far as the status still has it, with its text.
 enum Answered {
     /// Amperity's own 409.
     Conflict,
@@ -246,7 +251,7 @@ impl Answered {
         else {
             return Self::Otherwise;
         };
-        // A dropped claim has left its reason behind.
+        // After a claim is dropped, the condition still has the reason.
         let own = match resource.claim().map(|claim| claim.ended.as_ref().map(|ended| ended.answer)) {
             Some(answer) => answer == Some(UnclearAnswer::Conflict),
             None => {
@@ -267,7 +272,7 @@ impl Answered {
     }
 }
 
-/// The status after reading a run whose stop was accepted.
+/// Returns the status after reading a run whose stop was accepted.
 pub fn followed(
     resource: &WorkflowRunStop,
     answer: &ReadAnswer,
@@ -279,14 +284,14 @@ pub fn followed(
         ReadAnswer::Run(run) => {
             let detail = state_detail(Some(&run.state));
             builder.observe((**run).clone());
-            // The verbose view without tasks has none to tell of.
+            // A verbose view without the field has no tasks.
             builder.status.task_instances.get_or_insert_default();
             builder.going_on(ConditionStatus::Unknown, (Reason::FollowingRun, &detail))
         }
-        // A gateway may have answered: only the same again makes it final.
+        // A gateway may have answered: only a second unreadable read is final.
         ReadAnswer::Unreadable(info) if !established.unreadable => {
-            let state = builder.status.state.as_deref().map(|state| format!("its last known state is {state}, "));
-            let detail = format!("{}the last read was answered {}", state.unwrap_or_default(), info.detail());
+            let state = builder.status.state.as_deref().map(|state| format!("last known state {state}, "));
+            let detail = format!("{}the last read was answered with {}", state.unwrap_or_default(), info.detail());
             builder.going_on(ConditionStatus::Unknown, (Reason::FollowingRun, &detail))
         }
         ReadAnswer::Unreadable(info) => {
@@ -312,7 +317,7 @@ fn read_failure(failure: &ReadFailure) -> (Reason, String) {
     }
 }
 
-/// The status of the end.
+/// Returns the final status.
 pub fn finished(resource: &WorkflowRunStop, ending: Ending, step_time: StepTime) -> WorkflowRunStopStatus {
     let builder = StatusBuilder::of(resource, step_time);
     let state = builder.status.state.clone();
@@ -326,10 +331,14 @@ pub fn finished(resource: &WorkflowRunStop, ending: Ending, step_time: StepTime)
                 builder.finished(true, (Reason::RunStopped, &detail))
             }
         },
-        Ending::NotFollowed => builder.finished(true, (Reason::StopAccepted, "the run is not followed")),
+        Ending::NotFollowed => {
+            builder.finished(true, (Reason::StopAccepted, "the run is not followed because followTimeoutSeconds is 0"))
+        }
         Ending::StillActive => builder.finished(false, (Reason::RunStillActive, &detail)),
         Ending::Expired => builder.finished(true, (Reason::Expired, "")),
         Ending::DeadlineExceeded => builder.finished(false, (Reason::DeadlineExceeded, &last)),
-        Ending::OutcomeUnknown => builder.unknown(&format!("reads of the run did not show it in time, {last}")),
+        Ending::OutcomeUnknown => {
+            builder.unknown(&format!("reads of the run did not show the outcome in time, {last}"))
+        }
     }
 }

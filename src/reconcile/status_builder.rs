@@ -1,5 +1,5 @@
-//! Owns a status in the making: the few ways in which one can change.
-//! Never knows an answer of the API as a whole, does no IO, reads no clock and throws no dice.
+//! Owns the transitions of a status: accepted, refused, unclear, finished and so on.
+//! Never does IO, and reads no clock or random number.
 
 use std::time::Duration;
 
@@ -13,27 +13,27 @@ use crate::amperity::answer::ResponseInfo;
 use crate::amperity::run::Run;
 use crate::reconcile::backoff::delay;
 
-/// When an outcome came, and the dice for what follows.
+/// Time, jitter and settle time for one step.
 #[derive(Clone, Copy, Debug)]
 pub struct StepTime {
-    /// The date.
+    /// The time of the wall clock.
     pub now: Timestamp,
-    /// From 0 up to 1.
+    /// The jitter for delays, from 0 up to 1.
     pub jitter: f64,
-    /// How long a request without an answer may go on working at the API's side.
+    /// The time after which a request without a clear answer can no longer take effect.
     pub settle_time: Duration,
 }
 
-/// A new status in the making.
+/// Builds a new status from the current one.
 pub struct StatusBuilder {
-    /// As far as it is made.
+    /// The status so far.
     pub status: WorkflowRunStopStatus,
     generation: Option<i64>,
     step_time: StepTime,
 }
 
 impl StatusBuilder {
-    /// A draft that builds on the status as it is.
+    /// Starts from the current status of a resource.
     pub fn of(resource: &WorkflowRunStop, step_time: StepTime) -> Self {
         let mut status = resource.status.clone().unwrap_or_default();
         let generation = resource.metadata.generation;
@@ -45,12 +45,12 @@ impl StatusBuilder {
         Time(rounded(self.step_time.now, RoundMode::Trunc))
     }
 
-    /// The stop request, which is there from now on.
+    /// Returns the stop request, which is created if absent.
     pub fn request(&mut self) -> &mut StopRequest {
         self.status.stop_request.get_or_insert_default()
     }
 
-    /// Not before then: a written time has whole seconds, so it is rounded up.
+    /// Sets the earliest time of the next attempt, rounded up to whole seconds, as times are written.
     pub fn next_attempt_in(&mut self, wait: Duration) {
         if wait.is_zero() {
             self.request().next_attempt_time = None;
@@ -60,7 +60,7 @@ impl StatusBuilder {
         self.request().next_attempt_time = Some(Time(rounded(at, RoundMode::Ceil)));
     }
 
-    /// How long to wait after so many attempts.
+    /// Returns the backoff after the attempts so far.
     pub fn backoff(&mut self, max: Duration) -> Duration {
         let attempts = u32::try_from(self.request().attempts).unwrap_or_default();
         delay(attempts, max, self.step_time.jitter)
@@ -72,11 +72,11 @@ impl StatusBuilder {
         conditions::set(&mut self.status.conditions, new);
     }
 
-    /// Work goes on: `Unknown` in progress, `False` while it fails.
+    /// Returns an unfinished status: `ready` is `Unknown` in progress and `False` while it fails.
     pub fn going_on(mut self, ready: ConditionStatus, why: (Reason, &str)) -> WorkflowRunStopStatus {
         self.set(ConditionType::Ready, ready, why);
         self.set(ConditionType::Reconciling, ConditionStatus::True, why);
-        // Until the first request, `StopAccepted` says what the stop waits for.
+        // Before the first request, `StopAccepted` has the reason of `Ready`.
         if self.status.stop_request.as_ref().is_none_or(|request| request.attempts == 0) {
             self.set(ConditionType::StopAccepted, ConditionStatus::False, why);
         }
@@ -84,7 +84,7 @@ impl StatusBuilder {
         self.status
     }
 
-    /// The end, with or without success.
+    /// Returns a final status, with or without success.
     pub fn finished(mut self, well: bool, why: (Reason, &str)) -> WorkflowRunStopStatus {
         self.set(ConditionType::Ready, if well { ConditionStatus::True } else { ConditionStatus::False }, why);
         if !well {
@@ -101,7 +101,7 @@ impl StatusBuilder {
         self.status
     }
 
-    /// What the stop waited for to the end is kept.
+    /// Sets `StopAccepted`, if no request or wait has set it before.
     fn not_sent_by_default(&mut self, why: (Reason, &str)) {
         if conditions::find(&self.status.conditions, ConditionType::StopAccepted).is_none() {
             self.set(ConditionType::StopAccepted, ConditionStatus::False, why);
@@ -119,7 +119,7 @@ impl StatusBuilder {
         self.set(ConditionType::RunEnded, truth, (reason, &state_detail(state.as_deref())));
     }
 
-    /// Takes over what an answer says of the run. What it does not speak of stays as it was.
+    /// Takes over the run of an answer. Tasks stay as they are if the answer has none.
     pub fn observe(&mut self, run: Run) {
         let Run { id: _, state, error, tasks, tasks_omitted, details } = run;
         self.status.state = Some(state);
@@ -131,7 +131,7 @@ impl StatusBuilder {
         }
     }
 
-    /// Takes over what the API said beside its verdict.
+    /// Takes over HTTP status, message and request id of an answer.
     pub fn info(&mut self, info: &ResponseInfo) {
         let ResponseInfo { status, message, request_id, own: _ } = info.clone();
         let request = self.request();
@@ -140,7 +140,7 @@ impl StatusBuilder {
         request.request_id = request_id;
     }
 
-    /// The stop was accepted, as the reason tells.
+    /// Returns the status of an accepted stop.
     pub fn accepted(mut self, reason: Reason) -> WorkflowRunStopStatus {
         let now = self.now();
         let request = self.request();
@@ -152,7 +152,7 @@ impl StatusBuilder {
         self.going_on(ConditionStatus::Unknown, (Reason::FollowingRun, &detail))
     }
 
-    /// Known to have had no effect: the claim is dropped and the request is made again later.
+    /// Returns the status after a request without effect: the claim is dropped and the request repeated after `wait`.
     pub fn refused(mut self, wait: Duration, why: (Reason, &str)) -> WorkflowRunStopStatus {
         self.request().claim = None;
         self.next_attempt_in(wait);
@@ -160,14 +160,14 @@ impl StatusBuilder {
         self.going_on(ConditionStatus::False, why)
     }
 
-    /// The stop was refused for good.
+    /// Returns the final status of a rejected stop.
     pub fn rejected(mut self, why: (Reason, &str)) -> WorkflowRunStopStatus {
         self.request().claim = None;
         self.set(ConditionType::StopAccepted, ConditionStatus::False, why);
         self.finished(false, why)
     }
 
-    /// The outcome is still open: the run is read again when the settle time is over.
+    /// Returns the status while the outcome is open: the run is read again after the settle time.
     pub fn still_open(mut self, detail: &str) -> WorkflowRunStopStatus {
         let why = (Reason::OutcomeUnknown, detail);
         self.next_attempt_in(self.step_time.settle_time);
@@ -175,21 +175,21 @@ impl StatusBuilder {
         self.going_on(ConditionStatus::Unknown, why)
     }
 
-    /// The end of a stop whose outcome is not known. The claim stays.
+    /// Returns the final status of a stop whose outcome is unknown. The claim stays.
     pub fn unknown(mut self, detail: &str) -> WorkflowRunStopStatus {
         let why = (Reason::OutcomeUnknown, detail);
         self.open_if_claimed(why);
         self.finished(false, why)
     }
 
-    /// Without a claim, `StopAccepted` goes on to tell why the last request was dropped.
+    /// Sets `StopAccepted` to `Unknown`. Without a claim it keeps the reason why the last one was dropped.
     fn open_if_claimed(&mut self, why: (Reason, &str)) {
         if self.request().claim.is_some() {
             self.set(ConditionType::StopAccepted, ConditionStatus::Unknown, why);
         }
     }
 
-    /// The outcome is open: the claim stays, and reading the run is what comes next, after `wait` at the earliest.
+    /// Returns the status after an unclear answer: the claim stays, and the run is read after `wait` at the earliest.
     pub fn unclear(
         mut self,
         answer: UnclearAnswer,
@@ -210,7 +210,7 @@ fn rounded(at: Timestamp, mode: RoundMode) -> Timestamp {
     at.round(TimestampRound::new().smallest(Unit::Second).mode(mode)).unwrap_or(at)
 }
 
-/// The state as a detail of a message; empty where none is known.
+/// Returns the state as a detail of a message; empty if none is known.
 pub fn state_detail(state: Option<&str>) -> String {
-    state.map(|state| format!("its state is {state}")).unwrap_or_default()
+    state.map(|state| format!("state {state}")).unwrap_or_default()
 }

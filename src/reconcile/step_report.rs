@@ -1,24 +1,24 @@
-//! Owns what a step returns: what it did and when to look again.
-//! Never tells anybody: that is done above.
+//! Owns the result of one reconciliation: its outcome, and when to requeue the resource.
+//! Never logs or emits anything: `observe` does.
 
 use tokio::time::Instant;
 use workflow_run_stop_api::WorkflowRunStopStatus;
 
-use crate::reconcile::store::StoreError;
+use crate::reconcile::{decide::Decision, store::StoreError};
 
-/// When to look at a resource again, unless it changes before.
+/// The time of the next reconciliation, unless the resource changes before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Requeue {
     /// At once.
     Now,
-    /// Then.
+    /// At this time.
     At(Instant),
-    /// When it changes.
+    /// Only when the resource changes.
     OnChange,
 }
 
 impl Requeue {
-    /// The same, but not later than `latest`.
+    /// Returns the same, but not later than `latest`.
     #[must_use]
     pub fn bounded(self, latest: Option<Instant>) -> Self {
         match (self, latest) {
@@ -29,38 +29,40 @@ impl Requeue {
     }
 }
 
-/// What a step did, for those who tell it.
+/// The result of one reconciliation.
 #[derive(Debug)]
 pub struct StepReport {
-    /// What was done.
+    /// The decision that the step carried out.
+    pub decision: Decision,
+    /// The outcome of the step.
     pub outcome: StepOutcome,
-    /// When to look again.
+    /// The next reconciliation.
     pub requeue: Requeue,
 }
 
-/// What was done in a step.
+/// The outcome of a step.
 #[derive(Debug)]
 pub enum StepOutcome {
-    /// Nothing but to look.
+    /// Nothing was written.
     Unchanged,
-    /// A stop request was sent (or not, as its class tells) and answered, and the outcome is recorded.
+    /// A stop request was claimed, and sent unless the class says otherwise.
     StopAttempted {
         /// The class of the answer.
         class: &'static str,
-        /// When it was written, if it was.
+        /// The time at which the request was written; `None` if it was not sent.
         sent: Option<Instant>,
-        /// Whether the end was written along with it.
+        /// True if the same write finished the resource.
         finished: bool,
-        /// The status that the answer makes, where it is not stored: the resource is gone or finished, or another
-        /// replica has taken over the claim.
+        /// The status that could not be stored: the resource is gone or finished, or another replica has taken over the
+        /// claim. `None` if it was stored.
         unstored: Option<Box<WorkflowRunStopStatus>>,
     },
-    /// The run was read.
+    /// The run was read, and the status written.
     RunRead,
-    /// The status tells something new.
+    /// The status says something new about what the resource waits for.
     Updated,
     /// The resource finished.
     Finished,
-    /// The API server gave no usable answer.
+    /// A request to the API server failed.
     Failed(StoreError),
 }

@@ -1,5 +1,5 @@
-//! Owns the record: what is read from and written to Kubernetes for a stop.
-//! Never writes without a guard: every patch tests the uid and the version that it builds on.
+//! Owns reading and writing in Kubernetes: resources, Secrets, claims and outcomes.
+//! Never writes without a guard: every patch tests the uid and the resource version that it builds on.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -25,7 +25,7 @@ use workflow_run_stop_api::{Claim, WorkflowRunStop, WorkflowRunStopStatus};
 use crate::amperity::transport::Fence;
 use crate::clock::Clock;
 use crate::fault_injection::{Fault, is_injected};
-use crate::metric_labels::Outcome;
+use crate::metric_labels::ResultLabel;
 pub use crate::reconcile::store_error::StoreError;
 use crate::reconcile::{
     decide::CLAIM_VALIDITY,
@@ -33,31 +33,39 @@ use crate::reconcile::{
 };
 use crate::rng;
 
-/// A Secret that was read so recently is not read again: a thousand stops with one Secret read it once.
+/// The time for which a Secret is cached: a thousand stops with one Secret read it once.
 const SECRET_FRESH: Duration = Duration::from_secs(1);
 
-/// How many requests of one kind that can wait are under way at once: ten thousand resources that all want
-/// to say that they wait must not open ten thousand connections.
+/// The number of concurrent requests of one kind that can wait: ten thousand resources that report that they wait must not
+/// open ten thousand connections.
 const AT_ONCE: usize = 32;
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const MAX_RETRY: Duration = Duration::from_secs(5);
 
-/// What became of a guarded write.
+/// The result of a guarded write.
 #[derive(Debug)]
 pub enum WriteResult {
-    /// It is stored; the object as it is now.
+    /// Stored; the object as it is now.
     Stored(Box<WorkflowRunStop>),
-    /// It was so already and nothing was written.
+    /// Not written: the status is the same already.
     Same,
-    /// Something changed in between and nothing was written; the object as it is now.
+    /// Not written: the object changed in between; the object as it is now.
     Changed(Box<WorkflowRunStop>),
-    /// The resource is gone.
+    /// Not written: the resource is gone.
     Gone,
 }
 
-/// A stored claim: the right to send one request for a short time. Only [`Store::claim`] makes it
-/// and [`Store::record`] consumes it.
+/// The result of claiming.
+pub enum ClaimResult {
+    /// The claim is stored.
+    Claimed(Box<Claimed>),
+    /// No claim is stored, because the resource changed or is gone.
+    NotClaimed(WriteResult),
+}
+
+/// A stored claim: the right to send one request for a short time. Only [`Store::claim`] creates it, and [`Store::record`]
+/// consumes it.
 #[must_use]
 pub struct Claimed {
     resource: WorkflowRunStop,
@@ -68,14 +76,14 @@ pub struct Claimed {
 }
 
 impl Claimed {
-    /// The resource as it was stored with the claim.
+    /// Returns the resource as it was stored with the claim.
     pub fn resource(&self) -> &WorkflowRunStop {
         &self.resource
     }
 
-    /// Closes when the claim no longer allows sending, by the monotonic or the wall clock: one of
-    /// them goes on where a process was stopped or a machine suspended. Also closes at the deadline, which is a time of
-    /// the wall clock.
+    /// Returns the fence of this claim. It closes when the claim expires by the monotonic or by the wall clock, since only
+    /// one of them may run while a process is stopped or a machine suspended. It also closes at the deadline, by the wall
+    /// clock.
     pub fn fence(&self, deadline: Option<Timestamp>) -> Fence {
         let (until, from, clock) = (self.until, self.from_wall, self.clock.clone());
         let is_open = Arc::new(move || {
@@ -88,37 +96,37 @@ impl Claimed {
     }
 }
 
-/// What is known of a Secret.
+/// The content of a Secret.
 #[derive(Clone)]
 pub struct SecretContent {
     /// Uid and resource version.
     pub version: (String, String),
-    /// The keys and their values.
+    /// Keys and values.
     pub data: Arc<BTreeMap<String, Vec<u8>>>,
 }
 
 type SecretSlot = Arc<tokio::sync::Mutex<Option<(Instant, Option<SecretContent>)>>>;
 
-/// What can come of writing a status: it changed in between, the resource is gone, or nothing usable was answered.
+/// The values of the label `result` of status writes.
 pub const RESULTS: [&str; 4] = ["stored", "conflict", "gone", "failed"];
 
-/// Reads and writes for one replica.
+/// Reads and writes in the name of one replica.
 #[derive(Clone)]
 pub struct Store {
     client: Client,
     holder: Arc<str>,
     clock: Clock,
     secrets: Arc<Mutex<HashMap<(String, String), SecretSlot>>>,
-    /// Who only says that it waits shares these; claims and outcomes never queue behind it.
+    /// Shared by writes that only report that a resource waits; claims and outcomes never queue behind them.
     announcements: Arc<Semaphore>,
-    /// Who reads a Secret shares these.
+    /// Shared by reads of Secrets.
     secret_reads: Arc<Semaphore>,
-    /// The writes of a status by what came of them.
-    pub writes: Family<Outcome, Counter>,
+    /// Status writes by result.
+    pub writes: Family<ResultLabel, Counter>,
 }
 
 impl Store {
-    /// A ledger that claims in the name of `holder`.
+    /// Creates a store that claims in the name of `holder`.
     pub fn new(client: Client, holder: &str, clock: Clock) -> Self {
         let semaphore = || Arc::new(Semaphore::new(AT_ONCE));
         Self {
@@ -132,24 +140,24 @@ impl Store {
         }
     }
 
-    /// The name in which claims are made.
+    /// Returns the name in which claims are made.
     pub fn holder(&self) -> &str {
         &self.holder
     }
 
-    /// The resource as it is stored now; `None` where it is gone, also where another of its name is there.
+    /// Returns the resource as it is stored now; `None` if it is gone, also if there is another one of its name.
     ///
     /// # Errors
-    /// Where the API server gives no answer.
+    /// If the request to the API server fails.
     pub async fn read(&self, resource: &WorkflowRunStop) -> Result<Option<WorkflowRunStop>, StoreError> {
         let found = within(self.api(resource).get_opt(resource.name())).await?;
         Ok(found.filter(|found| found.uid() == resource.uid()))
     }
 
-    /// A Secret, at most a second old; `None` where there is none.
+    /// Returns a Secret, at most one second old; `None` if there is none.
     ///
     /// # Errors
-    /// Where the API server gives no answer or does not let the operator read it.
+    /// If the request to the API server fails, or the operator may not read the Secret.
     pub async fn secret(&self, namespace: &str, name: &str) -> Result<Option<SecretContent>, StoreError> {
         let slot = {
             let mut secrets = self.secrets.lock().expect("nothing panics while it holds this lock");
@@ -178,42 +186,45 @@ impl Store {
         Ok(content)
     }
 
-    /// Stores a claim, which is the right to send one stop request. `status` makes the new status of it.
+    /// Stores a claim, which is the right to send one stop request. `status` returns the new status with it.
     ///
     /// # Errors
-    /// Where it is not known whether the claim is stored; then nothing may be sent. The claim may
-    /// still appear, and is treated as that of a crashed process.
+    /// If it is not known whether the claim is stored; then nothing may be sent. The claim may still appear, and is treated
+    /// like that of a crashed process.
     pub async fn claim(
         &self,
         resource: &WorkflowRunStop,
         status: impl FnOnce(Claim) -> WorkflowRunStopStatus,
-    ) -> Result<Result<Claimed, WriteResult>, StoreError> {
+    ) -> Result<ClaimResult, StoreError> {
         let (start, from_wall) = (Instant::now(), (self.clock)());
         let id = rng::id();
         let claim = Claim { id: id.clone(), holder: self.holder.to_string(), time: Time(from_wall), ended: None };
         let until = start + CLAIM_VALIDITY;
-        let claimed = |resource| Claimed { resource, id: id.clone(), until, from_wall, clock: self.clock.clone() };
+        let claimed = |resource| {
+            let clock = self.clock.clone();
+            ClaimResult::Claimed(Box::new(Claimed { resource, id: id.clone(), until, from_wall, clock }))
+        };
         let ours = |stored: &WorkflowRunStop| stored.claim().is_some_and(|stored| stored.id == id);
         if is_injected(Fault::NoClaim) {
             let status = Some(status(claim));
-            return Ok(Ok(claimed(WorkflowRunStop { status, ..resource.clone() })));
+            return Ok(claimed(WorkflowRunStop { status, ..resource.clone() }));
         }
         match self.write(resource, status(claim)).await {
-            Ok(WriteResult::Stored(stored)) => Ok(Ok(claimed(*stored))),
+            Ok(WriteResult::Stored(stored)) => Ok(claimed(*stored)),
             // A proxy on the way repeated the patch, and the second one was refused.
-            Ok(WriteResult::Changed(stored)) if ours(&stored) => Ok(Ok(claimed(*stored))),
-            Ok(written) => Ok(Err(written)),
+            Ok(WriteResult::Changed(stored)) if ours(&stored) => Ok(claimed(*stored)),
+            Ok(written) => Ok(ClaimResult::NotClaimed(written)),
             Err(StoreError::Invalid(why)) => Err(StoreError::Invalid(why)),
-            // The answer was lost: only what is stored tells.
+            // The answer was lost: a read shows whether the claim is stored.
             Err(error) => match self.read(resource).await? {
-                Some(stored) if ours(&stored) => Ok(Ok(claimed(stored))),
+                Some(stored) if ours(&stored) => Ok(claimed(stored)),
                 Some(_) | None => Err(error),
             },
         }
     }
 
-    /// Writes the outcome of a claimed request, until it is stored, the resource is gone or finished, or
-    /// the claim is no longer ours. `status` makes it of the resource as it is: its spec may have changed in between.
+    /// Writes the outcome of a claimed request. Retries until it is stored, the resource is gone or finished, or the claim is
+    /// no longer ours. `status` returns the outcome for the current resource: its spec may have changed in between.
     pub async fn record(
         &self,
         claimed: Claimed,
@@ -232,7 +243,7 @@ impl Store {
                 }
                 Err(error) => error,
             };
-            // Whatever went wrong, what is stored tells how to go on.
+            // Whatever went wrong, the stored object shows how to go on.
             match self.read(&resource).await {
                 Ok(None) => {
                     self.count("gone");
@@ -243,7 +254,7 @@ impl Store {
                     self.count("stored");
                     return WriteResult::Stored(Box::new(stored));
                 }
-                // An outcome that stayed unknown is final as well, and keeps the claim.
+                // A final OutcomeUnknown keeps the claim.
                 Ok(Some(stored)) if stored.is_finished() || stored.claim().is_none_or(|claim| claim.id != id) => {
                     self.count("conflict");
                     return WriteResult::Changed(Box::new(stored));
@@ -258,32 +269,32 @@ impl Store {
             }
             self.count("failed");
             let (namespace, name) = (resource.namespace(), resource.name());
-            tracing::warn!(namespace, name, %error, "the outcome is not stored yet, trying again");
+            tracing::warn!(namespace, name, %error, "failed to store the outcome, will retry");
             tokio::time::sleep(wait.mul_f64(rng::upper_half())).await;
             wait = (wait * 2).min(MAX_RETRY);
         }
     }
 
-    /// Writes a status that builds on the version of `resource`; nothing where it is the same already.
+    /// Writes a status that builds on the version of `resource`, unless it is the same already.
     ///
     /// # Errors
-    /// Where it is not known whether it is stored, or the API server does not take it.
+    /// If it is not known whether it is stored, or the API server rejects it.
     pub async fn update(
         &self,
         resource: &WorkflowRunStop,
         status: WorkflowRunStopStatus,
     ) -> Result<WriteResult, StoreError> {
         match self.write(resource, status.clone()).await {
-            // What the run carries along is not worth the rest.
+            // Better a status without the details of the run than none.
             Err(StoreError::Invalid(_)) if status.task_instances.is_some() => self.write(resource, status.bare()).await,
             written => written,
         }
     }
 
-    /// Writes a status that only says what is waited for, when few others do.
+    /// Writes a status that only says what the resource waits for; few such writes run at once.
     ///
     /// # Errors
-    /// As for an update.
+    /// As [`Store::update`].
     pub async fn announce(
         &self,
         resource: &WorkflowRunStop,
@@ -312,7 +323,7 @@ impl Store {
     }
 
     fn count(&self, result: &'static str) {
-        self.writes.get_or_create(&Outcome { result }).inc();
+        self.writes.get_or_create(&ResultLabel { result }).inc();
     }
 
     async fn try_write(
@@ -333,8 +344,7 @@ impl Store {
         }
     }
 
-    /// The one write: the status, if the resource is still this one in this version (`unguarded` is for the
-    /// simulation alone).
+    /// Patches the status if uid and resource version are unchanged (`unguarded` is for fault injection only).
     async fn patch(
         &self,
         resource: &WorkflowRunStop,
@@ -376,7 +386,7 @@ mod tests {
         Timestamp::from_second(START + second).unwrap()
     }
 
-    /// The fence of a claim that is made now, with this deadline, and the hand of its wall clock.
+    /// Returns the fence of a claim that is made now, with this deadline, and the seconds of its wall clock.
     fn a_fence(deadline: Option<i64>) -> (Fence, Arc<AtomicI64>) {
         let seconds = Arc::new(AtomicI64::new(0));
         let clock: Clock = {

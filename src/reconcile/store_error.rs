@@ -1,46 +1,46 @@
-//! Owns what can go wrong at the API server, and what each failure means for a write.
-//! Never sends anything by itself.
+//! Owns the errors of requests to the API server, and what each means for a write.
+//! Never sends a request.
 
 use std::time::Duration;
 
 use thiserror::Error;
 use tokio::time::timeout;
 
-/// The limit for one request to the API server.
+/// The timeout of one request to the API server.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Why the API server gave no answer that can be used.
+/// An error of a request to the API server.
 #[derive(Debug, Error)]
 pub enum StoreError {
-    /// The API server refused or could not be reached.
+    /// The API server refused the request or could not be reached.
     #[error("{0}")]
     Kube(#[from] kube::Error),
-    /// It did not answer in time.
+    /// No answer within the timeout.
     #[error("the API server did not answer within {} s", REQUEST_TIMEOUT.as_secs())]
     Timeout,
-    /// It does not take what was written although nothing changed in between.
-    #[error("the API server does not take the status; is the CRD of another version installed? {0}")]
+    /// The API server rejected the status although nothing changed in between.
+    #[error("the API server rejected the status: {0}; check that the installed CRD is of the operator's version")]
     Invalid(String),
 }
 
-/// True where the API server answered that it does not write this: a test of the patch failed, the
-/// object is gone or changed, or the content is not valid.
+/// Returns true if the API server answered that it did not write: a test of the patch failed, the object is gone or
+/// changed, or the content is invalid.
 pub fn is_refused(error: &StoreError) -> bool {
     is_invalid(error) || matches!(code(error), Some(404 | 409))
 }
 
-/// True for the answers of the API server to content that it does not take, and to a failed test.
+/// Returns true for the answers of the API server to invalid content, and to a failed test of a patch.
 pub fn is_invalid(error: &StoreError) -> bool {
     matches!(code(error), Some(400 | 413 | 422))
 }
 
 impl StoreError {
-    /// True where the operator lacks the right.
+    /// Returns true if the operator lacks the right.
     pub fn is_forbidden(&self) -> bool {
         matches!(code(self), Some(403))
     }
 
-    /// True where the API server answers, but cannot do it: a Secret that cannot be decrypted, say.
+    /// Returns true if the API server failed internally, for example because it cannot decrypt a Secret.
     pub fn is_internal(&self) -> bool {
         matches!(code(self), Some(500))
     }
@@ -53,10 +53,57 @@ fn code(error: &StoreError) -> Option<u16> {
     }
 }
 
-/// Waits for an answer of the API server, within its limit.
+/// Waits for the answer to a request to the API server.
 ///
 /// # Errors
-/// Where there is none in time, or it is a refusal.
+/// If there is none within the timeout, or the request fails.
 pub async fn within<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, StoreError> {
     timeout(REQUEST_TIMEOUT, request).await.map_err(|_| StoreError::Timeout)?.map_err(StoreError::Kube)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answered(code: u16) -> StoreError {
+        let status = serde_json::from_value(serde_json::json!({"code": code})).unwrap();
+        StoreError::Kube(kube::Error::Api(status))
+    }
+
+    #[test]
+    fn each_answer_of_the_api_server_has_its_meaning_for_a_write() {
+        for (code, refused, invalid, forbidden, internal) in [
+            (400, true, true, false, false),
+            (401, false, false, false, false),
+            (403, false, false, true, false),
+            (404, true, false, false, false),
+            (409, true, false, false, false),
+            (413, true, true, false, false),
+            (422, true, true, false, false),
+            (429, false, false, false, false),
+            (500, false, false, false, true),
+            (503, false, false, false, false),
+        ] {
+            let error = answered(code);
+            assert_eq!(
+                (is_refused(&error), is_invalid(&error), error.is_forbidden(), error.is_internal()),
+                (refused, invalid, forbidden, internal),
+                "{code}"
+            );
+        }
+    }
+
+    #[test]
+    fn without_an_answer_it_is_not_known_whether_something_was_written() {
+        for error in [StoreError::Timeout, StoreError::Kube(kube::Error::LinesCodecMaxLineLengthExceeded)] {
+            assert!(!is_refused(&error) && !is_invalid(&error) && !error.is_forbidden(), "{error}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_without_an_answer_times_out_after_ten_seconds() {
+        let start = tokio::time::Instant::now();
+        assert!(matches!(within(std::future::pending::<Result<(), _>>()).await, Err(StoreError::Timeout)));
+        assert_eq!(start.elapsed(), REQUEST_TIMEOUT);
+    }
 }

@@ -1,4 +1,4 @@
-//! Owns what one replica knows of one resource, and which changes of it matter.
+//! Owns the state that one replica keeps for one resource, and which changes of the resource matter.
 //! Never does IO and chooses nothing.
 
 use std::time::Duration;
@@ -10,57 +10,56 @@ use workflow_run_stop_api::{Claim, WorkflowRunStop};
 use crate::amperity::answer::ReadAnswer;
 use crate::fault_injection::{Fault, is_injected};
 use crate::reconcile::{
-    backoff::next_look,
+    backoff::read_delay,
     decide::{Established, Observed},
     step_report::Requeue,
     store::WriteResult,
 };
 use crate::rng;
 
-/// When to look again at a resource that seems to be gone.
-const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// The requeue time of a resource that seems to be gone.
+const GONE_REQUEUE: Duration = Duration::from_secs(60);
 
-/// One resource as this replica knows it.
+/// One resource and what this replica remembers about it.
 pub struct Tracked {
     /// The newest version known.
     pub resource: WorkflowRunStop,
-    /// What this process knows beside it.
+    /// What this process remembers beside it.
     pub memory: Memory,
 }
 
-/// What is known beside the resource. Only an optimisation, except that a claim which was not seen
-/// for long is waited for longer.
+/// What a process remembers beside the resource. Correctness does not depend on it: a process without it waits longer.
 #[derive(Default)]
 pub struct Memory {
-    /// The claim that was last seen, and since when.
+    /// The claim as last observed, and since when.
     pub claim: Option<(Claim, Instant)>,
-    /// The next attempt's time that was last seen, and since when.
+    /// `nextAttemptTime` as last observed, and since when.
     pub next_attempt: Option<(Time, Instant)>,
-    /// What reads have shown since the last stop request, or since its acceptance.
+    /// The reads since the last stop request, or since its acceptance.
     pub reads: Reads,
-    /// When the run is to be read again.
-    pub next_look: Option<Instant>,
-    /// How often the run was read.
-    pub looks: u32,
-    /// How many failures came one after the other.
+    /// The time of the next read of a followed run.
+    pub next_read: Option<Instant>,
+    /// The number of reads of the followed run.
+    pub follow_reads: u32,
+    /// The number of consecutive failures.
     pub failures: u32,
 }
 
-/// What reads have shown of one stop request.
+/// The reads that concern one stop request.
 #[derive(Default)]
 pub struct Reads {
     about: About,
-    /// When it was first tried to read the run.
+    /// The first try to read the run.
     tried: Option<Instant>,
-    /// When the run was first read as active.
+    /// The first read that showed an active run.
     active: Option<Instant>,
-    /// When the first of the latest reads in a row came back unreadable.
+    /// The first of the latest consecutive unreadable reads.
     unreadable: Option<Instant>,
-    /// What was read and could not be stored yet.
+    /// A read that could not be stored yet.
     pub unrecorded: Option<(ReadAnswer, Established)>,
 }
 
-/// The request that reads are about: what was read of another one tells nothing.
+/// The request that reads belong to. Reads of another request prove nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct About {
     attempts: i32,
@@ -68,8 +67,7 @@ struct About {
     accepted: bool,
 }
 
-/// What a change of the resource is measured by: what others may change that a decision builds on. Its
-/// state, tasks and times only this replica writes while it works on the resource.
+/// The parts of a resource that others may change and that a decision depends on.
 pub struct Snapshot {
     resource_version: Option<u64>,
     generation: Option<i64>,
@@ -91,8 +89,8 @@ impl Snapshot {
         }
     }
 
-    /// True where a version of the resource asks for another look: it is newer, and differs in more
-    /// than what this replica itself writes while it waits; with `any_spec`, in more than its spec.
+    /// Returns true if `resource` is newer and differs in a part that matters. With `any_spec`, a changed spec does not
+    /// matter.
     pub fn is_outdated_by(&self, resource: &WorkflowRunStop, any_spec: bool) -> bool {
         let Self { resource_version, generation, deleting, claim, accepted, finished } = Self::of(resource);
         let newer = resource_version.zip(self.resource_version).is_none_or(|(other, known)| known < other);
@@ -105,19 +103,19 @@ impl Snapshot {
     }
 }
 
-/// Versions are whole numbers that grow. Where they are not, every other version counts as newer, and
-/// the guards of the writes find out.
+/// Returns the resource version as a number. If it is none, every other version counts as newer, and the guards of the
+/// writes decide.
 fn version(resource: &WorkflowRunStop) -> Option<u64> {
     resource.resource_version().parse().ok()
 }
 
 impl Tracked {
-    /// A resource that nothing else is known of.
+    /// Creates an entry without memory.
     pub fn new(resource: WorkflowRunStop) -> Self {
         Self { resource, memory: Memory::default() }
     }
 
-    /// Takes over another version of the same resource, if it is newer than the known one.
+    /// Takes over another version of the resource if it is newer.
     pub fn refresh(&mut self, other: &WorkflowRunStop) {
         let newer = version(other).zip(version(&self.resource)).is_none_or(|(other, known)| known < other);
         if newer {
@@ -125,12 +123,12 @@ impl Tracked {
         }
     }
 
-    /// What is known now, to measure changes by.
-    pub fn known(&self) -> Snapshot {
+    /// Returns the parts that matter, to detect changes.
+    pub fn snapshot(&self) -> Snapshot {
         Snapshot::of(&self.resource)
     }
 
-    /// What this process knows, for the decision.
+    /// Returns what this process observed, for the decision.
     pub fn observed(&mut self) -> Observed {
         let now = Instant::now();
         let ago = |since: Instant| now - since;
@@ -151,16 +149,16 @@ impl Tracked {
             unreadable_for: if is_injected(Fault::UnreadableOnce) { Some(Duration::MAX) } else { unreadable.map(ago) },
             tried_for: tried.map(ago),
             unrecorded,
-            next_look: self.memory.next_look.map(|at| at.saturating_duration_since(now)),
+            next_read: self.memory.next_read.map(|at| at.saturating_duration_since(now)),
         }
     }
 
-    /// Remembers that it was tried to read the run.
+    /// Remembers a try to read the run.
     pub fn tried_to_read(&mut self) {
         self.reads().tried.get_or_insert(Instant::now());
     }
 
-    /// Remembers what a read showed.
+    /// Remembers the result of a read.
     pub fn read(&mut self, answer: &ReadAnswer) {
         let now = Instant::now();
         let reads = self.reads();
@@ -184,13 +182,13 @@ impl Tracked {
         }
     }
 
-    /// Remembers that the run is followed by one more read; the next one comes no earlier than after `wait`.
-    pub fn looked(&mut self, wait: Duration) {
-        self.memory.looks += 1;
-        self.memory.next_look = Some(Instant::now() + next_look(self.memory.looks, rng::unit()).max(wait));
+    /// Remembers one more read of a followed run, and schedules the next one, after `wait` at the earliest.
+    pub fn schedule_next_read(&mut self, wait: Duration) {
+        self.memory.follow_reads += 1;
+        self.memory.next_read = Some(Instant::now() + read_delay(self.memory.follow_reads, rng::unit()).max(wait));
     }
 
-    /// What reads have shown of the request that the status speaks of.
+    /// Returns the reads that concern the current request; those of another one are dropped.
     pub fn reads(&mut self) -> &mut Reads {
         let about = About {
             attempts: self.resource.stop_request().map_or(0, |request| request.attempts),
@@ -203,7 +201,7 @@ impl Tracked {
         &mut self.memory.reads
     }
 
-    /// Takes over what a write left behind, and says when to look again.
+    /// Takes over the result of a write, and returns when to requeue.
     pub fn take(&mut self, written: WriteResult) -> Requeue {
         match written {
             WriteResult::Stored(now) | WriteResult::Changed(now) => {
@@ -211,8 +209,8 @@ impl Tracked {
                 Requeue::Now
             }
             WriteResult::Same => Requeue::Now,
-            // A resource that is gone leaves the watch. Something on the way to the API server may have answered as well.
-            WriteResult::Gone => Requeue::At(Instant::now() + LOOK_AGAIN),
+            // A deleted resource leaves the watch. If it does not, a proxy may have answered for the API server.
+            WriteResult::Gone => Requeue::At(Instant::now() + GONE_REQUEUE),
         }
     }
 }

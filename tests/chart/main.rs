@@ -1,10 +1,10 @@
-//! Holds the Helm chart: that it says the same as the code, and (in `rendered`, with helm) what it makes of its values.
+//! Owns the tests of the Helm chart: it matches the code, and (in `rendered`, with helm) renders its values correctly.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-mod rendered;
 #[allow(dead_code)]
-#[path = "../cluster/rights.rs"]
-mod rights;
+#[path = "../cluster/rbac.rs"]
+mod rbac;
+mod rendered;
 
 use std::{collections::BTreeSet, fs};
 
@@ -23,7 +23,7 @@ fn yaml(path: &str) -> Value {
     serde_yaml_ng::from_str(&read(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// Where in values.yaml each flag of the operator has its value; the namespace of the Lease is always the release's.
+/// The JSON pointer into values.yaml for each flag of the operator; the namespace of the Lease is that of the release.
 const FLAGS: &[(&str, Option<&str>)] = &[
     ("allowed-hosts", Some("/amperity/allowedHosts")),
     ("amperity-api-version", Some("/amperity/apiVersion")),
@@ -40,7 +40,7 @@ const FLAGS: &[(&str, Option<&str>)] = &[
     ("watch-namespaces", Some("/watchNamespaces")),
 ];
 
-/// The operator's flags with their defaults, in the order of their names.
+/// Returns the operator's flags with their defaults, ordered by name.
 fn flags() -> Vec<(String, String)> {
     let command = <Cli as CommandFactory>::command();
     let flags = command.get_arguments().filter(|arg| !["help", "version"].contains(&arg.get_id().as_str()));
@@ -50,10 +50,10 @@ fn flags() -> Vec<(String, String)> {
     flags
 }
 
-/// A value as a flag is given it.
-fn as_flag(value: &Value) -> String {
+/// Returns the text of a value in a flag.
+fn flag_text(value: &Value) -> String {
     match value {
-        Value::Array(list) => list.iter().map(as_flag).collect::<Vec<_>>().join(","),
+        Value::Array(list) => list.iter().map(flag_text).collect::<Vec<_>>().join(","),
         Value::String(text) => text.clone(),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => value.to_string(),
     }
@@ -67,14 +67,14 @@ fn the_chart_has_the_version_of_the_operator() {
 }
 
 #[test]
-fn the_crd_of_the_chart_is_the_one_of_the_repository() {
+fn the_crd_of_the_chart_is_that_of_the_repository() {
     let crd = include_str!("../../crds/workflowrunstops.yaml");
     assert_eq!(read("files/crd.yaml"), crd, "`make crd` writes both");
-    assert_eq!(crd.matches("\nmetadata:\n").count(), 1, "there the template puts its labels");
+    assert_eq!(crd.matches("\nmetadata:\n").count(), 1, "the template inserts its labels here");
 }
 
 #[test]
-fn the_example_that_the_chart_shows_is_a_resource() {
+fn the_example_in_the_annotations_of_the_chart_is_a_valid_resource() {
     let chart = yaml("Chart.yaml");
     let annotation = |name: &str| chart["annotations"][format!("artifacthub.io/{name}")].as_str().unwrap();
     let examples: Vec<WorkflowRunStop> = serde_yaml_ng::from_str(annotation("crdsExamples")).unwrap();
@@ -94,24 +94,24 @@ fn every_flag_of_the_operator_has_a_value_with_the_same_default() {
     for ((name, default), (_, path)) in flags.iter().zip(FLAGS) {
         assert_eq!(deployment.matches(&format!(" - --{name}=")).count(), 1, "--{name}");
         let Some(path) = path else { continue };
-        let value = as_flag(values.pointer(path).unwrap_or_else(|| panic!("{path} of --{name} is missing")));
+        let value = flag_text(values.pointer(path).unwrap_or_else(|| panic!("{path} of --{name} is missing")));
         match name.as_str() {
             "leader-elect" => assert_eq!(value, "true", "there are several replicas"),
-            "lease-name" => assert_eq!(value, "", "the release's name"),
+            "lease-name" => assert_eq!(value, "", "the template uses the name of the release"),
             _ => assert_eq!(&value, default, "--{name}"),
         }
     }
 }
 
 #[test]
-fn the_image_is_the_one_that_is_built_here() {
+fn the_default_image_is_the_one_that_make_image_builds() {
     let makefile = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/Makefile")).unwrap();
     let built = makefile.lines().find_map(|line| line.strip_prefix("IMAGE ?= ")).unwrap();
     assert_eq!(built.split(':').next().unwrap(), yaml("values.yaml")["image"]["repository"]);
 }
 
 #[test]
-fn every_value_is_in_the_schema_and_what_cannot_be_missing_is_required() {
+fn every_value_is_in_the_schema_and_every_non_empty_default_is_required() {
     fn keys(object: &Map<String, Value>) -> BTreeSet<&str> {
         object.keys().map(String::as_str).collect()
     }
@@ -124,11 +124,11 @@ fn every_value_is_in_the_schema_and_what_cannot_be_missing_is_required() {
         let Some(values) = values.as_object() else { return };
         let Some(properties) = schema["properties"].as_object() else { return };
         assert_eq!(schema["additionalProperties"], false, "{path}");
-        // What Kubernetes itself describes may have parts that this chart does not set.
+        // Objects of the Kubernetes API may have fields that this chart does not set.
         if ["/podSecurityContext", "/securityContext", "/resources"].contains(&path) || values.is_empty() {
             return;
         }
-        // What Helm and other charts hand down is no value of this one.
+        // Helm and parent charts set these; values.yaml does not have them.
         let mut known = keys(properties);
         if path.is_empty() {
             assert!(known.remove("global") && known.remove("enabled"));
@@ -136,16 +136,16 @@ fn every_value_is_in_the_schema_and_what_cannot_be_missing_is_required() {
         assert_eq!(keys(values), known, "{path}");
         let required: BTreeSet<_> =
             schema["required"].as_array().into_iter().flatten().map(|name| name.as_str().unwrap()).collect();
-        let filled: BTreeSet<_> =
+        let non_empty: BTreeSet<_> =
             values.iter().filter(|(_, value)| !is_empty(value)).map(|(key, _)| key.as_str()).collect();
-        assert_eq!(required, filled, "{path}: a value that is set to null is told");
+        assert_eq!(required, non_empty, "{path}: the schema rejects null for these");
         values.iter().for_each(|(key, value)| compare(&format!("{path}/{key}"), value, &properties[key], root));
     }
     let schema: Value = serde_json::from_str(&read("values.schema.json")).unwrap();
     compare("", &yaml("values.yaml"), &schema, &schema);
 }
 
-/// `helm-docs` writes the README; this notices without it where that was forgotten.
+/// helm-docs generates the README. This test finds a stale one without running helm-docs.
 #[test]
 fn the_readme_of_the_chart_has_every_value_and_its_description() {
     fn paths(path: &str, value: &Value, found: &mut Vec<String>) {
@@ -165,7 +165,7 @@ fn the_readme_of_the_chart_has_every_value_and_its_description() {
         assert!(readme.contains(&format!("\n| {path} | ")), "{path}: `make chart-docs`");
     }
     assert_eq!(readme.split("## Values").nth(1).unwrap().matches("\n| ").count(), found.len() + 1);
-    // A description goes on until the value that it belongs to.
+    // A description continues up to its value.
     let mut described = false;
     for line in read("values.yaml").lines().map(str::trim) {
         described = line.starts_with("# -- ") || (described && line.starts_with("# "));

@@ -1,4 +1,4 @@
-//! What the chart makes of its values. Needs helm, from $HELM or the PATH; `make test` gets it.
+//! Owns the tests of the rendered chart. They need helm, from $HELM or the PATH; `make test` sets $HELM.
 
 use std::{
     collections::BTreeSet,
@@ -8,7 +8,7 @@ use std::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::{CHART, flags, read, rights};
+use crate::{CHART, flags, rbac, read};
 
 const NAME: &str = "release-workflow-run-stop-operator";
 
@@ -17,7 +17,7 @@ fn helm(args: &[&str]) -> Output {
     Command::new(&helm).args(args).output().unwrap_or_else(|error| panic!("{helm}: {error}"))
 }
 
-/// The chart's objects with these settings, or the complaint.
+/// Returns the objects that helm renders with these settings, or its error.
 fn rendered(settings: &[&str]) -> Result<Vec<Value>, String> {
     let mut args = vec!["template", "release", CHART, "--namespace", "ours", "--kube-version", "1.37.0"];
     settings.iter().for_each(|setting| args.extend(["--set-json", setting]));
@@ -30,6 +30,7 @@ fn rendered(settings: &[&str]) -> Result<Vec<Value>, String> {
     Ok(objects.collect())
 }
 
+/// Returns the objects with these settings, which must be valid.
 fn all(settings: &[&str]) -> Vec<Value> {
     rendered(settings).unwrap_or_else(|error| panic!("{settings:?}: {error}"))
 }
@@ -38,16 +39,16 @@ fn of_kind<'a>(objects: &'a [Value], kind: &str) -> Vec<&'a Value> {
     objects.iter().filter(|object| object["kind"] == kind).collect()
 }
 
-/// The one object of its kind.
-fn the<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
+/// Returns the only object of a kind.
+fn only<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
     let found = of_kind(objects, kind);
     assert_eq!(found.len(), 1, "{kind}");
     found[0]
 }
 
-/// The operator's pods.
+/// Returns the pod spec of the Deployment.
 fn pod(objects: &[Value]) -> &Value {
-    &the(objects, "Deployment")["spec"]["template"]["spec"]
+    &only(objects, "Deployment")["spec"]["template"]["spec"]
 }
 
 fn container(objects: &[Value]) -> &Value {
@@ -63,15 +64,15 @@ fn texts(value: &Value) -> Vec<&str> {
 }
 
 #[test]
-fn helm_finds_nothing_to_complain_of() {
+fn helm_lint_accepts_the_chart() {
     let output = helm(&["lint", "--strict", CHART]);
     assert!(output.status.success(), "{output:?}");
 }
 
 #[test]
-fn a_wrong_value_is_refused_and_named() {
-    let wrong: &[(&[&str], &str)] = &[
-        // No such value.
+fn an_invalid_value_is_rejected_and_named() {
+    let invalid: &[(&[&str], &str)] = &[
+        // Unknown values.
         (&["replicas=3"], "'replicas' not allowed"),
         (&["image.repo=\"x\""], "/image': additional properties 'repo' not allowed"),
         (&["crds.installs=true"], "/crds': additional properties 'installs' not allowed"),
@@ -83,11 +84,11 @@ fn a_wrong_value_is_refused_and_named() {
         (&["metrics.alerts={}"], "/metrics': additional properties 'alerts' not allowed"),
         (&["metrics.prometheusRule.rules=[]"], "/metrics/prometheusRule': additional properties 'rules' not allowed"),
         (&["metrics.dashboard.folder=\"a\""], "/metrics/dashboard': additional properties 'folder' not allowed"),
-        // None where there has to be one.
+        // Missing values.
         (&["requestTimeout=null"], "missing property 'requestTimeout'"),
         (&["image.repository=null"], "missing property 'repository'"),
         (&["metrics.dashboard.labels=null"], "missing property 'labels'"),
-        // Not of its kind.
+        // Wrong types.
         (&["replicaCount=\"2\""], "/replicaCount': got string, want integer"),
         (&["leaderElect=\"yes\""], "/leaderElect': got string, want boolean"),
         (&["amperity.allowedHosts=\"*.amperity.com\""], "/amperity/allowedHosts': got string, want array"),
@@ -96,7 +97,7 @@ fn a_wrong_value_is_refused_and_named() {
         (&["metrics.prometheusRule.enabled=\"yes\""], "/metrics/prometheusRule/enabled': got string, want boolean"),
         (&["metrics.dashboard.labels={\"grafana_dashboard\":1}"], "/grafana_dashboard': got number, want string"),
         (&["metrics.dashboard.annotations={\"a\":1}"], "/metrics/dashboard/annotations/a': got number, want string"),
-        // Not what it may be.
+        // Invalid formats and ranges.
         (&["replicaCount=-1"], "/replicaCount'"),
         (&["requestsPerSecond=0"], "/requestsPerSecond'"),
         (&["requestsPerSecond=1001"], "/requestsPerSecond'"),
@@ -117,7 +118,7 @@ fn a_wrong_value_is_refused_and_named() {
         (&["resources.limits={\"memory\":\"lots\"}"], "/resources/limits/memory'"),
         (&["networkPolicy.egressPorts=[]"], "/networkPolicy/egressPorts'"),
         (&["commonLabels={\"a\":\"b c\"}"], "/commonLabels/a'"),
-        // Not with another one.
+        // Conflicts with another value.
         (&["drainTimeout=\"20s\""], "drainTimeout (20s) has to be longer than requestTimeout (30s)"),
         (&["requestTimeout=\"1m\"", "drainTimeout=\"59s\""], "has to be longer"),
         (&["settleTime=\"61m\""], "settleTime (61m) is longer than an hour"),
@@ -127,40 +128,40 @@ fn a_wrong_value_is_refused_and_named() {
         (&["metrics.serviceMonitor.enabled=true", "metrics.service.enabled=false"], "needs metrics.service.enabled"),
         (&["metrics.serviceMonitor.enabled=true", "metrics.podMonitor.enabled=true"], "scraped twice"),
     ];
-    for (settings, named) in wrong {
+    for (settings, message) in invalid {
         match rendered(settings) {
-            Ok(_) => panic!("{settings:?} passed"),
-            Err(error) => assert!(error.contains(named), "{settings:?}: {error}"),
+            Ok(_) => panic!("{settings:?} was accepted"),
+            Err(error) => assert!(error.contains(message), "{settings:?}: {error}"),
         }
     }
 }
 
 #[test]
-fn an_older_cluster_is_refused() {
+fn a_cluster_older_than_1_32_is_rejected() {
     let output = helm(&["template", "release", CHART, "--kube-version", "1.31.9"]);
-    let complaint = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && complaint.contains(">=1.32.0-0"), "{complaint}");
-    // As the clouds name theirs.
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && error.contains(">=1.32.0-0"), "{error}");
+    // A version of a cloud provider.
     assert!(helm(&["template", "release", CHART, "--kube-version", "1.32.1-eks-1234"]).status.success());
 }
 
 #[test]
-fn the_crd_comes_with_the_chart_and_stays_when_it_goes() {
+fn the_chart_installs_the_crd_and_an_uninstall_keeps_it() {
     let objects = all(&["commonLabels={\"team\":\"a\"}"]);
-    let installed = the(&objects, "CustomResourceDefinition");
+    let installed = only(&objects, "CustomResourceDefinition");
     let expected: Value = serde_yaml_ng::from_str(include_str!("../../crds/workflowrunstops.yaml")).unwrap();
     assert_eq!(installed["spec"], expected["spec"]);
     assert_eq!(installed["metadata"]["name"], expected["metadata"]["name"]);
     assert_eq!(installed["metadata"]["annotations"], json!({"helm.sh/resource-policy": "keep"}));
     assert_eq!(installed["metadata"]["labels"]["app.kubernetes.io/managed-by"], "Helm");
     assert_eq!(installed["metadata"]["labels"]["team"], "a");
-    let goes = all(&["crds.keep=false"]);
-    assert_eq!(the(&goes, "CustomResourceDefinition")["metadata"]["annotations"], Value::Null);
+    let not_kept = all(&["crds.keep=false"]);
+    assert_eq!(only(&not_kept, "CustomResourceDefinition")["metadata"]["annotations"], Value::Null);
     assert!(!kinds(&["crds.install=false"]).contains("CustomResourceDefinition"));
 }
 
 #[test]
-fn every_flag_reaches_the_operator() {
+fn every_flag_is_passed_to_the_operator() {
     let args = |settings: &[&str]| -> Vec<String> {
         let objects = all(settings);
         let mut args: Vec<_> = texts(&container(&objects)["args"]).into_iter().map(str::to_owned).collect();
@@ -203,14 +204,14 @@ fn every_flag_reaches_the_operator() {
     assert_eq!(args(&other), expected);
     let objects = all(&other);
     assert_eq!(container(&objects)["ports"], json!([{"name": "http", "containerPort": 9090}]));
-    let check = the(&objects, "Pod");
+    let check = only(&objects, "Pod");
     assert_eq!(check["spec"]["containers"][0]["args"], json!(["check", "--watch-namespaces=a,b"]));
 }
 
 #[test]
-fn pods_are_as_pod_security_restricted_wants_them() {
+fn pods_comply_with_pod_security_restricted() {
     let objects = all(&["caBundle.configMap=\"ca\""]);
-    for pod in [pod(&objects), &the(&objects, "Pod")["spec"]] {
+    for pod in [pod(&objects), &only(&objects, "Pod")["spec"]] {
         let expected = json!({
             "runAsNonRoot": true,
             "runAsUser": 65532,
@@ -231,15 +232,15 @@ fn pods_are_as_pod_security_restricted_wants_them() {
             assert_eq!(container["resources"]["limits"]["cpu"], Value::Null);
         }
     }
-    assert_eq!(the(&objects, "ServiceAccount")["automountServiceAccountToken"], false);
-    // OpenShift chooses the user.
+    assert_eq!(only(&objects, "ServiceAccount")["automountServiceAccountToken"], false);
+    // OpenShift assigns the user.
     let objects = all(&["podSecurityContext={\"runAsUser\":null,\"runAsGroup\":null}"]);
     let expected = json!({"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}});
     assert_eq!(pod(&objects)["securityContext"], expected);
 }
 
 #[test]
-fn the_pod_has_more_time_to_end_than_its_requests() {
+fn the_grace_period_of_the_pod_is_20_seconds_longer_than_the_drain_timeout() {
     let grace =
         |drain: &str| pod(&all(&[&format!("drainTimeout=\"{drain}\"")]))["terminationGracePeriodSeconds"].as_u64();
     assert_eq!(
@@ -248,28 +249,29 @@ fn the_pod_has_more_time_to_end_than_its_requests() {
     );
 }
 
-/// What each role of the operator allows, and where.
-fn rights(objects: &[Value]) -> Vec<String> {
-    let mut rights = vec![];
+/// Returns the permissions of each role of the operator, with their scope.
+fn permissions(objects: &[Value]) -> Vec<String> {
+    let mut permissions = vec![];
     for role in objects.iter().filter(|object| object["kind"] == "Role" || object["kind"] == "ClusterRole") {
         let meta = &role["metadata"];
         if meta["labels"].as_object().unwrap().keys().any(|label| label.contains("aggregate-to")) {
             continue;
         }
-        let place = meta["namespace"].as_str().map_or("everywhere".to_owned(), |name| format!("in {name}"));
+        let scope = meta["namespace"].as_str().map_or("everywhere".to_owned(), |name| format!("in {name}"));
         for rule in role["rules"].as_array().unwrap() {
             let list = |key: &str| texts(&rule[key]).join(",");
             let names =
                 rule["resourceNames"].as_array().map_or(String::new(), |_| format!(" named {}", list("resourceNames")));
             let group = rule["apiGroups"][0].as_str().unwrap();
-            rights.push(format!("{place}: {} {group}/{}{names}", list("verbs"), list("resources")));
+            permissions.push(format!("{scope}: {} {group}/{}{names}", list("verbs"), list("resources")));
         }
     }
-    rights.sort();
-    rights
+    permissions.sort();
+    permissions
 }
 
-/// As tests/cluster/operator.rs tries them out against a real API server (`these_permissions_are_enough`).
+/// Tested with a real API server in tests/cluster/operator.rs
+/// (`the_permissions_of_the_chart_suffice_for_leader_election_and_ttl_deletion`).
 const EVERYWHERE: [&str; 4] = [
     "everywhere: create,patch events.k8s.io/events",
     "everywhere: get /secrets",
@@ -283,30 +285,30 @@ const LEASE: [&str; 2] = [
 ];
 
 #[test]
-fn the_operator_may_do_what_it_needs_and_no_more() {
-    assert_eq!(rights(&all(&[])), [&EVERYWHERE[..], &LEASE].concat());
-    assert_eq!(rights(&all(&["leaderElect=false"])), EVERYWHERE);
-    let named = rights(&all(&["secrets.names=[\"amperity\",\"other\"]", "leaderElect=false"]));
+fn the_operator_has_the_permissions_that_it_needs_and_no_others() {
+    assert_eq!(permissions(&all(&[])), [&EVERYWHERE[..], &LEASE].concat());
+    assert_eq!(permissions(&all(&["leaderElect=false"])), EVERYWHERE);
+    let named = permissions(&all(&["secrets.names=[\"amperity\",\"other\"]", "leaderElect=false"]));
     assert_eq!(named[1], "everywhere: get /secrets named amperity,other");
-    assert!(rights(&all(&["rbac.create=false"])).is_empty());
+    assert!(permissions(&all(&["rbac.create=false"])).is_empty());
 }
 
 #[test]
-fn in_named_namespaces_it_has_roles_there_and_no_cluster_role() {
+fn with_watched_namespaces_the_operator_has_roles_there_and_no_cluster_role() {
     let mut expected = vec![];
     for namespace in ["a", "b"] {
-        expected.extend(EVERYWHERE.map(|right| right.replace("everywhere", &format!("in {namespace}"))));
+        expected.extend(EVERYWHERE.map(|permission| permission.replace("everywhere", &format!("in {namespace}"))));
     }
     expected.extend(LEASE.map(str::to_owned));
     let objects = all(&["watchNamespaces=[\"a\",\"b\"]"]);
-    assert_eq!(rights(&objects), expected);
+    assert_eq!(permissions(&objects), expected);
     assert!(of_kind(&objects, "ClusterRoleBinding").is_empty());
-    // Its own namespace may be one of them.
+    // The operator's own namespace may be one of them.
     let own = all(&["watchNamespaces=[\"ours\"]"]);
     let names: BTreeSet<_> =
         of_kind(&own, "Role").iter().map(|role| role["metadata"]["name"].as_str().unwrap()).collect();
     assert_eq!(names, [NAME, &format!("{NAME}-lease")].into());
-    // And with these settings nothing is left that belongs to the whole cluster.
+    // With these settings every object is namespaced.
     let objects = all(&["watchNamespaces=[\"a\"]", "crds.install=false", "rbac.aggregate=false"]);
     for object in &objects {
         assert!(object["metadata"]["namespace"].is_string(), "{object}");
@@ -342,7 +344,7 @@ fn every_role_is_bound_to_the_operators_account() {
 }
 
 #[test]
-fn people_get_the_rights_of_their_namespace_and_never_write_the_status() {
+fn the_aggregated_roles_never_allow_writes_of_the_status() {
     let objects = all(&[]);
     let aggregated = |suffix: &str| {
         let mut roles = of_kind(&objects, "ClusterRole").into_iter();
@@ -361,7 +363,7 @@ fn people_get_the_rights_of_their_namespace_and_never_write_the_status() {
 }
 
 #[test]
-fn what_is_not_asked_for_is_not_made() {
+fn optional_objects_are_rendered_only_if_enabled() {
     let usual = [
         "ClusterRole",
         "ClusterRoleBinding",
@@ -375,7 +377,7 @@ fn what_is_not_asked_for_is_not_made() {
         "ServiceAccount",
     ];
     assert_eq!(kinds(&[]), usual.map(str::to_owned).into());
-    assert!(!kinds(&["replicaCount=1"]).contains("PodDisruptionBudget"), "it would let the one pod go anyway");
+    assert!(!kinds(&["replicaCount=1"]).contains("PodDisruptionBudget"), "it would not protect a single pod");
     assert!(!kinds(&["podDisruptionBudget.enabled=false"]).contains("PodDisruptionBudget"));
     assert!(!kinds(&["metrics.service.enabled=false"]).contains("Service"));
     assert!(!kinds(&["serviceAccount.create=false"]).contains("ServiceAccount"));
@@ -391,12 +393,12 @@ fn what_is_not_asked_for_is_not_made() {
 }
 
 #[test]
-fn the_rule_has_the_alerts_of_the_file_and_the_labels_that_prometheus_looks_for() {
+fn the_prometheus_rule_has_the_alerts_of_the_file_and_the_configured_labels() {
     let objects = all(&[
         "metrics.prometheusRule={\"enabled\":true,\"labels\":{\"release\":\"prometheus\"}}",
         "commonLabels={\"team\":\"a\"}",
     ]);
-    let rule = the(&objects, "PrometheusRule");
+    let rule = only(&objects, "PrometheusRule");
     let alerts: Value = serde_yaml_ng::from_str(&read("files/alerts.yaml")).unwrap();
     assert_eq!(rule["spec"], alerts);
     assert_eq!(rule["apiVersion"], "monitoring.coreos.com/v1");
@@ -409,9 +411,9 @@ fn the_rule_has_the_alerts_of_the_file_and_the_labels_that_prometheus_looks_for(
 }
 
 #[test]
-fn the_dashboard_is_the_one_of_the_file_with_what_the_sidecar_looks_for() {
+fn the_dashboard_is_that_of_the_file_with_the_labels_of_the_sidecar() {
     let objects = all(&["metrics.dashboard={\"enabled\":true,\"annotations\":{\"grafana_folder\":\"Amperity\"}}"]);
-    let dashboard = the(&objects, "ConfigMap");
+    let dashboard = only(&objects, "ConfigMap");
     let data = dashboard["data"].as_object().unwrap();
     assert_eq!(data.len(), 1);
     assert_eq!(data["workflow-run-stops.json"], read("files/dashboard.json"));
@@ -419,53 +421,53 @@ fn the_dashboard_is_the_one_of_the_file_with_what_the_sidecar_looks_for() {
     assert_eq!(dashboard["metadata"]["labels"]["grafana_dashboard"], "1");
     assert_eq!(dashboard["metadata"]["labels"]["app.kubernetes.io/instance"], "release");
     assert_eq!(dashboard["metadata"]["annotations"], json!({"grafana_folder": "Amperity"}));
-    // Others look for another label.
+    // The label of the sidecar can be replaced.
     let objects =
         all(&["metrics.dashboard={\"enabled\":true,\"labels\":{\"grafana_dashboard\":null,\"dashboards\":\"here\"}}"]);
-    let labels = &the(&objects, "ConfigMap")["metadata"]["labels"];
+    let labels = &only(&objects, "ConfigMap")["metadata"]["labels"];
     assert_eq!(labels["dashboards"], "here");
     assert_eq!(labels["grafana_dashboard"], Value::Null);
 }
 
 #[test]
-fn selectors_find_the_operators_pods_and_the_policy_those_of_the_test_too() {
+fn selectors_match_the_operators_pods_and_the_network_policy_the_test_pod_too() {
     let objects =
         all(&["networkPolicy.enabled=true", "metrics.serviceMonitor.enabled=true", "podLabels={\"a\":\"b\"}"]);
-    let finds = |selector: &Value, object: &Value| {
+    let matches = |selector: &Value, object: &Value| {
         let labels = object["metadata"]["labels"].as_object().unwrap();
         selector.as_object().unwrap().iter().all(|(key, value)| labels.get(key) == Some(value))
     };
-    let (pod, test) = (&the(&objects, "Deployment")["spec"]["template"], the(&objects, "Pod"));
+    let (pod, test) = (&only(&objects, "Deployment")["spec"]["template"], only(&objects, "Pod"));
     assert_eq!(pod["metadata"]["labels"]["a"], "b");
-    for (kind, selector, also_the_test) in [
+    for (kind, selector, matches_test) in [
         ("Deployment", "/spec/selector/matchLabels", false),
         ("PodDisruptionBudget", "/spec/selector/matchLabels", false),
         ("Service", "/spec/selector", false),
         ("NetworkPolicy", "/spec/podSelector/matchLabels", true),
     ] {
-        let selector = the(&objects, kind).pointer(selector).unwrap();
-        assert!(finds(selector, pod), "{kind}");
-        assert_eq!(finds(selector, test), also_the_test, "{kind}");
+        let selector = only(&objects, kind).pointer(selector).unwrap();
+        assert!(matches(selector, pod), "{kind}");
+        assert_eq!(matches(selector, test), matches_test, "{kind}");
     }
-    let monitor = the(&objects, "ServiceMonitor");
-    assert!(finds(&monitor["spec"]["selector"]["matchLabels"], the(&objects, "Service")));
+    let monitor = only(&objects, "ServiceMonitor");
+    assert!(matches(&monitor["spec"]["selector"]["matchLabels"], only(&objects, "Service")));
 }
 
 #[test]
-fn the_policy_lets_out_to_names_the_api_server_and_https_alone() {
+fn the_network_policy_allows_egress_only_to_dns_the_api_server_and_https() {
     let objects = all(&["networkPolicy={\"enabled\":true,\"metricsFrom\":[{\"podSelector\":{}}]}"]);
     let expected = json!([
         {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]},
         {"ports": [{"port": 443}, {"port": 6443}]},
     ]);
-    let policy = &the(&objects, "NetworkPolicy")["spec"];
+    let policy = &only(&objects, "NetworkPolicy")["spec"];
     assert_eq!(policy["egress"], expected);
     assert_eq!(policy["ingress"], json!([{"ports": [{"port": "http"}], "from": [{"podSelector": {}}]}]));
     assert_eq!(policy["policyTypes"], json!(["Ingress", "Egress"]));
 }
 
 #[test]
-fn image_certificates_proxy_and_environment_reach_the_pods() {
+fn image_ca_bundle_proxy_and_environment_are_set_in_the_pods() {
     let digest = format!("sha256:{}", "0".repeat(64));
     let objects = all(&[
         "caBundle={\"secret\":\"ours\",\"key\":\"tls.crt\"}",
@@ -486,7 +488,7 @@ fn image_certificates_proxy_and_environment_reach_the_pods() {
     assert_eq!(pod(&objects)["volumes"], json!([{"name": "ca", "secret": {"secretName": "ours"}}]));
     let mounted = &container(&objects)["volumeMounts"];
     assert_eq!(mounted, &json!([{"name": "ca", "mountPath": "/etc/workflow-run-stop-operator/ca", "readOnly": true}]));
-    for pod in [pod(&objects), &the(&objects, "Pod")["spec"]] {
+    for pod in [pod(&objects), &only(&objects, "Pod")["spec"]] {
         assert_eq!(pod["containers"][0]["image"], format!("registry.internal:5000/team/operator@{digest}"));
         assert_eq!(pod["imagePullSecrets"], json!([{"name": "pull"}]));
     }
@@ -499,7 +501,7 @@ fn image_certificates_proxy_and_environment_reach_the_pods() {
 }
 
 #[test]
-fn probes_ask_for_what_the_operator_serves() {
+fn probes_use_the_paths_that_the_operator_serves() {
     let objects = all(&[]);
     for (probe, path) in [("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")] {
         assert_eq!(container(&objects)[probe]["httpGet"], json!({"path": path, "port": "http"}));
@@ -508,21 +510,21 @@ fn probes_ask_for_what_the_operator_serves() {
 }
 
 #[test]
-fn pods_are_placed_as_it_is_said() {
+fn the_scheduling_values_are_set_in_the_pods() {
     let objects = all(&[
         "nodeSelector={\"pool\":\"a\"}",
         "tolerations=[{\"key\":\"a\",\"operator\":\"Exists\"}]",
         "affinity={\"nodeAffinity\":{}}",
         "priorityClassName=\"high\"",
     ]);
-    for pod in [pod(&objects), &the(&objects, "Pod")["spec"]] {
+    for pod in [pod(&objects), &only(&objects, "Pod")["spec"]] {
         assert_eq!(pod["nodeSelector"], json!({"pool": "a"}));
         assert_eq!(pod["tolerations"], json!([{"key": "a", "operator": "Exists"}]));
         assert_eq!(pod["affinity"], json!({"nodeAffinity": {}}));
         assert_eq!(pod["priorityClassName"], "high");
     }
     let spread = &pod(&objects)["topologySpreadConstraints"];
-    let labels = &the(&objects, "Deployment")["spec"]["selector"];
+    let labels = &only(&objects, "Deployment")["spec"]["selector"];
     let expected = json!([{
         "maxSkew": 1,
         "topologyKey": "kubernetes.io/hostname",
@@ -538,11 +540,11 @@ fn pods_are_placed_as_it_is_said() {
 }
 
 #[test]
-fn another_chart_may_have_it_as_a_part() {
+fn the_chart_works_as_a_subchart() {
     assert_eq!(all(&["global={\"a\":1}", "enabled=true"]), all(&[]));
 }
 
-/// All rules of the roles in this namespace, or of the operator's ClusterRole where none is given.
+/// Returns the rules of the roles in this namespace; of the operator's ClusterRole if it is `None`.
 fn rules(objects: &[Value], namespace: Option<&str>) -> Vec<Value> {
     let kind = if namespace.is_some() { "Role" } else { "ClusterRole" };
     let roles = of_kind(objects, kind).into_iter().filter(|role| {
@@ -553,12 +555,12 @@ fn rules(objects: &[Value], namespace: Option<&str>) -> Vec<Value> {
 }
 
 #[test]
-fn the_rights_are_those_that_all_integration_tests_run_with() {
+fn the_rules_are_those_with_which_the_integration_tests_run() {
     let objects = all(&[]);
-    assert_eq!(rules(&objects, None), rights::of_watched());
-    assert_eq!(rules(&objects, Some("ours")), rights::of_lease(NAME));
+    assert_eq!(rules(&objects, None), rbac::watched_namespace_rules());
+    assert_eq!(rules(&objects, Some("ours")), rbac::lease_rules(NAME));
     let objects = all(&["watchNamespaces=[\"a\"]", "leaseName=\"l\""]);
     assert!(rules(&objects, None).is_empty());
-    assert_eq!(rules(&objects, Some("a")), rights::of_watched());
-    assert_eq!(rules(&objects, Some("ours")), rights::of_lease("l"));
+    assert_eq!(rules(&objects, Some("a")), rbac::watched_namespace_rules());
+    assert_eq!(rules(&objects, Some("ours")), rbac::lease_rules("l"));
 }

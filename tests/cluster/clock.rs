@@ -1,4 +1,4 @@
-//! Deadlines, and clocks that jump: the operator's own code with a wall clock that the test sets.
+//! Deadlines while the clock jumps: the operator's code in this process, with a wall clock that the test sets.
 
 use std::{
     sync::{
@@ -29,23 +29,23 @@ use workflow_run_stop_operator::{
     reconcile::{context::Context, decide::Rules, store::Store},
 };
 
-use crate::support::{Place, TENANT, a_stop, ends_at_once, is, ready, request};
+use crate::support::{TENANT, TestEnv, a_stop, ends_at_once, is, ready, stop_request};
 
-/// The date, which the tests compare with what the cluster and the operator write.
+/// Returns the current time, to compare with timestamps of the cluster and the operator.
 #[allow(clippy::disallowed_methods)]
 pub fn now() -> Timestamp {
     Timestamp::try_from(SystemTime::now()).unwrap()
 }
 
-/// An operator in this process, whose wall clock is `ahead` seconds ahead. It ends when it is dropped.
+/// An operator in this process, whose wall clock is `ahead` seconds ahead. Dropping it aborts it.
 struct Operator {
     ahead: Arc<AtomicI64>,
     work: JoinHandle<()>,
 }
 
 impl Operator {
-    fn start(place: &Place, requests_per_second: u32) -> Self {
-        // Another test of this process may have installed it already.
+    fn start(env: &TestEnv, requests_per_second: u32) -> Self {
+        // Fails if another test of this process has installed it.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let ahead = Arc::new(AtomicI64::new(0));
         let clock: Clock = {
@@ -54,13 +54,13 @@ impl Operator {
         };
         let (request_timeout, settle_time) = (Duration::from_secs(2), Duration::from_secs(1));
         let settings = Settings { api_version: "2024-04-01".into(), request_timeout };
-        let client = place.operators_client();
+        let client = env.operator_client();
         let context = Context {
             store: Store::new(client.clone(), "in-process", clock.clone()),
             amperity: Amperity::new(&settings, clock.clone()).unwrap(),
             budget: Budget::new(requests_per_second),
             credential_cache: CredentialCache::default(),
-            endpoints: Endpoints::new(&place.amperity.base_url(), AllowedHosts::parse("").unwrap()).unwrap(),
+            endpoints: Endpoints::new(&env.amperity.base_url(), AllowedHosts::parse("").unwrap()).unwrap(),
             rules: Rules { request_timeout, settle_time },
             clock,
         };
@@ -69,7 +69,7 @@ impl Operator {
             reporter: Reporter { metrics: Metrics::default(), events: None },
             stop: CancellationToken::new(),
         };
-        let namespaces = [place.namespace.clone()];
+        let namespaces = [env.namespace.clone()];
         let work = tokio::spawn(async move {
             watch.run(&client, &namespaces, &watch::Sender::new(false)).await;
         });
@@ -87,42 +87,43 @@ impl Drop for Operator {
     }
 }
 
-/// Twenty stops that queue at one request a second; the clock jumps an hour ahead when five were sent.
-async fn none_is_sent_after_the_jump(deadline: impl Fn(&mut WorkflowRunStop)) {
-    const MANY: usize = 20;
-    let place = Place::new().await;
-    let runs: Vec<_> = (0..MANY).map(|index| format!("wf-{index}")).collect();
+/// Queues twenty stops at one request per second, moves the clock one hour ahead after five, and checks that no other
+/// one is sent.
+async fn assert_nothing_sent_after_jump(deadline: impl Fn(&mut WorkflowRunStop)) {
+    const STOPS: usize = 20;
+    let env = TestEnv::new().await;
+    let runs: Vec<_> = (0..STOPS).map(|index| format!("wf-{index}")).collect();
     for run in &runs {
-        place.amperity.add_run(TENANT, ends_at_once(run));
+        env.amperity.add_run(TENANT, ends_at_once(run));
         let mut stop = a_stop(run);
         deadline(&mut stop);
-        place.apply(stop).await;
+        env.create(stop).await;
     }
-    let operator = Operator::start(&place, 1);
-    place.amperity.wait_until(|requests| 5 <= requests.len()).await;
-    // The next one is a second away.
+    let operator = Operator::start(&env, 1);
+    env.amperity.wait_until(|requests| 5 <= requests.len()).await;
+    // The next request is due in one second.
     operator.jump(3600);
     let mut sent = 0;
     for run in &runs {
-        let stop = place.finished(run).await;
+        let stop = env.wait_finished(run).await;
         match stop.status.as_ref().unwrap().result {
             Some(StopResult::Stopped) => sent += 1,
             _ => {
                 assert_eq!(ready(&stop), is(ConditionStatus::False, Reason::DeadlineExceeded));
-                assert_eq!(request(&stop).attempts, 0, "not even a claim was made");
+                assert_eq!(stop_request(&stop).attempts, 0, "no claim was written");
             }
         }
     }
-    assert_eq!((sent, place.amperity.requests().len()), (5, 5));
+    assert_eq!((sent, env.amperity.requests().len()), (5, 5));
 }
 
 #[tokio::test]
-async fn no_stop_is_sent_after_its_stop_deadline_when_the_clock_jumps_ahead() {
-    none_is_sent_after_the_jump(|stop| stop.spec.stop_deadline_seconds = Some(600)).await;
+async fn no_stop_is_sent_after_the_stop_deadline_when_the_clock_jumps_ahead() {
+    assert_nothing_sent_after_jump(|stop| stop.spec.stop_deadline_seconds = Some(600)).await;
 }
 
 #[tokio::test]
-async fn no_stop_is_sent_after_its_not_after_when_the_clock_jumps_ahead() {
+async fn no_stop_is_sent_after_not_after_when_the_clock_jumps_ahead() {
     let soon = Timestamp::from_second(now().as_second() + 600).unwrap();
-    none_is_sent_after_the_jump(|stop| stop.spec.not_after = Some(Time(soon))).await;
+    assert_nothing_sent_after_jump(|stop| stop.spec.not_after = Some(Time(soon))).await;
 }

@@ -1,23 +1,23 @@
-//! What docs/gitops.md says of the API server and of resources that come back.
+//! The statements of docs/gitops.md about the API server and about resources that are created again.
 
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
-use lab::simulator::Again;
+use lab::simulator::RepeatedStop;
 use serde_json::json;
 use workflow_run_stop_api::{WorkflowRunStop, WorkflowRunStopStatus, conditions::Reason};
 
-use crate::answers::{Bench, a_run};
-use crate::support::{Place, TENANT, a_stop, ready};
+use crate::answers::{Fixture, a_run};
+use crate::support::{TENANT, TestEnv, a_stop, ready};
 
-/// A stop that is done, as it stands in a backup.
-async fn done(bench: &Bench, run: &str) -> WorkflowRunStop {
-    bench.add(a_run(run), run, []);
-    bench.place.apply(a_stop(run)).await;
-    bench.finished(run).await.pop().unwrap()
+/// Creates a stop and returns it when it has finished.
+async fn finished_stop(fixture: &Fixture, run: &str) -> WorkflowRunStop {
+    fixture.add_run(a_run(run), run, []);
+    fixture.env.create(a_stop(run)).await;
+    fixture.wait_finished(run).await.pop().unwrap()
 }
 
 #[tokio::test]
-async fn what_is_created_has_no_status_but_the_one_that_tells_that_nobody_saw_it() {
-    let place = Place::new().await;
+async fn a_created_stop_has_only_the_default_status() {
+    let env = TestEnv::new().await;
     let mut from_a_backup = a_stop("wf-1");
     from_a_backup.status = Some(WorkflowRunStopStatus {
         state: Some("canceled".to_owned()),
@@ -26,15 +26,15 @@ async fn what_is_created_has_no_status_but_the_one_that_tells_that_nobody_saw_it
         ..WorkflowRunStopStatus::default()
     });
     let unseen = WorkflowRunStopStatus { observed_generation: Some(-1), ..WorkflowRunStopStatus::default() };
-    assert_eq!(place.apply(from_a_backup).await.status, Some(unseen.clone()));
-    assert_eq!(place.get("wf-1").await.status, Some(unseen));
+    assert_eq!(env.create(from_a_backup).await.status, Some(unseen.clone()));
+    assert_eq!(env.get("wf-1").await.status, Some(unseen));
 }
 
 #[tokio::test]
 async fn applying_and_replacing_a_finished_stop_changes_nothing() {
-    let bench = Bench::new().await;
-    let stop = done(&bench, "wf-1").await;
-    // As it stands in Git: without what the API server fills in.
+    let fixture = Fixture::new().await;
+    let stop = finished_stop(&fixture, "wf-1").await;
+    // As in Git: without the fields that the API server fills in.
     let manifest = json!({
         "apiVersion": "workflow.amperity.com/v1alpha1",
         "kind": "WorkflowRunStop",
@@ -43,51 +43,51 @@ async fn applying_and_replacing_a_finished_stop_changes_nothing() {
     });
     let of_tool = PatchParams::apply("gitops").force();
     let dry = PatchParams { dry_run: true, ..of_tool.clone() };
-    let applied = bench.place.stops().patch("wf-1", &of_tool, &Patch::Apply(&manifest)).await.unwrap();
-    let again = bench.place.stops().patch("wf-1", &dry, &Patch::Apply(&manifest)).await.unwrap();
-    assert_eq!(again, applied, "a tool that looks for differences finds none");
+    let applied = fixture.env.stops().patch("wf-1", &of_tool, &Patch::Apply(&manifest)).await.unwrap();
+    let again = fixture.env.stops().patch("wf-1", &dry, &Patch::Apply(&manifest)).await.unwrap();
+    assert_eq!(again, applied, "a dry run shows no difference");
     let mut bare: WorkflowRunStop = serde_json::from_value(manifest).unwrap();
     bare.metadata.resource_version = applied.metadata.resource_version.clone();
-    let replaced = bench.place.stops().replace("wf-1", &PostParams::default(), &bare).await.unwrap();
+    let replaced = fixture.env.stops().replace("wf-1", &PostParams::default(), &bare).await.unwrap();
     for after in [applied, replaced] {
         assert_eq!((after.metadata.uid, after.spec), (stop.metadata.uid.clone(), stop.spec.clone()));
         assert_eq!(after.status, stop.status);
     }
-    assert_eq!(bench.place.sent("wf-1").0, 1);
-    // By this code tools know what they may delete and create instead, where they are told to force.
-    let refused = bench.place.change("wf-1", json!({"followTimeoutSeconds": 7})).await;
+    assert_eq!(fixture.env.request_counts("wf-1").0, 1);
+    // GitOps tools that may force an update take 422 as the signal to delete and recreate.
+    let refused = fixture.env.patch_spec("wf-1", json!({"followTimeoutSeconds": 7})).await;
     assert!(matches!(&refused, Err(kube::Error::Api(status)) if status.code == 422), "{refused:?}");
 }
 
 #[tokio::test]
-async fn what_is_deleted_and_applied_again_is_a_new_stop() {
-    let bench = Bench::new().await;
+async fn a_stop_that_is_deleted_and_created_again_is_a_new_stop() {
+    let fixture = Fixture::new().await;
     for (run, again, reason) in [
-        ("wf-200", Again::Unchanged200, Reason::RunStopped),
-        ("wf-409", Again::Conflict409, Reason::RunStopped),
-        ("wf-400", Again::BadRequest400, Reason::RunStopped),
+        ("wf-200", RepeatedStop::Unchanged200, Reason::RunStopped),
+        ("wf-409", RepeatedStop::Conflict409, Reason::RunStopped),
+        ("wf-400", RepeatedStop::BadRequest400, Reason::RunStopped),
     ] {
-        bench.add(a_run(run).again(again), run, []);
-        let first = bench.place.apply(a_stop(run)).await;
-        bench.finished(run).await;
-        bench.place.stops().delete(run, &DeleteParams::default()).await.unwrap();
-        let second = bench.place.apply(a_stop(run)).await;
+        fixture.add_run(a_run(run).on_repeated_stop(again), run, []);
+        let first = fixture.env.create(a_stop(run)).await;
+        fixture.wait_finished(run).await;
+        fixture.env.stops().delete(run, &DeleteParams::default()).await.unwrap();
+        let second = fixture.env.create(a_stop(run)).await;
         assert_ne!(first.metadata.uid, second.metadata.uid);
-        let end = bench.place.finished(run).await;
+        let end = fixture.env.wait_finished(run).await;
         assert_eq!(ready(&end).1, reason.as_str(), "{run}");
-        let (stops, effects, _) = bench.place.sent(run);
+        let (stops, effects, _) = fixture.env.request_counts(run);
         assert_eq!((stops, effects), (2, 1), "{run}");
     }
 }
 
 #[tokio::test]
-async fn a_status_that_is_put_back_before_the_operator_starts_is_not_asked_for_again() {
-    let place = Place::new().await;
-    place.amperity.add_run(TENANT, a_run("wf-1"));
-    place.apply(a_stop("wf-1")).await;
+async fn a_stop_whose_status_was_restored_is_not_sent_again() {
+    let env = TestEnv::new().await;
+    env.amperity.add_run(TENANT, a_run("wf-1"));
+    env.create(a_stop("wf-1")).await;
     let completion_time = Some(serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap());
-    place.put_status("wf-1", &WorkflowRunStopStatus { completion_time, ..WorkflowRunStopStatus::default() }).await;
-    let bench = Bench::at(place).await;
-    done(&bench, "wf-2").await;
-    assert_eq!((bench.place.sent("wf-1").0, bench.place.sent("wf-2").0), (0, 1));
+    env.write_status("wf-1", &WorkflowRunStopStatus { completion_time, ..WorkflowRunStopStatus::default() }).await;
+    let fixture = Fixture::with_env(env).await;
+    finished_stop(&fixture, "wf-2").await;
+    assert_eq!((fixture.env.request_counts("wf-1").0, fixture.env.request_counts("wf-2").0), (0, 1));
 }

@@ -1,4 +1,4 @@
-//! Owns the words of these tests: a place to work in, an operator that runs there, stops to apply.
+//! Owns the fixtures of the integration tests: an environment, an operator that runs in it, stops and runs.
 //! Never asserts anything about the operator's work.
 
 use std::{path::PathBuf, process::Stdio, sync::Arc, time::Duration};
@@ -15,7 +15,7 @@ use kube::{
 };
 use lab::{
     control_plane::{ControlPlane, User},
-    simulator::{Run, Simulator, StopAnswerTasks},
+    simulator::{Run, Simulator, StopResponseTasks},
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -29,35 +29,36 @@ use workflow_run_stop_api::{
     conditions::{ConditionStatus, ConditionType, Reason},
 };
 
-use crate::rights;
+use crate::rbac;
 
-/// Nothing here takes so long; a test that waits longer has failed.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// The limit of every wait. A test that waits longer fails.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 pub const TENANT: &str = "acme";
 
-/// A namespace with a Secret, a simulated API, and an operator where one was started.
-pub struct Place {
+/// A namespace with a Secret, and a simulated Amperity.
+pub struct TestEnv {
     pub cluster: &'static ControlPlane,
     pub client: Client,
     pub namespace: String,
     pub amperity: Simulator,
 }
 
-impl Place {
-    /// A fresh namespace with the Secret `amperity`, whose token the simulator knows.
+impl TestEnv {
+    /// Creates a namespace with the Secret `amperity`, whose token the simulator accepts.
     pub async fn new() -> Self {
-        Self::with(Simulator::start().await).await
+        Self::with_amperity(Simulator::start().await).await
     }
 
-    pub async fn with(amperity: Simulator) -> Self {
+    /// As [`TestEnv::new`], with this simulator.
+    pub async fn with_amperity(amperity: Simulator) -> Self {
         Self::at(ControlPlane::shared().await, amperity).await
     }
 
-    // Only some of the programs that share this file break a control plane.
+    /// As [`TestEnv::new`], in a control plane of its own, so that the test may break it. It ends with this process.
+    // Only some of the test binaries that share this file use it.
     #[allow(dead_code)]
-    /// In a control plane that is no other test's, so that it may be broken. It ends with this process.
-    pub async fn alone() -> Self {
+    pub async fn with_own_control_plane() -> Self {
         let cluster = ControlPlane::start().await.unwrap_or_else(|error| panic!("{error}"));
         Self::at(Box::leak(Box::new(cluster)), Simulator::start().await).await
     }
@@ -65,15 +66,15 @@ impl Place {
     async fn at(cluster: &'static ControlPlane, amperity: Simulator) -> Self {
         cluster.apply_crd(include_str!("../../crds/workflowrunstops.yaml")).await;
         let namespace = cluster.namespace().await;
-        let place = Self { cluster, client: cluster.client(), namespace, amperity };
-        place.grant().await;
-        place.put_secret("amperity", &[("token", "good-token")]).await;
-        place
+        let env = Self { cluster, client: cluster.client(), namespace, amperity };
+        env.grant_permissions().await;
+        env.put_secret("amperity", &[("token", "good-token")]).await;
+        env
     }
 
-    /// Gives the operator its rights in this namespace; it has none elsewhere.
-    async fn grant(&self) {
-        let rules = [rights::of_watched(), rights::of_lease(rights::LEASE)].concat();
+    /// Grants the operator its permissions in this namespace. It has none in other namespaces.
+    async fn grant_permissions(&self) {
+        let rules = [rbac::watched_namespace_rules(), rbac::lease_rules(rbac::DEFAULT_LEASE)].concat();
         let role: Role = serde_json::from_value(json!({"metadata": {"name": "operator"}, "rules": rules})).unwrap();
         let binding: RoleBinding = serde_json::from_value(json!({
             "metadata": {"name": "operator"},
@@ -84,20 +85,20 @@ impl Place {
         let params = PostParams::default();
         Api::namespaced(self.client.clone(), &self.namespace).create(&params, &role).await.unwrap();
         Api::namespaced(self.client.clone(), &self.namespace).create(&params, &binding).await.unwrap();
-        // The API server learns of its own roles by a watch.
-        let stops: Api<WorkflowRunStop> = Api::namespaced(self.cluster.client_of(User::Operator), &self.namespace);
+        // The API server reads its RBAC rules from a cache, so a new role takes effect with a delay.
+        let stops: Api<WorkflowRunStop> = Api::namespaced(self.cluster.client_for(User::Operator), &self.namespace);
         let granted = async {
             while let Err(error) = stops.list(&ListParams::default()).await {
                 assert!(matches!(&error, kube::Error::Api(status) if status.code == 403), "{error}");
                 sleep(Duration::from_millis(10)).await;
             }
         };
-        timeout(PATIENCE, granted).await.expect("the operator gets its rights");
+        timeout(TIMEOUT, granted).await.expect("the operator gets its permissions");
     }
 
-    /// A client with the operator's rights.
-    pub fn operators_client(&self) -> Client {
-        self.cluster.client_of(User::Operator)
+    /// Returns a client with the permissions of the operator.
+    pub fn operator_client(&self) -> Client {
+        self.cluster.client_for(User::Operator)
     }
 
     /// Creates or replaces a Secret.
@@ -122,58 +123,63 @@ impl Place {
     }
 
     /// Creates a stop.
-    pub async fn apply(&self, stop: WorkflowRunStop) -> WorkflowRunStop {
+    pub async fn create(&self, stop: WorkflowRunStop) -> WorkflowRunStop {
         self.stops().create(&PostParams::default(), &stop).await.unwrap()
     }
 
     /// Creates many stops at once.
-    pub async fn apply_all(&self, stops: impl IntoIterator<Item = WorkflowRunStop>) {
-        futures::future::join_all(stops.into_iter().map(|stop| self.apply(stop))).await;
+    pub async fn create_all(&self, stops: impl IntoIterator<Item = WorkflowRunStop>) {
+        futures::future::join_all(stops.into_iter().map(|stop| self.create(stop))).await;
     }
 
     pub async fn get(&self, name: &str) -> WorkflowRunStop {
         self.stops().get(name).await.unwrap()
     }
 
-    /// Waits until a resource is so.
-    pub async fn until(&self, name: &str, what: &str, is_so: impl Fn(&WorkflowRunStop) -> bool) -> WorkflowRunStop {
-        let so = |found: Option<&WorkflowRunStop>| found.is_some_and(&is_so);
-        match timeout(PATIENCE, await_condition(self.stops(), name, so)).await {
+    /// Waits until a resource satisfies the predicate. `what` completes "never ..." in the panic message.
+    pub async fn wait_until(
+        &self,
+        name: &str,
+        what: &str,
+        predicate: impl Fn(&WorkflowRunStop) -> bool,
+    ) -> WorkflowRunStop {
+        let matches = |found: Option<&WorkflowRunStop>| found.is_some_and(&predicate);
+        match timeout(TIMEOUT, await_condition(self.stops(), name, matches)).await {
             Ok(found) => found.unwrap().unwrap(),
-            Err(_) => panic!("{name} never {what}; it is {:#?}", self.get(name).await.status),
+            Err(_) => panic!("{name} never {what}; the status is {:#?}", self.get(name).await.status),
         }
     }
 
     /// Waits until a resource has finished.
-    pub async fn finished(&self, name: &str) -> WorkflowRunStop {
-        self.until(name, "finished", WorkflowRunStop::is_finished).await
+    pub async fn wait_finished(&self, name: &str) -> WorkflowRunStop {
+        self.wait_until(name, "finished", WorkflowRunStop::is_finished).await
     }
 
-    /// Waits until Ready has a reason.
-    pub async fn reason(&self, name: &str, reason: Reason) -> WorkflowRunStop {
+    /// Waits until the condition Ready has this reason.
+    pub async fn wait_for_reason(&self, name: &str, reason: Reason) -> WorkflowRunStop {
         let what = format!("had the reason {}", reason.as_str());
-        self.until(name, &what, |stop| ready(stop).1 == reason.as_str()).await
+        self.wait_until(name, &what, |stop| ready(stop).1 == reason.as_str()).await
     }
 
-    /// What arrived for a run: its stops, how many of them took effect, and its reads.
-    pub fn sent(&self, run: &str) -> (usize, usize, usize) {
+    /// Returns the numbers of stop requests, effects and reads of a run.
+    pub fn request_counts(&self, run: &str) -> (usize, usize, usize) {
         (self.amperity.stops(run), self.amperity.effects(run), self.amperity.reads(run))
     }
 
-    /// Changes the spec as a person does.
-    pub async fn change(&self, name: &str, spec: Value) -> kube::Result<WorkflowRunStop> {
+    /// Sends a merge patch of the spec.
+    pub async fn patch_spec(&self, name: &str, spec: Value) -> kube::Result<WorkflowRunStop> {
         let patch = Patch::Merge(json!({"spec": spec}));
         self.stops().patch(name, &PatchParams::default(), &patch).await
     }
 
-    /// Writes a status as another replica would have left it.
-    pub async fn put_status(&self, name: &str, status: &WorkflowRunStopStatus) {
+    /// Merges this status into the stored one, as another replica would.
+    pub async fn write_status(&self, name: &str, status: &WorkflowRunStopStatus) {
         let patch = Patch::Merge(json!({"status": status}));
         self.stops().patch_status(name, &PatchParams::default(), &patch).await.unwrap();
     }
 
-    /// Keeps every version of every stop from here on.
-    pub async fn history(&self) -> History {
+    /// Starts to record every version of every stop of the namespace.
+    pub async fn record_history(&self) -> History {
         let params = WatchParams::default().timeout(290);
         let mut events = self.stops().watch(&params, "0").await.unwrap().boxed();
         let (sender, versions) = watch::channel(Arc::default());
@@ -187,19 +193,19 @@ impl Place {
         History { versions }
     }
 
-    /// Starts the operator's binary for this namespace, with short waits.
-    pub async fn operator(&self) -> Operator {
-        self.operator_with(&[]).await
+    /// Starts the operator for this namespace, with short timeouts.
+    pub async fn start_operator(&self) -> Operator {
+        self.start_operator_with(&[]).await
     }
 
-    pub async fn operator_with(&self, flags: &[&str]) -> Operator {
-        let mut command = self.command();
+    pub async fn start_operator_with(&self, flags: &[&str]) -> Operator {
+        let mut command = self.operator_command();
         command.args(flags);
         Operator::start(command).await
     }
 
-    /// The command of an operator for this namespace, with short waits. A flag or another variable overrides any of it.
-    pub fn command(&self) -> Command {
+    /// Returns the command of an operator for this namespace, with short timeouts. Flags and later variables override.
+    pub fn operator_command(&self) -> Command {
         let mut command = Operator::command(&self.cluster.kubeconfig_for(User::Operator));
         command.env("AMPERITY_BASE_URL", self.amperity.base_url()).env("WATCH_NAMESPACES", &self.namespace);
         command.env("REQUEST_TIMEOUT", "2s").env("SETTLE_TIME", "1s");
@@ -207,47 +213,47 @@ impl Place {
     }
 }
 
-/// Every version of every stop of a place, as the API server tells them.
+/// Every version of every stop of a namespace, from a watch.
 pub struct History {
     versions: watch::Receiver<Arc<Vec<WorkflowRunStop>>>,
 }
 
 impl History {
-    /// The versions of one stop up to the first that is so, which is waited for.
-    pub async fn until(
+    /// Waits for the first version of a stop that satisfies the predicate, and returns all versions up to it.
+    pub async fn wait_until(
         &self,
         name: &str,
         what: &str,
-        is_so: impl Fn(&WorkflowRunStop) -> bool,
+        predicate: impl Fn(&WorkflowRunStop) -> bool,
     ) -> Vec<WorkflowRunStop> {
         let of = |versions: &[WorkflowRunStop]| -> Vec<_> {
             versions.iter().filter(|stop| stop.name() == name).cloned().collect()
         };
         let mut versions = self.versions.clone();
-        let found = timeout(PATIENCE, versions.wait_for(|versions| of(versions).iter().any(&is_so))).await;
+        let found = timeout(TIMEOUT, versions.wait_for(|versions| of(versions).iter().any(&predicate))).await;
         let Ok(Ok(versions)) = found.map(|found| found.map(|versions| of(&versions))) else {
-            panic!("{name} never {what}; it was {:#?}", of(&self.versions.borrow()).last())
+            panic!("{name} never {what}; the last version is {:#?}", of(&self.versions.borrow()).last())
         };
-        let end = versions.iter().position(&is_so).map_or(0, |last| last + 1);
+        let end = versions.iter().position(&predicate).map_or(0, |last| last + 1);
         versions.into_iter().take(end).collect()
     }
 }
 
-/// A running operator, killed when it is dropped.
+/// A running operator. Dropping it kills the process.
 pub struct Operator {
     child: Child,
     log: watch::Receiver<Arc<Vec<String>>>,
 }
 
 impl Operator {
-    /// The binary with what every test needs. Nothing of the test's own environment reaches it.
+    /// Returns the command of the binary, with only the variables that every test needs in its environment.
     pub fn command(kubeconfig: &PathBuf) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_workflow-run-stop-operator"));
         command.env_clear().env("KUBECONFIG", kubeconfig).env("HTTP_ADDR", "127.0.0.1:0");
         command
     }
 
-    /// Starts it and waits until it says so.
+    /// Starts the process and waits until it logs that it started.
     pub async fn start(mut command: Command) -> Self {
         let mut child = command
             .stdout(Stdio::piped())
@@ -260,23 +266,23 @@ impl Operator {
         tokio::spawn(collect(child.stdout.take().unwrap(), sender.clone()));
         tokio::spawn(collect(child.stderr.take().unwrap(), sender));
         let operator = Self { child, log };
-        operator.says("started").await;
+        operator.wait_for_log("started").await;
         operator
     }
 
-    /// Waits until the log has a line with this text.
-    pub async fn says(&self, text: &str) -> String {
+    /// Waits for a log line that contains this text, and returns the line.
+    pub async fn wait_for_log(&self, text: &str) -> String {
         let mut log = self.log.clone();
         let line = |lines: &Arc<Vec<String>>| lines.iter().find(|line| line.contains(text)).cloned();
-        match timeout(PATIENCE, log.wait_for(|lines| line(lines).is_some())).await {
+        match timeout(TIMEOUT, log.wait_for(|lines| line(lines).is_some())).await {
             Ok(Ok(lines)) => line(&lines).unwrap(),
-            _ => panic!("the operator never said '{text}', but:\n{}", self.log().join("\n")),
+            _ => panic!("the operator never logged '{text}', but:\n{}", self.log().join("\n")),
         }
     }
 
-    /// Where its health endpoints and metrics are served.
+    /// Returns the address of the health and metrics endpoints.
     pub async fn http_addr(&self) -> String {
-        let started: Value = serde_json::from_str(&self.says("started").await).unwrap();
+        let started: Value = serde_json::from_str(&self.wait_for_log("started").await).unwrap();
         started["http_addr"].as_str().unwrap().to_owned()
     }
 
@@ -284,28 +290,28 @@ impl Operator {
         self.log.borrow().to_vec()
     }
 
-    /// The number of its process.
+    /// Returns the process id.
     pub fn pid(&self) -> u32 {
         self.child.id().unwrap()
     }
 
-    /// Sends SIGTERM and waits for the end; the exit code.
+    /// Sends SIGTERM, waits for the exit and returns the exit code.
     pub async fn terminate(self) -> Option<i32> {
-        self.tell_to_end().await;
-        self.ended().await
+        self.send_sigterm().await;
+        self.wait_for_exit().await
     }
 
     /// Sends SIGTERM.
-    pub async fn tell_to_end(&self) {
+    pub async fn send_sigterm(&self) {
         Command::new("kill").arg(self.pid().to_string()).status().await.unwrap();
     }
 
-    /// Waits for the end; the exit code.
-    pub async fn ended(mut self) -> Option<i32> {
-        timeout(PATIENCE, self.child.wait()).await.expect("it ends").unwrap().code()
+    /// Waits for the exit and returns the exit code.
+    pub async fn wait_for_exit(mut self) -> Option<i32> {
+        timeout(TIMEOUT, self.child.wait()).await.expect("the operator exits").unwrap().code()
     }
 
-    /// Sends SIGKILL and waits for the end.
+    /// Sends SIGKILL and waits for the exit.
     pub async fn kill(mut self) {
         self.child.kill().await.unwrap();
     }
@@ -318,41 +324,42 @@ async fn collect(pipe: impl AsyncRead + Unpin, log: watch::Sender<Arc<Vec<String
     }
 }
 
-/// A stop of this run, with the Secret `amperity`; named after the run.
+/// A stop of this run with the Secret `amperity`, named after the run.
 pub fn a_stop(run: &str) -> WorkflowRunStop {
     WorkflowRunStop::new(&run.to_lowercase(), WorkflowRunStopSpec::new(run, TENANT, "amperity"))
 }
 
-/// A run that a stop ends at once and whose stop is answered with its tasks: one request and no more.
+/// A run that a stop ends at once and whose stop response holds its tasks, so that one request is enough.
 pub fn ends_at_once(run: &str) -> Run {
-    Run::new(run).stop_answer_tasks(StopAnswerTasks::Empty)
+    Run::new(run).stop_response_tasks(StopResponseTasks::Empty)
 }
 
-/// The message of a condition; empty where it is absent.
+/// Returns the message of a condition, empty if it is absent.
 pub fn message(stop: &WorkflowRunStop, kind: ConditionType) -> String {
     let conditions = stop.status.iter().flat_map(|status| &status.conditions);
     let found = conditions.into_iter().find(|condition| condition.type_ == kind.as_str());
     found.map(|found| found.message.clone()).unwrap_or_default()
 }
 
-/// Status and reason of a condition; empty where it is absent.
+/// Returns status and reason of a condition, empty if it is absent.
 pub fn condition(stop: &WorkflowRunStop, kind: ConditionType) -> (String, String) {
     let conditions = stop.status.iter().flat_map(|status| &status.conditions);
     let found = conditions.into_iter().find(|condition| condition.type_ == kind.as_str());
     found.map(|found| (found.status.clone(), found.reason.clone())).unwrap_or_default()
 }
 
+/// Returns status and reason of the condition Ready.
 pub fn ready(stop: &WorkflowRunStop) -> (String, String) {
     condition(stop, ConditionType::Ready)
 }
 
-/// How a condition has to be.
-pub fn is(truth: ConditionStatus, reason: Reason) -> (String, String) {
-    (truth.as_str().to_owned(), reason.as_str().to_owned())
+/// The expected status and reason of a condition.
+pub fn is(status: ConditionStatus, reason: Reason) -> (String, String) {
+    (status.as_str().to_owned(), reason.as_str().to_owned())
 }
 
-/// Every condition in one line each, in a fixed order.
-pub fn told(stop: &WorkflowRunStop) -> Vec<String> {
+/// Returns one line, `type: status reason`, for each condition in a fixed order.
+pub fn condition_lines(stop: &WorkflowRunStop) -> Vec<String> {
     use ConditionType::{Ready, Reconciling, RunEnded, Stalled, StopAccepted};
     let line = |kind: ConditionType| match condition(stop, kind) {
         (status, _) if status.is_empty() => None,
@@ -361,7 +368,7 @@ pub fn told(stop: &WorkflowRunStop) -> Vec<String> {
     [Ready, Reconciling, Stalled, StopAccepted, RunEnded].into_iter().filter_map(line).collect()
 }
 
-/// What the status says of the request.
-pub fn request(stop: &WorkflowRunStop) -> StopRequest {
+/// Returns the stop request of the status.
+pub fn stop_request(stop: &WorkflowRunStop) -> StopRequest {
     stop.status.as_ref().and_then(|status| status.stop_request.clone()).unwrap_or_default()
 }

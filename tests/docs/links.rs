@@ -1,45 +1,45 @@
-//! Links lead somewhere.
+//! Owns the tests of links: every target exists.
 
 use std::path::{Component, Path, PathBuf};
 
 use crate::markdown::{Document, ROOT, all};
 
-/// The targets of all links of a text. What stands as code is none.
+/// Returns the targets of all links of a text, except in code.
 fn targets(prose: &str) -> Vec<String> {
     let plain: String = prose.split('`').step_by(2).collect();
     let after = plain.split("](").skip(1);
     after.filter_map(|rest| rest.split_once(')').map(|(target, _)| target.to_owned())).collect()
 }
 
-/// `docs/../README.md` is `README.md`.
-fn plain(path: &Path) -> PathBuf {
-    path.components().fold(PathBuf::new(), |mut plain, part| {
+/// Resolves `..`: `docs/../README.md` is `README.md`.
+fn normalized(path: &Path) -> PathBuf {
+    path.components().fold(PathBuf::new(), |mut normalized, part| {
         match part {
-            Component::ParentDir => assert!(plain.pop(), "{} is outside", path.display()),
+            Component::ParentDir => assert!(normalized.pop(), "{} is outside of the repository", path.display()),
             Component::CurDir => {}
-            Component::Normal(_) | Component::RootDir | Component::Prefix(_) => plain.push(part),
+            Component::Normal(_) | Component::RootDir | Component::Prefix(_) => normalized.push(part),
         }
-        plain
+        normalized
     })
 }
 
 #[test]
-fn every_relative_link_and_anchor_leads_somewhere() {
-    let mut wrong = vec![];
+fn every_relative_link_and_anchor_exists() {
+    let mut broken = vec![];
     for document in all() {
         for target in targets(&document.prose()).iter().filter(|target| !target.contains("://")) {
             let (file, anchor) = target.split_once('#').unwrap_or((target.as_str(), ""));
             let folder = Path::new(&document.path).parent().unwrap();
-            let path = if file.is_empty() { PathBuf::from(&document.path) } else { plain(&folder.join(file)) };
+            let path = if file.is_empty() { PathBuf::from(&document.path) } else { normalized(&folder.join(file)) };
             let path = path.to_str().unwrap();
             let exists = Path::new(ROOT).join(path).exists();
             let anchored = anchor.is_empty() || (exists && Document::at(path).anchors().iter().any(|at| at == anchor));
             if !exists || !anchored {
-                wrong.push(format!("{}: {target}", document.path));
+                broken.push(format!("{}: {target}", document.path));
             }
         }
     }
-    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+    assert!(broken.is_empty(), "\n{}", broken.join("\n"));
 }
 
 #[test]

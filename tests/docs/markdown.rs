@@ -1,37 +1,37 @@
-//! Owns how the documents are read: their fenced blocks with the marks before them, headings, links and tables.
-//! Never knows what a document is about.
+//! Owns parsing of the documents: fenced blocks and the marks before them, headings and tables.
+//! Never depends on the content of a document.
 
 use std::fs;
 
 pub const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// One document.
+/// A Markdown document.
 pub struct Document {
-    /// Below the repository's root.
+    /// The path relative to the repository's root.
     pub path: String,
     pub text: String,
 }
 
 /// A fenced block.
 pub struct Block {
-    /// Where it stands, as `README.md:17`.
+    /// File and line, such as `README.md:17`.
     pub place: String,
     pub language: String,
-    /// What a comment right before it says of it, as `<!-- outside: it needs a registry -->`.
+    /// The comment on the line before, such as `<!-- outside: it needs a registry -->`.
     pub mark: Option<Mark>,
     pub text: String,
 }
 
-/// What the tests are to do with a block.
+/// An instruction to the tests, from the comment before a block.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Mark {
-    /// Commands that no test runs, and why.
+    /// Commands that no test runs, with the reason.
     Outside(String),
-    /// A part of a manifest, and of what.
+    /// A part of a manifest, with a description.
     Fragment(String),
     /// Values of the chart.
     Values,
-    /// The content of a file of that name, which the commands below use.
+    /// The content of a file of this name, for the commands that follow.
     File(String),
 }
 
@@ -44,12 +44,12 @@ impl Mark {
             ("fragment", false) => Some(Self::Fragment(rest.to_owned())),
             ("file", false) => Some(Self::File(rest.to_owned())),
             ("values", true) => Some(Self::Values),
-            _ => panic!("{place}: no test knows what <!-- {text} --> means"),
+            _ => panic!("{place}: unknown mark <!-- {text} -->"),
         }
     }
 }
 
-/// The documents at the top, everything in docs/, and the README of the chart.
+/// Returns the documents at the top, in docs/, and the README of the chart.
 pub fn all() -> Vec<Document> {
     let mut paths: Vec<_> = fs::read_dir(format!("{ROOT}/docs"))
         .unwrap()
@@ -62,6 +62,7 @@ pub fn all() -> Vec<Document> {
     paths.into_iter().map(|path| Document { text: read(&path), path }).collect()
 }
 
+/// Reads a file of the repository.
 pub fn read(path: &str) -> String {
     fs::read_to_string(format!("{ROOT}/{path}")).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
@@ -71,18 +72,19 @@ impl Document {
         Self { path: path.to_owned(), text: read(path) }
     }
 
-    /// True for what only describes a value, and is written by another program.
+    /// Returns whether another program generates the document.
     pub fn is_generated(&self) -> bool {
         self.path.starts_with("charts/")
     }
 
+    /// Returns the fenced blocks.
     pub fn blocks(&self) -> Vec<Block> {
         let mut blocks = vec![];
         let (mut open, mut before): (Option<Block>, &str) = (None, "");
         for (number, line) in self.text.lines().enumerate() {
             match (open.as_mut(), line.trim_start().strip_prefix("```")) {
                 (None, Some(language)) => {
-                    assert!(line.starts_with("```"), "{}:{}: a block that is indented", self.path, number + 1);
+                    assert!(line.starts_with("```"), "{}:{}: an indented block", self.path, number + 1);
                     let place = format!("{}:{}", self.path, number + 1);
                     let mark = Mark::of(before, &place);
                     open = Some(Block { place, language: language.to_owned(), mark, text: String::new() });
@@ -96,11 +98,11 @@ impl Document {
             }
             before = line;
         }
-        assert!(open.is_none(), "{}: a block without an end", self.path);
+        assert!(open.is_none(), "{}: an unterminated block", self.path);
         blocks
     }
 
-    /// The text without its blocks.
+    /// Returns the text without its blocks.
     pub fn prose(&self) -> String {
         let mut fenced = false;
         let outside = |line: &&str| {
@@ -111,7 +113,7 @@ impl Document {
         self.text.lines().filter(outside).collect::<Vec<_>>().join("\n")
     }
 
-    /// The anchors of its headings, as GitHub makes them.
+    /// Returns the anchors of the headings, as GitHub generates them.
     pub fn anchors(&self) -> Vec<String> {
         let prose = self.prose();
         let headings = prose.lines().filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches('#'));
@@ -122,7 +124,7 @@ impl Document {
         headings.map(anchor).collect()
     }
 
-    /// The section below a heading, down to the next one of its level or above.
+    /// Returns the section below a heading, up to the next heading of the same or a higher level.
     pub fn section(&self, heading: &str) -> String {
         let level = heading.split(' ').next().unwrap().len();
         let mut lines = self.text.lines().skip_while(|line| *line != heading);
@@ -135,7 +137,7 @@ impl Document {
     }
 }
 
-/// The rows of the tables in a text whose first cell is code: all cells of each.
+/// Returns the cells of all table rows whose first cell starts with code.
 pub fn rows(text: &str) -> Vec<Vec<String>> {
     let rows = text.lines().filter(|line| line.starts_with("| `"));
     rows.map(|row| {
@@ -145,7 +147,7 @@ pub fn rows(text: &str) -> Vec<Vec<String>> {
     .collect()
 }
 
-/// What stands as code in a text.
+/// Returns the code spans of a text.
 pub fn codes(text: &str) -> Vec<&str> {
     text.split('`').skip(1).step_by(2).collect()
 }

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Owns what can only be seen in a real cluster: the image, the chart, and the operator in pods, from the first install to
-# the last uninstall. Everything runs on this machine, in a node of private namespaces (tests/lab/node).
-# Never reaches a cluster, a registry or an Amperity but its own, and leaves nothing running however it ends.
+# Owns the test of the image, the chart and the operator's pods in a real cluster, from install to uninstall. Everything
+# runs on this machine, in a node with its own Linux namespaces (tests/lab/node).
+# Never reaches another cluster, a registry or the real Amperity. Stops all its processes, whatever the result.
 #
-#   e2e.sh IMAGE_ARCHIVE IMAGE AMPERITY_SIM     `make e2e` builds all three and calls it
+#   e2e.sh IMAGE_ARCHIVE IMAGE AMPERITY_SIM     `make e2e` builds all three and runs it
 #
-# KEEP=1 leaves the cluster of a failed run running and says how to look into it. E2E_REQUIRED=1 turns "left out" into a failure.
-# E: the trap for errors holds in functions as well.
+# KEEP=1 keeps the cluster of a failed run and prints how to use it. E2E_REQUIRED=1 turns "skipped" into a failure.
+# -E: functions inherit the ERR trap.
 set -eEuo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.."
 
@@ -19,49 +19,50 @@ RELEASE=stopper NAMESPACE=operator-system
 API=http://amperity.lab:8080/api TLS_API=https://amperity.lab:8443/api
 
 if ! why=$(bash $NODE check 2>&1); then
-  printf 'e2e: LEFT OUT, nothing was tested: %s\n' "$why" >&2
+  printf 'e2e: SKIPPED, nothing was tested: %s\n' "$why" >&2
   [ -z "${E2E_REQUIRED-}" ] || exit 1
   exit 0
 fi
 
-# --- What the steps are made of --------------------------------------------------------------------------------------
+# --- Helper functions ------------------------------------------------------------------------------------------------
 
-begun=$SECONDS step_begun=$SECONDS
-now_doing='the start'
+started=$SECONDS step_started=$SECONDS
+current_step='start'
 
-# Says what the step before has proved, and what comes now.
+# Begins a step.
 step() {
-  now_doing=$1
-  step_begun=$SECONDS
+  current_step=$1
+  step_started=$SECONDS
   printf '\n--- %s\n' "$1"
 }
-proved() { printf '    proved: %s (%s s)\n' "$1" "$((SECONDS - step_begun))"; }
+# Ends a step with what it has shown.
+passed() { printf '    passed: %s (%s s)\n' "$1" "$((SECONDS - step_started))"; }
 
 fail() {
-  printf 'e2e: FAILED in "%s": %s\n' "$now_doing" "$*" >&2
+  printf 'e2e: FAILED in "%s": %s\n' "$current_step" "$*" >&2
   exit 1
 }
 
-within() { bash $NODE in "$work" "$@"; }
-k() { within kubectl "$@"; }
+in_node() { bash $NODE in "$work" "$@"; }
+k() { in_node kubectl "$@"; }
 
-# Asks until it is so: seconds, what is waited for, the question.
+# Repeats a command until it succeeds: timeout in seconds, description, command.
 until_true() {
-  local patience=$1 what=$2 deadline=$((SECONDS + $1))
+  local timeout=$1 what=$2 deadline=$((SECONDS + $1))
   shift 2
   until "$@" >/dev/null 2>&1; do
-    [ "$SECONDS" -lt "$deadline" ] || fail "after $patience s still not: $what"
+    [ "$SECONDS" -lt "$deadline" ] || fail "timed out after $timeout s: $what"
     sleep 0.3
   done
 }
 
-# Whether these events, in this order, and no others tell of a stop.
-told() { [ "$(k get events --field-selector "involvedObject.name=$1" -o 'jsonpath={.items[*].reason}')" = "$2" ]; }
+# Succeeds if a stop has exactly these events in this order.
+has_events() { [ "$(k get events --field-selector "involvedObject.name=$1" -o 'jsonpath={.items[*].reason}')" = "$2" ]; }
 
-# How many stop requests have arrived at Amperity for a run.
+# Prints the number of stop requests that Amperity received for a run.
 posts() { cat "$work"/requests*.jsonl | grep '"kind":"stop"' | grep -c "\"run\":\"$1\"" || true; }
 all_posts() { cat "$work"/requests*.jsonl | grep -c '"kind":"stop"' || true; }
-has_arrived() { [ "$(posts "$1")" -ge 1 ]; }
+was_received() { [ "$(posts "$1")" -ge 1 ]; }
 once() {
   local run
   for run in "$@"; do
@@ -69,7 +70,7 @@ once() {
   done
 }
 
-# A stop of that name for that run, with the token of examples/secret.yaml: name, run, namespace, further lines of the spec.
+# Creates a stop with the token of examples/secret.yaml: name, run, namespace, further lines of the spec.
 apply_stop() {
   k apply -f - <<END
 apiVersion: workflow.amperity.com/v1alpha1
@@ -83,54 +84,55 @@ ${4-}
 END
 }
 
-# The value of a condition as "True RunStopped": name, condition, namespace.
+# Prints a condition as "True RunStopped": name, condition, namespace.
 condition() {
   k get workflowrunstop "$1" -n "${3:-default}" \
     -o "jsonpath={range .status.conditions[?(@.type==\"$2\")]}{.status} {.reason}{end}"
 }
-ends_as() {
+# Waits until a stop has finished and checks its condition Ready: name, expected, namespace.
+finishes_as() {
   k wait "workflowrunstop/$1" -n "${3:-default}" --for='jsonpath={.status.completionTime}' --timeout=90s
   local ready
   ready=$(condition "$1" Ready "${3:-default}")
-  [ "$ready" = "$2" ] || fail "$1 ended as \"$ready\" instead of \"$2\""
+  [ "$ready" = "$2" ] || fail "$1 finished as \"$ready\" instead of \"$2\""
 }
 
 pods() { k get pods -n $NAMESPACE -l app.kubernetes.io/instance=$RELEASE "$@"; }
 holder() { k get lease -n $NAMESPACE -o 'jsonpath={.items[0].spec.holderIdentity}'; }
 leader() { local id; id=$(holder) && [ -n "$id" ] && printf '%s' "${id%_*}"; }
-other_leads() { local now; now=$(leader) && [ "$now" != "$1" ]; }
-leads_among_pods() { k get pod -n $NAMESPACE "$(leader)"; }
+leader_changed() { local now; now=$(leader) && [ "$now" != "$1" ]; }
+leader_is_pod() { k get pod -n $NAMESPACE "$(leader)"; }
 
 is_unreachable() { [ "$(condition "$1" Ready)" = 'False Unreachable' ]; }
 no_pods() { [ -z "$(pods -o name)" ]; }
-# Each finished resource with its version, which changes with every write.
+# Prints each finished resource with its resource version, which changes with every write.
 finished() {
   k get workflowrunstops -A \
     -o 'jsonpath={range .items[?(@.status.completionTime)]}{.metadata.uid} {.metadata.name} {.metadata.resourceVersion}{"\n"}{end}'
 }
 
-# Installs or upgrades: two replicas of our image, our Amperity, short waits, and what a step wants more.
-more=()
+# Installs or upgrades the release with the image, the simulated Amperity and short timeouts. A step adds flags in extra.
+extra=()
 helm_values() {
-  within helm "$1" $RELEASE "$2" --namespace $NAMESPACE --wait --timeout 90s \
+  in_node helm "$1" $RELEASE "$2" --namespace $NAMESPACE --wait --timeout 90s \
     --set "image.repository=${image%:*}" --set-string "image.tag=${image##*:}" \
-    --set "amperity.baseUrl=$API" --set requestTimeout=10s --set settleTime=5s "${more[@]}" >>"$work/log/helm.log"
+    --set "amperity.baseUrl=$API" --set requestTimeout=10s --set settleTime=5s "${extra[@]}" >>"$work/log/helm.log"
 }
 
-logs_of_everything() {
+print_logs() {
   printf '\n=== resources\n'
   k get workflowrunstops,pods,leases -A -o wide
   k get events -A --sort-by=.lastTimestamp | tail -n 25
-  printf '\n=== the operator\n'
+  printf '\n=== operator\n'
   local pod
   for pod in $(pods -o name); do
     printf -- '--- %s\n' "$pod"
     k logs -n $NAMESPACE "$pod" --all-containers --tail=40
     k logs -n $NAMESPACE "$pod" --all-containers --tail=15 --previous 2>/dev/null
   done
-  printf '\n=== what arrived at Amperity\n'
+  printf '\n=== requests received by Amperity\n'
   tail -n 40 "$work"/requests*.jsonl
-  printf '\n=== the node\n'
+  printf '\n=== node\n'
   tail -n 8 "$work"/log/{helm,node,kubelet,containerd,kube-controller-manager}.log
 }
 
@@ -140,10 +142,10 @@ finish() {
   trap - EXIT
   set +e
   if [ "$status" -ne 0 ]; then
-    printf 'e2e: not well, in "%s" (line %s)\n' "$now_doing" "${failed_line-?}" >&2
-    logs_of_everything >&2
+    printf 'e2e: failed in "%s" (line %s)\n' "$current_step" "${failed_line-?}" >&2
+    print_logs >&2
     if [ "${KEEP:-0}" != 0 ]; then
-      printf 'KEEP: the cluster runs on. Look: bash %s in %s kubectl get all -A\n      End it: bash %s stop %s && rm -rf %s\n' \
+      printf 'KEEP: the cluster is kept. To use it: bash %s in %s kubectl get all -A\n      To stop it: bash %s stop %s && rm -rf %s\n' \
         $NODE "$work" $NODE "$work" "$work" >&2
       exit "$status"
     fi
@@ -159,19 +161,19 @@ trap 'exit 143' TERM HUP
 
 # --- The cluster -----------------------------------------------------------------------------------------------------
 
-step 'a real node starts'
+step 'start of a node'
 programs=$(sh tests/lab/node/build.sh)
 mkdir -p "$work/images"
 cp "$archive" "$work/images/"
 bash $NODE start "$work" "$programs"
-within "$sim" --listen 10.99.0.1:8080 --record "$work/requests.jsonl" --dns amperity.lab >"$work/log/amperity-sim.log" 2>&1 &
-within "$sim" --listen 10.99.0.1:8443 --record "$work/requests-tls.jsonl" \
+in_node "$sim" --listen 10.99.0.1:8080 --record "$work/requests.jsonl" --dns amperity.lab >"$work/log/amperity-sim.log" 2>&1 &
+in_node "$sim" --listen 10.99.0.1:8443 --record "$work/requests-tls.jsonl" \
   --tls amperity.lab --ca "$work/amperity-ca.crt" >"$work/log/amperity-sim-tls.log" 2>&1 &
-until_true 10 'the simulated Amperity serves' grep -q serving "$work/log/amperity-sim.log" "$work/log/amperity-sim-tls.log"
+until_true 10 'the simulated Amperity is running' grep -q serving "$work/log/amperity-sim.log" "$work/log/amperity-sim-tls.log"
 k get nodes -o wide --no-headers
-proved 'kubelet, containerd and a control plane run here'
+passed 'kubelet, containerd and a control plane are running'
 
-# The strictest of the Pod Security Standards, enforced: what it refuses does not start.
+# Enforces the strictest Pod Security Standard.
 k create namespace $NAMESPACE
 k label namespace $NAMESPACE pod-security.kubernetes.io/enforce=restricted
 k apply -f examples/secret.yaml
@@ -179,157 +181,157 @@ k apply -f examples/secret.yaml
 step 'helm install'
 helm_values install $CHART
 k wait pods -n $NAMESPACE -l app.kubernetes.io/instance=$RELEASE --for=condition=Ready --timeout=60s
-until_true 20 'one of the pods leads' leads_among_pods
-[ "$(pods -o name | wc -l)" -eq 2 ] || fail 'there are not two pods'
+until_true 20 'one of the pods is the leader' leader_is_pod
+[ "$(pods -o name | wc -l)" -eq 2 ] || fail 'the number of pods is not two'
 pods -o 'jsonpath={range .items[*]}{.metadata.name}{"  "}{.status.phase}{"  "}{.status.containerStatuses[0].image}{"\n"}{end}'
-within helm test $RELEASE --namespace $NAMESPACE --timeout 60s >/dev/null || fail 'helm test failed'
-proved 'the image runs under Pod Security "restricted", both replicas are Ready, one leads, helm test passes'
+in_node helm test $RELEASE --namespace $NAMESPACE --timeout 60s >/dev/null || fail 'helm test failed'
+passed 'the image runs under Pod Security "restricted", both replicas are Ready, one is the leader, helm test passes'
 
 step 'the samples'
 k apply -f examples/stop.yaml -f examples/stop-ended.yaml -f examples/stop-failing.yaml -f examples/stop-unknown.yaml \
   -f examples/stop-suspended.yaml
 k wait workflowrunstop/stop-nightly --for=condition=Ready --timeout=60s
-ends_as stop-nightly 'True RunStopped'
-ends_as stop-ended 'True RunEndedOtherwise'
-ends_as stop-failing 'True RunEndedOtherwise'
-ends_as stop-unknown 'False RunNotFound'
+finishes_as stop-nightly 'True RunStopped'
+finishes_as stop-ended 'True RunEndedOtherwise'
+finishes_as stop-failing 'True RunEndedOtherwise'
+finishes_as stop-unknown 'False RunNotFound'
 once wf-demo-1 wf-demo-2 wf-demo-3 wf-demo-4
 [ "$(posts wf-demo-6)" -eq 0 ] || fail 'a suspended stop was sent'
 k patch workflowrunstop stop-suspended --type=merge -p '{"spec":{"suspend":false}}'
-ends_as stop-suspended 'True RunStopped'
+finishes_as stop-suspended 'True RunStopped'
 once wf-demo-6
 k get workflowrunstops
-# They are written beside the status, not before it.
-until_true 20 'the story of stop-nightly stands in its events' told stop-nightly 'StopAccepted RunStopped'
-until_true 20 'the story of stop-unknown stands in its events' told stop-unknown 'RunNotFound'
-proved 'each sample ends as it says, with one POST, and the events tell it'
+# Events are written asynchronously to the status.
+until_true 20 'events of stop-nightly' has_events stop-nightly 'StopAccepted RunStopped'
+until_true 20 'events of stop-unknown' has_events stop-unknown 'RunNotFound'
+passed 'each sample has its result, one POST and its events'
 
 step 'client credentials'
 k apply -f examples/client-credentials.yaml
-ends_as stop-with-client 'True RunStopped'
+finishes_as stop-with-client 'True RunStopped'
 once wf-demo-8
-grep -q '"kind":"token"' "$work/requests.jsonl" || fail 'no token was asked for'
-proved 'the operator fetched a token by itself and stopped the run once'
+grep -q '"kind":"token"' "$work/requests.jsonl" || fail 'no token was requested'
+passed 'the operator fetched a token and stopped the run once'
 
 # --- Crashes and drains ----------------------------------------------------------------------------------------------
 
-step 'the leader is killed while its request is under way'
+step 'SIGKILL of the leader during a request'
 killed=$(leader)
 uid=$(k get pod -n $NAMESPACE "$killed" -o 'jsonpath={.metadata.uid}')
 apply_stop in-flight-killed wf-slow-1
-until_true 15 'the stop request arrives' has_arrived wf-slow-1
-# Of the processes in the pod's cgroup: the operator, not the one that holds the pod's namespaces. No signal that it could catch.
-within bash -c 'for p in /proc/[0-9]*; do
+until_true 15 'the stop request was received' was_received wf-slow-1
+# Kills the operator in the pod's cgroup, not the pause process.
+in_node bash -c 'for p in /proc/[0-9]*; do
   if grep -q "$1" "$p/cgroup" && [ "$(cat "$p/comm")" != pause ]; then kill -KILL "${p#/proc/}"; echo "killed ${p#/proc/}"; fi
 done 2>/dev/null' sh "$uid" | grep killed || fail 'the leader was not found'
 k delete pod -n $NAMESPACE "$killed" --grace-period=0 --force 2>/dev/null
-until_true 40 'another pod leads' other_leads "$killed"
-ends_as in-flight-killed 'True RunStopped'
+until_true 40 'another pod is the leader' leader_changed "$killed"
+finishes_as in-flight-killed 'True RunStopped'
 once wf-slow-1
 apply_stop after-the-kill wf-quick-1
-ends_as after-the-kill 'True RunStopped'
+finishes_as after-the-kill 'True RunStopped'
 once wf-quick-1
-proved 'the other one took over, found out what became of the request, and sent nothing twice'
+passed 'the standby took over, confirmed the request by a read, and sent nothing twice'
 
-step 'helm upgrade, with other values and another CRD'
+step 'helm upgrade with other values and a changed CRD'
 cp -r $CHART "$work/chart"
 sed -i 's/description: The workflow run to stop$/description: The workflow run that is to be stopped/' "$work/chart/files/crd.yaml"
 apply_stop across-the-upgrade wf-slow-2
-until_true 15 'the stop request arrives' has_arrived wf-slow-2
-more=(--set requestsPerSecond=7 --set logFormat=text)
+until_true 15 'the stop request was received' was_received wf-slow-2
+extra=(--set requestsPerSecond=7 --set logFormat=text)
 helm_values upgrade "$work/chart"
 k get crd workflowrunstops.workflow.amperity.com -o yaml | grep -q 'The workflow run that is to be stopped' ||
-  fail 'the cluster has the old CRD still'
-ends_as across-the-upgrade 'True RunStopped'
+  fail 'the CRD was not upgraded'
+finishes_as across-the-upgrade 'True RunStopped'
 once wf-slow-2
 apply_stop after-the-upgrade wf-quick-2
-ends_as after-the-upgrade 'True RunStopped'
+finishes_as after-the-upgrade 'True RunStopped'
 once wf-quick-2
-proved 'CRD and pods are new, what was under way ended well, nothing was sent twice'
+passed 'CRD and pods were upgraded, the request in flight succeeded, nothing was sent twice'
 
-step 'the node is drained'
+step 'drain of the node'
 apply_stop across-the-drain wf-slow-3
-until_true 15 'the stop request arrives' has_arrived wf-slow-3
-held=$(k drain n1 --ignore-daemonsets --timeout=10s 2>&1) && fail 'the budget for disruptions let both pods go'
+until_true 15 'the stop request was received' was_received wf-slow-3
+held=$(k drain n1 --ignore-daemonsets --timeout=10s 2>&1) && fail 'the PodDisruptionBudget allowed both evictions'
 grep -q 'disruption budget' <<<"$held" || fail "the drain failed for another reason: $held"
-[ "$(pods --no-headers | grep -c ' Running ')" -ge 1 ] || fail 'no pod runs'
-ends_as across-the-drain 'True RunStopped'
+[ "$(pods --no-headers | grep -c ' Running ')" -ge 1 ] || fail 'no pod is running'
+finishes_as across-the-drain 'True RunStopped'
 once wf-slow-3
-proved 'a drain leaves one pod at work, for there is no other node'
+passed 'a drain keeps one pod running, because there is no other node'
 
-step 'the last pod ends while its request is under way'
-until_true 40 'the pod that is left leads' leads_among_pods
+step 'SIGTERM of the last pod during a request'
+until_true 40 'the remaining pod is the leader' leader_is_pod
 apply_stop across-the-end wf-slow-4
-until_true 15 'the stop request arrives' has_arrived wf-slow-4
-# Deletes where evictions are refused: the pods get SIGTERM and their time all the same.
+until_true 15 'the stop request was received' was_received wf-slow-4
+# Deletes the pods instead of evicting them. They still get SIGTERM and their grace period.
 k drain n1 --ignore-daemonsets --disable-eviction --timeout=60s >/dev/null 2>&1
-[ "$(pods --no-headers | grep -c ' Running ' || true)" -eq 0 ] || fail 'a pod still runs'
+[ "$(pods --no-headers | grep -c ' Running ' || true)" -eq 0 ] || fail 'a pod is still running'
 accepted=$(condition across-the-end StopAccepted)
-[ "$accepted" = 'True StopAccepted' ] || fail "the answer was not recorded: \"$accepted\""
+[ "$accepted" = 'True StopAccepted' ] || fail "the response was not recorded: \"$accepted\""
 k uncordon n1
-ends_as across-the-end 'True RunStopped'
+finishes_as across-the-end 'True RunStopped'
 once wf-slow-4
-proved 'after SIGTERM the answer was waited for and recorded before the pod ended; the next one went on'
+passed 'after SIGTERM the response was recorded before the pod exited; the next pod continued'
 
-# --- Uninstalled and back --------------------------------------------------------------------------------------------
+# --- Uninstall and reinstall -----------------------------------------------------------------------------------------
 
-step 'helm uninstall, while a request is under way'
+step 'helm uninstall during a request'
 apply_stop across-the-uninstall wf-slow-5
-until_true 15 'the stop request arrives' has_arrived wf-slow-5
-within helm uninstall $RELEASE --namespace $NAMESPACE --wait --timeout 90s >>"$work/log/helm.log" 2>&1
-until_true 60 'the pods are gone' no_pods
-k get crd workflowrunstops.workflow.amperity.com >/dev/null || fail 'the CRD is gone'
+until_true 15 'the stop request was received' was_received wf-slow-5
+in_node helm uninstall $RELEASE --namespace $NAMESPACE --wait --timeout 90s >>"$work/log/helm.log" 2>&1
+until_true 60 'the pods are deleted' no_pods
+k get crd workflowrunstops.workflow.amperity.com >/dev/null || fail 'the CRD was deleted'
 finished >"$work/before"
-[ "$(wc -l <"$work/before")" -ge 11 ] || fail 'resources are gone'
-printf '    what the status says of that request: %s\n' "$(condition across-the-uninstall StopAccepted)"
+[ "$(wc -l <"$work/before")" -ge 11 ] || fail 'resources were deleted'
+printf '    condition StopAccepted of the request in flight: %s\n' "$(condition across-the-uninstall StopAccepted)"
 sent=$(all_posts)
-proved "CRD and resources are kept, $(wc -l <"$work/before") of them finished"
+passed "CRD and resources are kept, $(wc -l <"$work/before") of them finished"
 
 step 'helm install again'
-more=()
+extra=()
 helm_values install $CHART
-until_true 40 'one of the pods leads' leads_among_pods
+until_true 40 'one of the pods is the leader' leader_is_pod
 apply_stop after-the-return wf-quick-3
-ends_as after-the-return 'True RunStopped'
-ends_as across-the-uninstall 'True RunStopped'
+finishes_as after-the-return 'True RunStopped'
+finishes_as across-the-uninstall 'True RunStopped'
 [ "$(all_posts)" -eq $((sent + 1)) ] || fail "$(($(all_posts) - sent)) stop requests instead of one"
 finished >"$work/after"
-touched=$(grep -vxFf "$work/after" "$work/before") && fail "a finished resource was touched: $touched"
-proved 'what had finished was left alone, what was under way came to its end, new work is done'
+touched=$(grep -vxFf "$work/after" "$work/before") && fail "a finished resource was changed: $touched"
+passed 'finished resources were not changed, the request in flight finished, new stops are processed'
 
-# --- Other ways to run it --------------------------------------------------------------------------------------------
+# --- Other configurations --------------------------------------------------------------------------------------------
 
-step 'only some namespaces are watched'
+step 'watchNamespaces'
 k create namespace watched
 k create namespace other
 for namespace in watched other; do k apply -n $namespace -f examples/secret.yaml; done
-more=(--set 'watchNamespaces={watched}')
+extra=(--set 'watchNamespaces={watched}')
 helm_values upgrade $CHART
-until_true 40 'one of the pods leads' leads_among_pods
+until_true 40 'one of the pods is the leader' leader_is_pod
 apply_stop left-alone wf-quick-4 other
 apply_stop here wf-quick-5 watched
-ends_as here 'True RunStopped' watched
+finishes_as here 'True RunStopped' watched
 once wf-quick-5
 [ "$(posts wf-quick-4)" -eq 0 ] && [ -z "$(k get workflowrunstop left-alone -n other -o 'jsonpath={.status.conditions}')" ] ||
-  fail 'another namespace was looked at'
+  fail 'a stop in another namespace was processed'
 account=$(pods -o 'jsonpath={.items[0].spec.serviceAccountName}')
-k auth can-i get secrets -n other --as "system:serviceaccount:$NAMESPACE:$account" >/dev/null && fail 'it may read the Secrets of all'
+k auth can-i get secrets -n other --as "system:serviceaccount:$NAMESPACE:$account" >/dev/null && fail 'the operator can read Secrets of other namespaces'
 k auth can-i get secrets/amperity -n watched --as "system:serviceaccount:$NAMESPACE:$account" >/dev/null ||
-  fail 'it may not read what it needs'
-proved 'it works in the named namespace, and neither looks into the other one nor may'
+  fail 'the operator cannot read the Secret that it needs'
+passed 'stops in the watched namespace are processed; the other namespace is not accessible'
 
-step 'an Amperity whose certificate is by a private authority'
-more=(--set "amperity.baseUrl=$TLS_API")
+step 'a certificate of a private CA'
+extra=(--set "amperity.baseUrl=$TLS_API")
 helm_values upgrade $CHART
-until_true 40 'one of the pods leads' leads_among_pods
-apply_stop trusts-nobody wf-quick-6
-until_true 20 'the certificate is refused' is_unreachable trusts-nobody
-[ "$(posts wf-quick-6)" -eq 0 ] || fail 'it was sent without trust'
+until_true 40 'one of the pods is the leader' leader_is_pod
+apply_stop private-ca wf-quick-6
+until_true 20 'the certificate is rejected' is_unreachable private-ca
+[ "$(posts wf-quick-6)" -eq 0 ] || fail 'a request was sent despite the untrusted certificate'
 k create configmap amperity-ca -n $NAMESPACE --from-file=ca.crt="$work/amperity-ca.crt"
-more+=(--set caBundle.configMap=amperity-ca)
+extra+=(--set caBundle.configMap=amperity-ca)
 helm_values upgrade $CHART
-ends_as trusts-nobody 'True RunStopped'
+finishes_as private-ca 'True RunStopped'
 once wf-quick-6
-proved 'without it nothing is sent, with it the stop goes through'
+passed 'without the CA bundle nothing is sent, with it the run is stopped'
 
-printf '\ne2e: all is well, %s s\n' "$((SECONDS - begun))"
+printf '\ne2e: passed, %s s\n' "$((SECONDS - started))"

@@ -1,5 +1,5 @@
-//! Owns many stops at the same point of the protocol, what is seen of them, and the promises that hold at their end.
-//! Never decides when a process ends.
+//! Owns a batch of stops, waits for their progress, and the checks that hold when they have finished.
+//! Never ends a process.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -9,123 +9,123 @@ use kube::runtime::{
     watcher::{self, Event, watcher},
 };
 use lab::{
-    apiserver_proxy::{ApiserverProxy, Call, Purpose},
-    simulator::{Kind, Recorded},
+    apiserver_proxy::{ApiserverProxy, ProxiedRequest, Purpose},
+    simulator::{Kind, RecordedRequest},
 };
 use tokio::{sync::watch, time::timeout};
 use workflow_run_stop_api::WorkflowRunStop;
 
-use crate::support::{Operator, Place, TENANT, a_stop, ends_at_once, ready, request};
+use crate::support::{Operator, TENANT, TestEnv, a_stop, ends_at_once, ready, stop_request};
 
-/// Nothing here takes so long; a test that waits longer has failed.
-const PATIENCE: Duration = Duration::from_secs(90);
+/// The limit of every wait. A test that waits longer fails.
+const TIMEOUT: Duration = Duration::from_secs(90);
 
 type Stops = BTreeMap<String, WorkflowRunStop>;
 
-/// Many runs and the stops of them.
+/// A number of runs and their stops.
 pub struct Batch {
-    pub place: Place,
+    pub env: TestEnv,
     pub runs: Vec<String>,
-    seen: watch::Receiver<Stops>,
+    observed: watch::Receiver<Stops>,
 }
 
 impl Batch {
-    /// So many runs that a stop ends; nothing is applied yet.
+    /// Adds this number of runs. Creates no stops yet.
     pub async fn new(count: usize) -> Self {
-        Self::at(Place::new().await, count)
+        Self::in_env(TestEnv::new().await, count)
     }
 
-    /// The same at this place.
-    pub fn at(place: Place, count: usize) -> Self {
+    /// As [`Batch::new`], in this environment.
+    pub fn in_env(env: TestEnv, count: usize) -> Self {
         let runs: Vec<_> = (0..count).map(|number| format!("wf-{number:03}")).collect();
         for run in &runs {
-            // A second stop that comes while the first one is at work counts as an effect.
-            place.amperity.add_run(TENANT, ends_at_once(run).stops_in(Duration::from_secs(3)));
+            // The run stays stopping for a while, because a second stop in that time counts as an effect.
+            env.amperity.add_run(TENANT, ends_at_once(run).stops_in(Duration::from_secs(3)));
         }
-        let seen = seen(&place);
-        Self { place, runs, seen }
+        let observed = watch_stops(&env);
+        Self { env, runs, observed }
     }
 
-    /// Applies a stop of each run.
-    pub async fn apply(&self) {
-        self.place.apply_all(self.runs.iter().map(|run| a_stop(run))).await;
+    /// Creates a stop of each run.
+    pub async fn create_stops(&self) {
+        self.env.create_all(self.runs.iter().map(|run| a_stop(run))).await;
     }
 
-    /// An operator that is in no way slowed down, besides what these flags say.
-    pub async fn operator(&self, flags: &[&str]) -> Operator {
-        self.place.operator_with(&[&["--requests-per-second", "1000"], flags].concat()).await
+    /// Starts an operator with a high rate limit and these flags.
+    pub async fn start_operator(&self, flags: &[&str]) -> Operator {
+        self.env.start_operator_with(&[&["--requests-per-second", "1000"], flags].concat()).await
     }
 
-    /// The same behind a proxy.
-    pub async fn operator_behind(&self, proxy: &ApiserverProxy, flags: &[&str]) -> Operator {
-        let mut command = self.place.command();
+    /// As [`Batch::start_operator`], with its Kubernetes requests through this proxy.
+    pub async fn start_operator_behind(&self, proxy: &ApiserverProxy, flags: &[&str]) -> Operator {
+        let mut command = self.env.operator_command();
         command.env("KUBECONFIG", proxy.kubeconfig()).args(["--requests-per-second", "1000"]).args(flags);
         Operator::start(command).await
     }
 
-    /// A proxy before the API server of this place.
-    pub async fn proxy(&self) -> ApiserverProxy {
-        ApiserverProxy::start(self.place.operators_client()).await
+    /// Starts a proxy in front of the API server.
+    pub async fn start_proxy(&self) -> ApiserverProxy {
+        ApiserverProxy::start(self.env.operator_client()).await
     }
 
-    /// Waits until the stops as they are seen satisfy this.
-    pub async fn until(&self, what: &str, is_so: impl Fn(&Stops) -> bool) {
-        let mut seen = self.seen.clone();
-        if !matches!(timeout(PATIENCE, seen.wait_for(|stops| is_so(stops))).await, Ok(Ok(_))) {
-            let stops = self.seen.borrow();
+    /// Waits until the observed stops satisfy the predicate. `what` completes "never ..." in the panic message.
+    pub async fn wait_until(&self, what: &str, predicate: impl Fn(&Stops) -> bool) {
+        let mut observed = self.observed.clone();
+        if !matches!(timeout(TIMEOUT, observed.wait_for(|stops| predicate(stops))).await, Ok(Ok(_))) {
+            let stops = self.observed.borrow();
             let unfinished: Vec<_> = stops.values().filter(|stop| !stop.is_finished()).collect();
             panic!("never {what}; {} of {} are unfinished: {unfinished:#?}", unfinished.len(), stops.len());
         }
     }
 
-    /// Waits until so many stops of the simulator's record are so.
-    pub async fn posts(&self, count: usize, is_so: impl Fn(&Recorded) -> bool) {
-        let enough = |requests: &[Recorded]| {
-            count <= requests.iter().filter(|request| request.kind == Kind::Stop && is_so(request)).count()
+    /// Waits until this number of stop requests that satisfy the predicate arrived at the simulator.
+    pub async fn wait_for_stop_requests(&self, count: usize, predicate: impl Fn(&RecordedRequest) -> bool) {
+        let enough = |requests: &[RecordedRequest]| {
+            count <= requests.iter().filter(|request| request.kind == Kind::Stop && predicate(request)).count()
         };
-        let waited = timeout(PATIENCE, self.place.amperity.wait_until(enough)).await;
-        assert!(waited.is_ok(), "there never were {count} such requests; {} arrived", self.all_posts());
+        let waited = timeout(TIMEOUT, self.env.amperity.wait_until(enough)).await;
+        assert!(waited.is_ok(), "expected {count} such requests; {} stop requests arrived", self.stop_request_count());
     }
 
-    /// How many stop requests arrived so far.
-    pub fn all_posts(&self) -> usize {
-        self.place.amperity.requests().iter().filter(|request| request.kind == Kind::Stop).count()
+    /// Returns the number of stop requests that have arrived.
+    pub fn stop_request_count(&self) -> usize {
+        self.env.amperity.requests().iter().filter(|request| request.kind == Kind::Stop).count()
     }
 
-    /// Waits until all have finished.
-    pub async fn finished(&self) {
-        self.until("all finished", |stops| {
+    /// Waits until all stops have finished.
+    pub async fn wait_finished(&self) {
+        self.wait_until("all finished", |stops| {
             self.runs.len() <= stops.len() && stops.values().all(WorkflowRunStop::is_finished)
         })
         .await;
     }
 
-    /// Waits until all have finished and holds each run against the promises: one effect, no request after an effect,
-    /// a reason, no claim. The number of requests for each run, in order.
-    pub async fn kept(&self) -> Vec<usize> {
-        self.finished().await;
-        let mut posts = vec![];
+    /// Waits until all stops have finished, and checks each one: one effect, no request after the effect, a reason, no
+    /// claim. Returns the number of stop requests of each run, in order.
+    pub async fn assert_one_effect_each(&self) -> Vec<usize> {
+        self.wait_finished().await;
+        let mut requests = vec![];
         for run in &self.runs {
-            let stop = self.place.get(run).await;
+            let stop = self.env.get(run).await;
             assert!(stop.is_finished(), "{run}");
-            let (truth, reason) = ready(&stop);
-            assert_eq!(truth, "True", "{run}: {reason}");
+            let (status, reason) = ready(&stop);
+            assert_eq!(status, "True", "{run}: {reason}");
             assert!(!reason.is_empty(), "{run}");
-            assert_eq!(request(&stop).claim, None, "{run}: {reason}");
-            assert_eq!(self.place.amperity.effects(run), 1, "{run}: effects");
-            posts.push(self.assert_nothing_follows_an_effect(run));
+            assert_eq!(stop_request(&stop).claim, None, "{run}: {reason}");
+            assert_eq!(self.env.amperity.effects(run), 1, "{run}: effects");
+            requests.push(self.assert_nothing_follows_an_effect(run));
         }
-        posts
+        requests
     }
 
-    /// As [`Batch::kept`], with exactly one request for each run.
-    pub async fn kept_with_one_request_each(&self) {
-        let posts = self.kept().await;
-        assert!(posts.iter().all(|posts| *posts == 1), "requests per run: {posts:?}");
+    /// As [`Batch::assert_one_effect_each`], and checks that each run got exactly one stop request.
+    pub async fn assert_one_request_each(&self) {
+        let requests = self.assert_one_effect_each().await;
+        assert!(requests.iter().all(|count| *count == 1), "requests per run: {requests:?}");
     }
 
     fn assert_nothing_follows_an_effect(&self, run: &str) -> usize {
-        let requests = self.place.amperity.requests();
+        let requests = self.env.amperity.requests();
         let of_run = requests.iter().filter(|request| request.run_id.as_deref() == Some(run));
         let stops: Vec<_> = of_run.filter(|request| request.kind == Kind::Stop).collect();
         let effects: Vec<_> = stops.iter().map(|request| request.effect).collect();
@@ -135,11 +135,11 @@ impl Batch {
     }
 }
 
-/// The newest version of every stop of the place. The API server ends the watch of somebody who reads too slowly;
-/// then it is begun again.
-fn seen(place: &Place) -> watch::Receiver<Stops> {
-    let mut events = watcher(place.stops(), watcher::Config::default()).default_backoff().boxed();
-    let (sender, seen) = watch::channel(Stops::new());
+/// Watches the newest version of every stop of the namespace. Watches again if the API server ends the watch of a slow
+/// reader.
+fn watch_stops(env: &TestEnv) -> watch::Receiver<Stops> {
+    let mut events = watcher(env.stops(), watcher::Config::default()).default_backoff().boxed();
+    let (sender, observed) = watch::channel(Stops::new());
     tokio::spawn(async move {
         while let Some(event) = events.next().await {
             if let Ok(Event::InitApply(stop) | Event::Apply(stop)) = event {
@@ -147,21 +147,21 @@ fn seen(place: &Place) -> watch::Receiver<Stops> {
             }
         }
     });
-    seen
+    observed
 }
 
-/// Waits until so many requests for this purpose came to the proxy.
-pub async fn came(proxy: &ApiserverProxy, purpose: Purpose, count: usize) {
-    reached(proxy, count, |call| call.purpose == purpose).await;
+/// Waits until the proxy received this number of requests for this purpose.
+pub async fn wait_received(proxy: &ApiserverProxy, purpose: Purpose, count: usize) {
+    wait_proxied(proxy, count, |request| request.purpose == purpose).await;
 }
 
-/// Waits until so many requests for this purpose are stored.
-pub async fn stored(proxy: &ApiserverProxy, purpose: Purpose, count: usize) {
-    reached(proxy, count, |call| call.purpose == purpose && call.status == Some(200)).await;
+/// Waits until the API server stored this number of requests for this purpose.
+pub async fn wait_stored(proxy: &ApiserverProxy, purpose: Purpose, count: usize) {
+    wait_proxied(proxy, count, |request| request.purpose == purpose && request.status == Some(200)).await;
 }
 
-async fn reached(proxy: &ApiserverProxy, count: usize, is_so: impl Fn(&Call) -> bool) {
-    let enough = |calls: &[Call]| count <= calls.iter().filter(|call| is_so(call)).count();
-    let waited = timeout(PATIENCE, proxy.wait_until(enough)).await;
-    assert!(waited.is_ok(), "there never were {count} such requests: {:#?}", proxy.calls().last());
+async fn wait_proxied(proxy: &ApiserverProxy, count: usize, predicate: impl Fn(&ProxiedRequest) -> bool) {
+    let enough = |requests: &[ProxiedRequest]| count <= requests.iter().filter(|request| predicate(request)).count();
+    let waited = timeout(TIMEOUT, proxy.wait_until(enough)).await;
+    assert!(waited.is_ok(), "expected {count} such requests; the last one is {:#?}", proxy.requests().last());
 }

@@ -1,155 +1,157 @@
-//! The process is killed with a hundred stops at one point; another process ends what it began.
+//! The operator is killed while a hundred stops are at the same point; another process completes them.
 
 use lab::{
-    apiserver_proxy::{Fate, Purpose},
+    apiserver_proxy::{ProxyAction, Purpose},
     simulator::HoldPoint,
 };
 
 use crate::{
-    batch::{Batch, came, stored},
-    support::{Operator, request},
+    batch::{Batch, wait_received, wait_stored},
+    support::{Operator, stop_request},
 };
 
-const MANY: usize = 100;
+const STOPS: usize = 100;
 
-/// The first process waits for its answers as long as it lives.
-const PATIENT: [&str; 2] = ["--request-timeout", "60s"];
+/// The first process never reaches its request timeout.
+const LONG_REQUEST_TIMEOUT: [&str; 2] = ["--request-timeout", "60s"];
 
-/// The first process is killed, and a second one is started.
-async fn killed(batch: &Batch, first: Operator) -> Operator {
+/// Kills the first process and starts a second one.
+async fn kill_and_restart(batch: &Batch, first: Operator) -> Operator {
     first.kill().await;
-    batch.operator(&[]).await
+    batch.start_operator(&[]).await
 }
 
 #[tokio::test]
-async fn a_kill_before_the_claims_are_stored_sends_each_stop_once_even_if_they_arrive_afterwards() {
-    let batch = Batch::new(MANY).await;
-    let proxy = batch.proxy().await;
-    proxy.rule_for(Purpose::Claim, Fate::Hold);
-    batch.apply().await;
-    let first = batch.operator_behind(&proxy, &[]).await;
-    came(&proxy, Purpose::Claim, MANY).await;
+async fn each_stop_is_sent_once_when_the_operator_is_killed_before_its_claims_are_stored() {
+    let batch = Batch::new(STOPS).await;
+    let proxy = batch.start_proxy().await;
+    proxy.set_rule_for(Purpose::Claim, ProxyAction::HoldRequest);
+    batch.create_stops().await;
+    let first = batch.start_operator_behind(&proxy, &[]).await;
+    wait_received(&proxy, Purpose::Claim, STOPS).await;
     first.kill().await;
-    assert_eq!(batch.all_posts(), 0, "nothing is sent without a stored claim");
-    let (_second, ()) = tokio::join!(batch.operator(&[]), async { proxy.let_go() });
-    batch.kept_with_one_request_each().await;
+    assert_eq!(batch.stop_request_count(), 0, "nothing is sent without a stored claim");
+    let (_second, ()) = tokio::join!(batch.start_operator(&[]), async { proxy.release_held() });
+    batch.assert_one_request_each().await;
 }
 
 #[tokio::test]
-async fn a_kill_between_the_claim_and_the_request_sends_each_stop_once() {
-    let batch = Batch::new(MANY).await;
-    let proxy = batch.proxy().await;
-    proxy.rule_for(Purpose::Claim, Fate::HoldAnswer);
-    batch.apply().await;
-    let first = batch.operator_behind(&proxy, &[]).await;
-    stored(&proxy, Purpose::Claim, MANY).await;
+async fn each_stop_is_sent_once_when_the_operator_is_killed_between_claim_and_request() {
+    let batch = Batch::new(STOPS).await;
+    let proxy = batch.start_proxy().await;
+    proxy.set_rule_for(Purpose::Claim, ProxyAction::HoldResponse);
+    batch.create_stops().await;
+    let first = batch.start_operator_behind(&proxy, &[]).await;
+    wait_stored(&proxy, Purpose::Claim, STOPS).await;
     first.kill().await;
-    assert_eq!(batch.all_posts(), 0, "nothing is sent without the word that the claim is stored");
-    let _second = batch.operator(&[]).await;
-    batch.kept_with_one_request_each().await;
+    assert_eq!(batch.stop_request_count(), 0, "nothing is sent before the claim is confirmed");
+    let _second = batch.start_operator(&[]).await;
+    batch.assert_one_request_each().await;
 }
 
 #[tokio::test]
-async fn a_kill_at_the_first_claims_seen_leaves_one_effect_each() {
-    let batch = Batch::new(MANY).await;
-    batch.apply().await;
-    let first = batch.operator(&[]).await;
-    batch.until("one was claimed", |stops| stops.values().any(|stop| request(stop).claim.is_some())).await;
-    let _second = killed(&batch, first).await;
-    batch.kept().await;
+async fn each_stop_has_one_effect_when_the_operator_is_killed_at_the_first_claim() {
+    let batch = Batch::new(STOPS).await;
+    batch.create_stops().await;
+    let first = batch.start_operator(&[]).await;
+    batch.wait_until("one was claimed", |stops| stops.values().any(|stop| stop_request(stop).claim.is_some())).await;
+    let _second = kill_and_restart(&batch, first).await;
+    batch.assert_one_effect_each().await;
 }
 
 #[tokio::test]
-async fn a_kill_before_the_effects_leaves_one_request_and_one_effect_each() {
-    killed_while_held_at(HoldPoint::BeforeEffect).await;
+async fn each_stop_is_sent_once_when_the_operator_is_killed_before_the_effects() {
+    kill_while_held_at(HoldPoint::BeforeEffect).await;
 }
 
 #[tokio::test]
-async fn a_kill_after_the_effects_leaves_one_request_and_one_effect_each() {
-    killed_while_held_at(HoldPoint::AfterEffect).await;
+async fn each_stop_is_sent_once_when_the_operator_is_killed_after_the_effects() {
+    kill_while_held_at(HoldPoint::AfterEffect).await;
 }
 
-async fn killed_while_held_at(point: HoldPoint) {
-    let batch = Batch::new(MANY).await;
-    let hold = batch.place.amperity.hold_stops(point);
-    batch.apply().await;
-    let first = batch.operator(&PATIENT).await;
-    batch.posts(MANY, |_| true).await;
+async fn kill_while_held_at(point: HoldPoint) {
+    let batch = Batch::new(STOPS).await;
+    let hold = batch.env.amperity.hold_stops(point);
+    batch.create_stops().await;
+    let first = batch.start_operator(&LONG_REQUEST_TIMEOUT).await;
+    batch.wait_for_stop_requests(STOPS, |_| true).await;
     first.kill().await;
     hold.release();
-    let _second = batch.operator(&[]).await;
-    batch.kept_with_one_request_each().await;
+    let _second = batch.start_operator(&[]).await;
+    batch.assert_one_request_each().await;
 }
 
 #[tokio::test]
-async fn a_kill_at_the_first_answers_leaves_one_effect_each() {
-    let batch = Batch::new(MANY).await;
-    let hold = batch.place.amperity.hold_stops(HoldPoint::AfterEffect);
-    batch.apply().await;
-    let first = batch.operator(&PATIENT).await;
-    batch.posts(MANY, |_| true).await;
+async fn each_stop_is_sent_once_when_the_operator_is_killed_at_the_first_answer() {
+    let batch = Batch::new(STOPS).await;
+    let hold = batch.env.amperity.hold_stops(HoldPoint::AfterEffect);
+    batch.create_stops().await;
+    let first = batch.start_operator(&LONG_REQUEST_TIMEOUT).await;
+    batch.wait_for_stop_requests(STOPS, |_| true).await;
     hold.release();
-    batch.posts(1, |request| request.answered.is_some()).await;
-    let _second = killed(&batch, first).await;
-    batch.kept_with_one_request_each().await;
+    batch.wait_for_stop_requests(1, |request| request.response_status.is_some()).await;
+    let _second = kill_and_restart(&batch, first).await;
+    batch.assert_one_request_each().await;
 }
 
 #[tokio::test]
-async fn a_kill_between_the_answer_and_its_record_leaves_one_request_each() {
-    let batch = Batch::new(MANY).await;
-    let proxy = batch.proxy().await;
-    proxy.rule_for(Purpose::Record, Fate::Swallow);
-    batch.apply().await;
-    let first = batch.operator_behind(&proxy, &[]).await;
-    came(&proxy, Purpose::Record, MANY).await;
-    batch.posts(MANY, |request| request.answered == Some(200)).await;
-    let _second = killed(&batch, first).await;
-    batch.kept_with_one_request_each().await;
+async fn each_stop_is_sent_once_when_the_operator_is_killed_between_answer_and_record() {
+    let batch = Batch::new(STOPS).await;
+    let proxy = batch.start_proxy().await;
+    proxy.set_rule_for(Purpose::Record, ProxyAction::Blackhole);
+    batch.create_stops().await;
+    let first = batch.start_operator_behind(&proxy, &[]).await;
+    wait_received(&proxy, Purpose::Record, STOPS).await;
+    batch.wait_for_stop_requests(STOPS, |request| request.response_status == Some(200)).await;
+    let _second = kill_and_restart(&batch, first).await;
+    batch.assert_one_request_each().await;
 }
 
 #[tokio::test]
-async fn a_record_that_arrives_after_its_process_was_killed_is_as_good_as_any() {
-    let batch = Batch::new(MANY).await;
-    let proxy = batch.proxy().await;
-    proxy.rule_for(Purpose::Record, Fate::Hold);
-    batch.apply().await;
-    let first = batch.operator_behind(&proxy, &[]).await;
-    came(&proxy, Purpose::Record, MANY).await;
-    let _second = killed(&batch, first).await;
-    proxy.let_go();
-    batch.kept_with_one_request_each().await;
+async fn each_stop_is_sent_once_when_its_record_is_stored_after_the_operator_is_killed() {
+    let batch = Batch::new(STOPS).await;
+    let proxy = batch.start_proxy().await;
+    proxy.set_rule_for(Purpose::Record, ProxyAction::HoldRequest);
+    batch.create_stops().await;
+    let first = batch.start_operator_behind(&proxy, &[]).await;
+    wait_received(&proxy, Purpose::Record, STOPS).await;
+    let _second = kill_and_restart(&batch, first).await;
+    proxy.release_held();
+    batch.assert_one_request_each().await;
 }
 
 #[tokio::test]
-async fn a_kill_before_the_records_are_known_to_be_stored_leaves_one_request_each() {
-    let batch = Batch::new(MANY).await;
-    let proxy = batch.proxy().await;
-    proxy.rule_for(Purpose::Record, Fate::HoldAnswer);
-    batch.apply().await;
-    let first = batch.operator_behind(&proxy, &[]).await;
-    stored(&proxy, Purpose::Record, MANY).await;
-    let _second = killed(&batch, first).await;
-    batch.kept_with_one_request_each().await;
+async fn each_stop_is_sent_once_when_the_operator_is_killed_before_its_records_are_confirmed() {
+    let batch = Batch::new(STOPS).await;
+    let proxy = batch.start_proxy().await;
+    proxy.set_rule_for(Purpose::Record, ProxyAction::HoldResponse);
+    batch.create_stops().await;
+    let first = batch.start_operator_behind(&proxy, &[]).await;
+    wait_stored(&proxy, Purpose::Record, STOPS).await;
+    let _second = kill_and_restart(&batch, first).await;
+    batch.assert_one_request_each().await;
 }
 
 #[tokio::test]
-async fn a_kill_at_the_first_records_seen_leaves_one_effect_each() {
-    let batch = Batch::new(MANY).await;
-    batch.apply().await;
-    let first = batch.operator(&[]).await;
-    batch.until("one was accepted", |stops| stops.values().any(|stop| request(stop).accepted_time.is_some())).await;
-    let _second = killed(&batch, first).await;
-    batch.kept().await;
+async fn each_stop_has_one_effect_when_the_operator_is_killed_at_the_first_record() {
+    let batch = Batch::new(STOPS).await;
+    batch.create_stops().await;
+    let first = batch.start_operator(&[]).await;
+    batch
+        .wait_until("one was accepted", |stops| stops.values().any(|stop| stop_request(stop).accepted_time.is_some()))
+        .await;
+    let _second = kill_and_restart(&batch, first).await;
+    batch.assert_one_effect_each().await;
 }
 
 #[tokio::test]
-async fn kills_one_after_the_other_while_requests_are_under_way_leave_one_effect_each() {
-    let batch = Batch::new(MANY).await;
-    batch.apply().await;
-    let mut operator = batch.operator(&[]).await;
+async fn each_stop_has_one_effect_when_the_operator_is_killed_five_times_in_a_row() {
+    let batch = Batch::new(STOPS).await;
+    batch.create_stops().await;
+    let mut operator = batch.start_operator(&[]).await;
     for sent in [5, 17, 36, 58, 79] {
-        batch.posts(sent, |_| true).await;
-        operator = killed(&batch, operator).await;
+        batch.wait_for_stop_requests(sent, |_| true).await;
+        operator = kill_and_restart(&batch, operator).await;
     }
-    batch.kept().await;
+    batch.assert_one_effect_each().await;
 }

@@ -1,13 +1,13 @@
-//! The operator's binary, killed, stopped and cut off at every point that can be seen from outside.
+//! The operator, killed, paused and disconnected at every point that can be observed from outside.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod apiserver;
 mod batch;
 mod crash;
 mod drain;
+#[path = "../cluster/rbac.rs"]
+mod rbac;
 mod replicas;
-#[path = "../cluster/rights.rs"]
-mod rights;
 #[allow(dead_code)]
 #[path = "../cluster/support.rs"]
 mod support;

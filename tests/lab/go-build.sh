@@ -1,12 +1,12 @@
-# Owns how the programs beside the operator are built: from pinned Go modules, once, into the user's cache folder.
-# Never prints on stdout, and never leaves a program that is only half built.
+# Owns the build of the Go programs of the test environment: from pinned modules, once, into the user's cache folder.
+# Never prints on stdout, and never leaves a partly built program.
 #
-# Sourced by the build.sh scripts, which set `what`, their name in messages. Then, in this order:
-#   use_go MODULE PURPOSE    asks for Go as it is inside this module, where an older one fetches the one that it asks for
-#   cache NAME FILE...       names the folder for what these files, the flags and Go's version lead to: $folder
-#   open_cache               makes it, and waits for another build in it
-#   build PROGRAM MODULE PACKAGE TIME [FLAG...]    unless it is there already; PROGRAM is its path in the folder
-# A script changes `ldflags` and CGO_ENABLED as its programs need.
+# Sourced by the build.sh scripts, which set `what`, their name in messages. They call, in this order:
+#   use_go MODULE PURPOSE    checks the Go version inside this module, where an older Go may download a newer toolchain
+#   cache NAME FILE...       sets $folder, named by a hash of these files, the flags and the Go version
+#   open_cache               creates $folder, and waits for another build in it
+#   build PROGRAM MODULE PACKAGE TIME [FLAG...]    builds a program unless it exists; PROGRAM is its path in $folder
+# A script sets `ldflags` and CGO_ENABLED as its programs need.
 
 say() { printf '%s: %s\n' "$what" "$*" >&2; }
 fail() {
@@ -14,11 +14,11 @@ fail() {
   exit 1
 }
 
-# The host's own platform and these modules alone, whatever the caller's environment says about other Go work.
+# Builds for the host's platform, from these modules only, whatever the caller's environment says.
 unset GOOS GOARCH GOARM GOAMD64 GOEXPERIMENT GOFLAGS
 export CGO_ENABLED=0 GOWORK=off
 
-# go.sum is enforced (readonly).
+# readonly: go.sum is enforced.
 flags='-mod=readonly -trimpath -buildvcs=false'
 ldflags='-s -w'
 
@@ -30,7 +30,7 @@ use_go() {
   [ "${go_minor:-0}" -ge 26 ] || fail "$needed (found $go_version)"
 }
 
-# For programs of Kubernetes: the version that they tell of themselves, which clients look at.
+# Sets the version that Kubernetes programs report, because clients read it.
 stamp_kubernetes() {
   version=$(sed -n 's|^[[:space:]]*k8s\.io/kubernetes \(v[0-9.]*\).*|\1|p' "$1/go.mod")
   minor=${version#v1.}
@@ -53,17 +53,18 @@ cache() {
 open_cache() {
   mkdir -p -- "$folder"
   folder=$(cd -- "$folder" && pwd)
-  # With a lock, a second build waits for the first one. Without flock both build, and the last rename wins: a waste, but nothing breaks.
+  # With flock, a second build waits for the first one. Without it both build, and the last rename wins, which is harmless.
   if command -v flock >/dev/null; then
     exec 9>"$folder/.lock"
     flock -n 9 || {
       say "waiting for another build in $folder"
       flock 9
     }
-    rm -rf -- "$folder"/.building.* # what a killed build left behind
+    rm -rf -- "$folder"/.building.* # left over from a killed build
   fi
   building=$(mktemp -d "$folder/.building.XXXXXX")
-  trap 'rm -rf -- "$building"' EXIT
+  go_build=
+  trap '[ -z "$go_build" ] || kill "$go_build" 2>/dev/null || :; rm -rf -- "$building"' EXIT
   trap 'exit 130' INT
   trap 'exit 143' TERM HUP
 }
@@ -73,10 +74,22 @@ build() {
   shift 4
   [ ! -x "$folder/$program" ] || return 0
   say "building ${program##*/} with $go_version, once: $takes on 2 cores"
-  # Go leaves a helper process behind now and then: it must hold neither our lock nor our stdout.
-  # shellcheck disable=SC2086 # the flags are words
-  (cd -- "$module" && go build $flags -ldflags "$ldflags" -o "$building/program" "$@" "$package") >&2 9>&- ||
+  begun=$(date +%s)
+  # Go prints a line for each module that it downloads, which is shown only if the build fails. It sometimes leaves a helper
+  # process running, which must not hold the lock or stdout.
+  # shellcheck disable=SC2086 # flags are split into words
+  (cd -- "$module" && exec go build $flags -ldflags "$ldflags" -o "$building/program" "$@" "$package") \
+    >"$building/log" 2>&1 9>&- &
+  go_build=$!
+  while sleep 1 && kill -0 "$go_build" 2>/dev/null; do
+    took=$(($(date +%s) - begun))
+    [ "$((took % 15))" -ne 0 ] || say "building ${program##*/}: $took s"
+  done
+  wait "$go_build" || {
+    cat -- "$building/log" >&2
     fail "could not build ${program##*/}"
+  }
+  say "built ${program##*/} in $(($(date +%s) - begun)) s"
   mkdir -p -- "$(dirname -- "$folder/$program")"
   mv -f -- "$building/program" "$folder/$program"
 }

@@ -1,4 +1,4 @@
-//! The alerts as they are written: promtool runs their tests, and each has its section in docs/alerts.md.
+//! Owns the tests of the alert rules: promtool runs their unit tests, and each alert has its section in docs/alerts.md.
 
 use std::process::Command;
 
@@ -12,44 +12,46 @@ fn alerts() -> Vec<Value> {
     groups.flat_map(|group| group["rules"].as_array().unwrap().clone()).collect()
 }
 
-/// The expressions of the alerts.
+/// Returns the expressions of the alerts.
 pub fn queries() -> Vec<String> {
     alerts().iter().map(|alert| alert["expr"].as_str().unwrap().to_owned()).collect()
 }
 
+/// Returns the names of the alerts.
 pub fn names() -> Vec<String> {
     alerts().iter().map(|alert| alert["alert"].as_str().unwrap().to_owned()).collect()
 }
 
+/// Runs promtool, which must succeed.
 fn promtool(args: &[&str]) {
     let mut command = Command::new(program("promtool"));
     let output = command.args(args).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
-    let told = [output.stdout, output.stderr].concat();
-    assert!(output.status.success(), "promtool {args:?}:\n{}", String::from_utf8_lossy(&told));
+    let printed = [output.stdout, output.stderr].concat();
+    assert!(output.status.success(), "promtool {args:?}:\n{}", String::from_utf8_lossy(&printed));
 }
 
 #[test]
-fn promtool_finds_nothing_to_complain_of() {
+fn promtool_accepts_the_rules_without_warnings() {
     promtool(&["check", "rules", "--lint=all", "--lint-fatal", ALERTS]);
 }
 
 #[test]
-fn each_alert_fires_when_it_should_and_is_silent_when_it_should_not_be() {
+fn each_alert_fires_and_is_silent_as_its_unit_tests_say() {
     promtool(&["test", "rules", ALERT_TESTS]);
-    // And none is without such tests.
+    // Each alert has a test in which it fires and one in which it does not.
     let tests: Value = serde_yaml_ng::from_str(&read(ALERT_TESTS)).unwrap();
     let tests = tests["tests"].as_array().unwrap().iter();
-    let looks: Vec<_> = tests.flat_map(|test| test["alert_rule_test"].as_array().unwrap()).collect();
+    let checks: Vec<_> = tests.flat_map(|test| test["alert_rule_test"].as_array().unwrap()).collect();
     for name in names() {
-        let of_alert = || looks.iter().filter(|look| look["alertname"] == *name);
-        let fires = |look: &&&Value| !look["exp_alerts"].as_array().unwrap().is_empty();
-        assert!(of_alert().any(|look| fires(&look)), "{name} never fires");
-        assert!(of_alert().any(|look| !fires(&look)), "{name} is never silent");
+        let of_alert = || checks.iter().filter(|check| check["alertname"] == *name);
+        let fires = |check: &&&Value| !check["exp_alerts"].as_array().unwrap().is_empty();
+        assert!(of_alert().any(|check| fires(&check)), "no test in which {name} fires");
+        assert!(of_alert().any(|check| !fires(&check)), "no test in which {name} is silent");
     }
 }
 
 #[test]
-fn each_alert_says_how_grave_it_is_and_where_it_is_explained() {
+fn each_alert_has_a_severity_texts_and_a_runbook() {
     let runbook = read("docs/alerts.md");
     let sections: Vec<_> = runbook.lines().filter_map(|line| line.strip_prefix("## ")).collect();
     assert_eq!(sections, names());
@@ -58,7 +60,7 @@ fn each_alert_says_how_grave_it_is_and_where_it_is_explained() {
         assert!(["critical", "warning"].contains(&alert["labels"]["severity"].as_str().unwrap()), "{name}");
         let annotations = &alert["annotations"];
         assert!(["summary", "description"].iter().all(|text| annotations[text].is_string()), "{name}");
-        // As the sites that show Markdown name their headings.
+        // The anchor that Markdown renderers generate for the heading.
         assert_eq!(annotations["runbook_url"], format!("docs/alerts.md#{}", name.to_lowercase()));
         let section = runbook.split(&format!("\n## {name}\n")).nth(1).unwrap().split("\n## ").next().unwrap();
         for part in ["**It means**", "**Look first**", "**Causes**", "**Remedy**"] {

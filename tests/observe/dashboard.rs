@@ -1,4 +1,4 @@
-//! The dashboard as it is written: what Grafana would not complain of, but show wrongly or not at all.
+//! Owns the tests of the dashboard's JSON, for mistakes that Grafana does not report.
 
 use std::collections::BTreeSet;
 
@@ -10,10 +10,10 @@ use crate::{DASHBOARD, read};
 pub struct Query {
     pub panel: String,
     pub expr: String,
-    /// Unlike any other one's. A heatmap has one query for classic and one for native histograms, of which one finds
-    /// something.
+    /// The key of the query. The queries of a heatmap, one for classic and one for native histograms, share a key, because
+    /// only one of them returns data.
     pub id: String,
-    /// Asked for one moment, not for a range of time.
+    /// Whether it is an instant query rather than a range query.
     pub instant: bool,
 }
 
@@ -25,12 +25,12 @@ fn panels() -> Vec<Value> {
     dashboard()["panels"].as_array().unwrap().clone()
 }
 
-/// All that show something.
-fn shown() -> Vec<Value> {
+/// Returns the panels that show data.
+fn data_panels() -> Vec<Value> {
     panels().into_iter().filter(|panel| panel["type"] != "row").collect()
 }
 
-/// All queries of all panels.
+/// Returns all queries of all panels.
 pub fn queries() -> Vec<Query> {
     let of_panel = |panel: Value| {
         let targets = panel["targets"].as_array().unwrap().clone().into_iter();
@@ -42,10 +42,10 @@ pub fn queries() -> Vec<Query> {
             instant: target["instant"] == true,
         })
     };
-    shown().into_iter().flat_map(of_panel).collect()
+    data_panels().into_iter().flat_map(of_panel).collect()
 }
 
-/// The variables that are filled with the values of a label: name, metric and label.
+/// Returns name, metric and label of the variables whose values are those of a label.
 pub fn variables() -> Vec<(String, String, String)> {
     let dashboard = dashboard();
     let variables = dashboard["templating"]["list"].as_array().unwrap().iter();
@@ -58,38 +58,38 @@ pub fn variables() -> Vec<(String, String, String)> {
     of_query.collect()
 }
 
-/// A query as Grafana sends it, with these values of the variables.
-pub fn filled(expr: &str, values: &[(&str, &str)]) -> String {
+/// Returns a query with these values of its variables, as Grafana sends it.
+pub fn interpolated(expr: &str, values: &[(&str, &str)]) -> String {
     let mut expr = expr.to_owned();
-    // Short, as the test is; Grafana takes at least four times the interval of the scrapes.
+    // Short for the test; Grafana's rate interval is at least four scrape intervals.
     for (name, value) in [("__rate_interval", "5s"), ("__range", "60s")].iter().chain(values) {
         expr = expr.replace(&format!("${name}"), value);
     }
-    assert!(!expr.contains('$'), "no such variable: {expr}");
+    assert!(!expr.contains('$'), "unknown variable: {expr}");
     expr
 }
 
 #[test]
-fn panels_have_ids_of_their_own_and_places_that_do_not_overlap() {
+fn panels_have_unique_ids_and_do_not_overlap() {
     let panels = panels();
     let ids: BTreeSet<_> = panels.iter().map(|panel| panel["id"].as_u64().unwrap()).collect();
     assert_eq!(ids.len(), panels.len());
-    let mut taken = BTreeSet::new();
+    let mut occupied = BTreeSet::new();
     for panel in &panels {
         let [x, y, w, h] = ["x", "y", "w", "h"].map(|key| panel["gridPos"][key].as_u64().unwrap());
         assert!(0 < w && 0 < h && x + w <= 24, "{}", panel["title"]);
-        for place in (x..x + w).flat_map(|x| (y..y + h).map(move |y| (x, y))) {
-            assert!(taken.insert(place), "{} overlaps at {place:?}", panel["title"]);
+        for cell in (x..x + w).flat_map(|x| (y..y + h).map(move |y| (x, y))) {
+            assert!(occupied.insert(cell), "{} overlaps at {cell:?}", panel["title"]);
         }
     }
 }
 
 #[test]
-fn every_panel_says_what_it_shows_and_in_which_unit() {
-    for panel in shown() {
+fn every_panel_has_a_description_and_a_unit() {
+    for panel in data_panels() {
         let title = panel["title"].as_str().unwrap();
         assert!(panel["description"].as_str().is_some_and(|text| text.ends_with('.')), "{title}");
-        // A heatmap's values are counts; its axis has the unit.
+        // The values of a heatmap are counts; the unit is that of its axis.
         let unit = if panel["type"] == "heatmap" {
             &panel["options"]["yAxis"]["unit"]
         } else {
@@ -104,16 +104,16 @@ fn every_panel_says_what_it_shows_and_in_which_unit() {
 }
 
 #[test]
-fn every_query_asks_the_chosen_data_source_about_what_was_chosen() {
+fn every_query_uses_the_selected_data_source_namespace_and_job() {
     for Query { panel, expr, .. } in queries() {
         let metrics = expr.matches("workflow_run_stop_operator_").count();
         assert!(0 < metrics, "{panel}");
         assert_eq!(expr.matches(r#"{namespace=~"$namespace",job=~"$job""#).count(), metrics, "{panel}: {expr}");
     }
-    let (sources, chosen) =
+    let (sources, selected) =
         ("\"datasource\": {", "\"datasource\": {\"type\": \"prometheus\", \"uid\": \"${datasource}\"}");
     let text = read(DASHBOARD);
-    assert_eq!(text.matches(sources).count(), text.matches(chosen).count());
+    assert_eq!(text.matches(sources).count(), text.matches(selected).count());
     let names: Vec<_> = variables().into_iter().map(|(name, ..)| name).collect();
     assert_eq!(names, ["namespace", "job", "tenant"]);
 }

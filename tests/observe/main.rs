@@ -1,20 +1,20 @@
-//! Holds what an operator's owner looks at: a real Prometheus gets the metrics, the alerts fire when they should, and the
-//! dashboard shows something. Needs prometheus and promtool, from the folder $PROMETHEUS; `make test` gets it.
+//! Owns the tests of metrics, alerts and dashboard with a real Prometheus. They need prometheus and promtool in the folder
+//! $PROMETHEUS, which `make test` sets.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod alerts;
 mod dashboard;
 mod prometheus;
-#[path = "../cluster/rights.rs"]
-mod rights;
-mod scraped;
+#[path = "../cluster/rbac.rs"]
+mod rbac;
+mod scrape;
 #[allow(dead_code)]
 #[path = "../cluster/support.rs"]
 mod support;
 
 use std::fs;
 
-/// A file of the repository.
+/// Reads a file of the repository.
 fn read(path: &str) -> String {
     fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR")))
         .unwrap_or_else(|error| panic!("{path}: {error}"))

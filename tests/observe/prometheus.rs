@@ -1,4 +1,4 @@
-//! Owns a running Prometheus: its settings, its folder, and what it answers.
+//! Owns a running Prometheus: its configuration, its data folder and its HTTP API.
 //! Never asserts anything about the operator.
 
 use std::{env, fmt::Write, path::PathBuf, process::Stdio, time::Duration};
@@ -12,41 +12,41 @@ use tokio::{
 };
 use url::Url;
 
-/// Nothing here takes so long; a test that waits longer has failed.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// The longest time that any wait may take before the test fails.
+const TIMEOUT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(50);
 
-/// One of the programs of Prometheus.
+/// Returns the path of a program of Prometheus.
 pub fn program(name: &str) -> PathBuf {
     let folder = env::var_os("PROMETHEUS").map(PathBuf::from).filter(|folder| folder.join(name).is_file());
     let folder = folder.unwrap_or_else(|| {
         panic!(
-            "PROMETHEUS names no folder with {name}: `make test` sets it, and for cargo alone \
-             `export PROMETHEUS=$(sh tests/lab/prometheus/build.sh)` does, from the repository's root"
+            "PROMETHEUS is not a folder with {name}: run `make test`, or \
+             `export PROMETHEUS=$(sh tests/lab/prometheus/build.sh)` in the root of the repository"
         )
     });
     folder.join(name)
 }
 
-/// It is killed when it is dropped.
+/// A running Prometheus, killed when it is dropped.
 pub struct Prometheus {
     _child: Child,
     _folder: TempDir,
     url: Url,
 }
 
-/// How one job scrapes: its name and further settings.
+/// The name of a scrape job and its further settings.
 pub type Job = (&'static str, &'static str);
 
 impl Prometheus {
-    /// Starts one that scrapes this address under each of these jobs and evaluates these rules, often.
+    /// Starts a Prometheus that scrapes this address once for each job and evaluates these rules, every 500 ms.
     pub async fn start(address: &str, jobs: &[Job], rules: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut settings = format!(
             "global: {{scrape_interval: 500ms, evaluation_interval: 500ms}}\nrule_files: [{rules:?}]\nscrape_configs:\n"
         );
         for (job, more) in jobs {
-            // With labels as the Prometheus operator gives them.
+            // With the labels that the Prometheus operator sets.
             let targets = format!("[{{targets: [{address:?}], labels: {{namespace: ops, pod: {job}-0}}}}]");
             writeln!(settings, "- {{job_name: {job}, static_configs: {targets}, {more}}}").unwrap();
         }
@@ -65,7 +65,7 @@ impl Prometheus {
             .unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let (mut log, mut url) = (vec![], None);
-        // It serves from its start, and answers queries when it says that it is ready.
+        // It listens early, but answers queries only when it logs that it is ready.
         let started = async {
             while let Some(line) = lines.next_line().await.unwrap() {
                 log.push(line.clone());
@@ -77,15 +77,15 @@ impl Prometheus {
                 }
             }
         };
-        let _ = timeout(PATIENCE, started).await;
+        let _ = timeout(TIMEOUT, started).await;
         let url = url.unwrap_or_else(|| panic!("Prometheus did not start:\n{}", log.join("\n")));
-        // Who does not read holds up who writes.
+        // Prometheus would block on a full pipe.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         Self { _child: child, _folder: folder, url }
     }
 
-    /// What its API answers: `data`, or the complaint. Warnings are complaints as well.
-    pub async fn ask(&self, path: &str, parameters: &[(&str, &str)]) -> Result<Value, String> {
+    /// Sends a request to the API. Returns `data`, or the response if it has an error or warnings.
+    pub async fn get(&self, path: &str, parameters: &[(&str, &str)]) -> Result<Value, String> {
         let mut url = self.url.join(&format!("api/v1/{path}")).unwrap();
         url.query_pairs_mut().extend_pairs(parameters);
         let answer = reqwest::get(url).await.unwrap().text().await.unwrap();
@@ -96,41 +96,41 @@ impl Prometheus {
         Ok(answer["data"].take())
     }
 
-    /// The series that a query finds now.
+    /// Returns the series of an instant query.
     pub async fn query(&self, query: &str) -> Vec<Value> {
-        let found = self.ask("query", &[("query", query)]).await.unwrap_or_else(|error| panic!("{query}: {error}"));
-        found["result"].as_array().unwrap_or_else(|| panic!("{query} finds no series")).clone()
+        let found = self.get("query", &[("query", query)]).await.unwrap_or_else(|error| panic!("{query}: {error}"));
+        found["result"].as_array().unwrap_or_else(|| panic!("{query} does not return series")).clone()
     }
 
-    /// The time of its clock, in seconds.
+    /// Returns the time of its clock, in seconds.
     pub async fn now(&self) -> String {
-        let answer = self.ask("query", &[("query", "time()")]).await.unwrap();
+        let answer = self.get("query", &[("query", "time()")]).await.unwrap();
         answer["result"][1].as_str().unwrap().to_owned()
     }
 
-    /// Waits until a query finds something.
-    pub async fn finds(&self, query: &str) -> Vec<Value> {
-        self.until(query, async || Some(self.query(query).await).filter(|found| !found.is_empty())).await
+    /// Waits until a query returns series.
+    pub async fn wait_for_series(&self, query: &str) -> Vec<Value> {
+        self.poll(query, async || Some(self.query(query).await).filter(|found| !found.is_empty())).await
     }
 
-    /// Waits until there is something.
-    pub async fn until<T>(&self, what: &str, look: impl AsyncFn() -> Option<T>) -> T {
+    /// Polls until the function returns a value. `what` is its description in the failure.
+    pub async fn poll<T>(&self, what: &str, check: impl AsyncFn() -> Option<T>) -> T {
         let waiting = async {
             loop {
-                if let Some(found) = look().await {
+                if let Some(found) = check().await {
                     return found;
                 }
                 sleep(POLL).await;
             }
         };
-        match timeout(PATIENCE, waiting).await {
+        match timeout(TIMEOUT, waiting).await {
             Ok(found) => found,
-            Err(_) => panic!("never {what}; the targets: {:#}", self.ask("targets", &[]).await.unwrap()),
+            Err(_) => panic!("timed out waiting: {what}; the targets: {:#}", self.get("targets", &[]).await.unwrap()),
         }
     }
 
-    /// All values of a label.
+    /// Returns all values of a label.
     pub async fn values(&self, label: &str) -> Vec<String> {
-        serde_json::from_value(self.ask(&format!("label/{label}/values"), &[]).await.unwrap()).unwrap()
+        serde_json::from_value(self.get(&format!("label/{label}/values"), &[]).await.unwrap()).unwrap()
     }
 }

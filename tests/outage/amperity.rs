@@ -1,8 +1,8 @@
-//! The Amperity API is away, slow, used up by another client, or refuses the old token.
+//! The Amperity API is unreachable, slow, at its rate limit because of another client, or refuses the old token.
 
 use std::time::Duration;
 
-use lab::simulator::{HoldPoint, Kind, Recorded};
+use lab::simulator::{HoldPoint, Kind, RecordedRequest};
 use workflow_run_stop_api::{
     WorkflowRunStop,
     conditions::{ConditionStatus, ConditionType, Reason},
@@ -16,88 +16,88 @@ use crate::{
 
 const OTHER_TENANT: &str = "globex";
 
-fn stops(requests: &[Recorded]) -> impl Iterator<Item = &Recorded> {
+fn stops(requests: &[RecordedRequest]) -> impl Iterator<Item = &RecordedRequest> {
     requests.iter().filter(|request| request.kind == Kind::Stop)
 }
 
-fn accepted(requests: &[Recorded]) -> usize {
-    stops(requests).filter(|stop| stop.answered == Some(200)).count()
+fn accepted(requests: &[RecordedRequest]) -> usize {
+    stops(requests).filter(|stop| stop.response_status == Some(200)).count()
 }
 
 #[tokio::test]
-async fn an_api_that_is_away_for_a_while_costs_no_stop_and_makes_none_twice() {
+async fn no_stop_is_lost_or_takes_effect_twice_when_the_api_is_unreachable_for_a_while() {
     let mut batch = Batch::new(60).await;
-    batch.apply().await;
-    let _operator = batch.place.operator_with(&["--requests-per-second", "20"]).await;
-    batch.posts(20, |_| true).await;
-    batch.place.amperity.go_offline().await;
-    // Those that were sent before wait for it as well: to be confirmed or followed.
+    batch.create_stops().await;
+    let _operator = batch.env.start_operator_with(&["--requests-per-second", "20"]).await;
+    batch.wait_for_stop_requests(20, |_| true).await;
+    batch.env.amperity.go_offline().await;
+    // Stops that were sent earlier wait for the API, too, to be confirmed or followed.
     let unsent = |stop: &WorkflowRunStop| {
         ready(stop) == is(ConditionStatus::False, Reason::Unreachable)
             && condition(stop, ConditionType::StopAccepted) == is(ConditionStatus::False, Reason::Unreachable)
             && stop.claim().is_none()
     };
-    batch.until("waited for the API, unsent and without a claim", |stops| stops.values().any(unsent)).await;
-    batch.place.amperity.go_online().await;
-    batch.kept().await;
+    batch.wait_until("had an unsent stop without a claim", |stops| stops.values().any(unsent)).await;
+    batch.env.amperity.go_online().await;
+    batch.assert_one_effect_each().await;
 }
 
 #[tokio::test]
-async fn another_client_that_uses_half_of_the_limit_costs_no_stop_and_makes_none_twice() {
+async fn no_stop_is_lost_or_takes_effect_twice_when_another_client_uses_half_of_the_limit() {
     let batch = Batch::new(60).await;
-    let other = other_client::begin(&batch.place.amperity, TENANT);
-    batch.apply().await;
-    let _operator = batch.place.operator().await;
-    let posts = batch.kept().await;
+    let other = other_client::start(&batch.env.amperity, TENANT);
+    batch.create_stops().await;
+    let _operator = batch.env.start_operator().await;
+    let sent = batch.assert_one_effect_each().await;
     other.abort();
-    let requests = batch.place.amperity.requests();
-    let refused: Vec<_> = stops(&requests).filter(|stop| stop.answered == Some(429)).collect();
-    assert!(!refused.is_empty(), "the limit was never met");
-    assert_eq!(posts.iter().sum::<usize>(), batch.runs.len() + refused.len(), "only what was refused is sent again");
+    let requests = batch.env.amperity.requests();
+    let refused: Vec<_> = stops(&requests).filter(|stop| stop.response_status == Some(429)).collect();
+    assert!(!refused.is_empty(), "the rate limit was never reached");
+    assert_eq!(sent.iter().sum::<usize>(), batch.runs.len() + refused.len(), "only refused requests are sent again");
     for (index, stop) in refused.iter().enumerate() {
         let after = stops(&requests).filter(|other| stop.at < other.at && other.at - stop.at < Duration::from_secs(1));
-        // What was on its way when the refusal came arrives all the same.
-        let on_its_way = after.filter(|other| Duration::from_millis(500) < other.at - stop.at).count();
-        assert_eq!(on_its_way, 0, "refusal {index} did not close the budget");
+        // Requests that were in flight when the 429 was sent still arrive.
+        let late = after.filter(|other| Duration::from_millis(500) < other.at - stop.at).count();
+        assert_eq!(late, 0, "429 number {index} did not close the budget");
     }
 }
 
 #[tokio::test]
-async fn two_hundred_slow_answers_hold_up_nobody_else() {
+async fn two_hundred_slow_answers_delay_no_other_stop() {
     let batch = Batch::new(200).await;
-    let place = &batch.place;
-    let hold = place.amperity.hold_stops(HoldPoint::AfterEffect);
-    batch.apply().await;
-    let _operator = batch.operator(&["--request-timeout", "120s"]).await;
-    batch.posts(200, |stop| stop.effect).await;
-    place.amperity.pass_others(&hold);
-    place.amperity.add_run(TENANT, ends_at_once("wf-same"));
-    place.amperity.add_run(OTHER_TENANT, ends_at_once("wf-other"));
+    let env = &batch.env;
+    let hold = env.amperity.hold_stops(HoldPoint::AfterEffect);
+    batch.create_stops().await;
+    let _operator = batch.start_operator(&["--request-timeout", "120s"]).await;
+    batch.wait_for_stop_requests(200, |stop| stop.effect).await;
+    env.amperity.pass_new_stops(&hold);
+    env.amperity.add_run(TENANT, ends_at_once("wf-same"));
+    env.amperity.add_run(OTHER_TENANT, ends_at_once("wf-other"));
     let mut other = a_stop("wf-other");
     other.spec.tenant = OTHER_TENANT.to_owned();
-    place.apply_all([a_stop("wf-same"), other]).await;
+    env.create_all([a_stop("wf-same"), other]).await;
     for run in ["wf-same", "wf-other"] {
-        assert_eq!(ready(&place.finished(run).await), is(ConditionStatus::True, Reason::RunStopped));
+        assert_eq!(ready(&env.wait_finished(run).await), is(ConditionStatus::True, Reason::RunStopped));
     }
-    assert_eq!(accepted(&place.amperity.requests()), 2, "nothing else was answered");
+    assert_eq!(accepted(&env.amperity.requests()), 2, "nothing else was answered");
     hold.release();
-    batch.kept_with_one_request_each().await;
+    batch.assert_one_request_each().await;
 }
 
 #[tokio::test]
-async fn a_secret_that_is_rotated_in_the_middle_costs_no_stop_and_few_refusals() {
+async fn no_stop_is_lost_and_few_are_refused_when_the_secret_is_rotated() {
     let batch = Batch::new(60).await;
-    batch.apply().await;
-    let _operator = batch.place.operator_with(&["--requests-per-second", "20"]).await;
-    batch.posts(20, |stop| stop.answered == Some(200)).await;
-    batch.place.amperity.set_tokens(["new-token"]);
+    batch.create_stops().await;
+    let _operator = batch.env.start_operator_with(&["--requests-per-second", "20"]).await;
+    batch.wait_for_stop_requests(20, |stop| stop.response_status == Some(200)).await;
+    batch.env.amperity.set_tokens(["new-token"]);
     let waits = |stop: &WorkflowRunStop| ready(stop).1 == Reason::Unauthorized.as_str();
-    batch.until("waited for another token", |stops| stops.values().any(waits)).await;
-    batch.place.put_secret("amperity", &[("token", "new-token")]).await;
-    let posts = batch.kept().await;
-    let requests = batch.place.amperity.requests();
-    let refused = stops(&requests).filter(|stop| stop.answered == Some(401)).count();
-    assert_eq!(posts.iter().sum::<usize>(), batch.runs.len() + refused, "only what was refused is sent again");
-    // Those that were sent in the same second, and from then on one trial at a time, ever more rarely.
+    batch.wait_until("waited for another token", |stops| stops.values().any(waits)).await;
+    batch.env.put_secret("amperity", &[("token", "new-token")]).await;
+    let sent = batch.assert_one_effect_each().await;
+    let requests = batch.env.amperity.requests();
+    let refused = stops(&requests).filter(|stop| stop.response_status == Some(401)).count();
+    assert_eq!(sent.iter().sum::<usize>(), batch.runs.len() + refused, "only refused requests are sent again");
+    // The requests of the same second, and then one retry at a time with a growing backoff.
     assert!(refused <= 20 + 8, "{refused} of 60 were refused");
 }

@@ -1,4 +1,4 @@
-//! What the operator depends on goes away, slows down or changes in the middle of its work.
+//! Outages, slow responses and changes of the systems that the operator depends on.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod amperity;
@@ -8,8 +8,8 @@ mod apiserver;
 mod batch;
 mod changes;
 mod other_client;
-#[path = "../cluster/rights.rs"]
-mod rights;
+#[path = "../cluster/rbac.rs"]
+mod rbac;
 #[allow(dead_code)]
 #[path = "../cluster/support.rs"]
 mod support;

@@ -1,16 +1,16 @@
-//! Owns another client of a tenant, which uses up half of its limit. The benchmark has it beside the operator as well.
-//! Never looks at its answers.
+//! Owns another client of a tenant, which uses half of the rate limit. Used by the outage tests and the benchmark.
+//! Never looks at the responses.
 
 use std::time::Duration;
 
 use lab::simulator::{RetryAfter, Run, Simulator};
 use tokio::task::JoinHandle;
 
-/// Sets a limit of ten requests in any second, with a `Retry-After` of one, and sends five of them in each, until
-/// it is aborted.
-pub fn begin(amperity: &Simulator, tenant: &'static str) -> JoinHandle<()> {
-    amperity.limit(Some(10));
-    amperity.retry_after_on_limit(Some(RetryAfter::Seconds(1)));
+/// Limits the tenant to ten requests per second, with a `Retry-After` of one second, and sends five requests per second
+/// until the task is aborted.
+pub fn start(amperity: &Simulator, tenant: &'static str) -> JoinHandle<()> {
+    amperity.set_rate_limit(Some(10));
+    amperity.set_rate_limit_retry_after(Some(RetryAfter::Seconds(1)));
     amperity.add_run(tenant, Run::new("wf-other"));
     let url = format!("{}/workflow/runs/wf-other", amperity.base_url());
     tokio::spawn(async move {

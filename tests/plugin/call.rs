@@ -1,5 +1,5 @@
-//! Owns the words of these tests: a call of the plugin, what it said, and how it ended.
-//! Never lets a token through: every call is looked at.
+//! Owns calls of the plugin: the command, its output and its exit code.
+//! Never accepts an output that contains a token.
 
 use std::{fs, path::Path, process::Stdio, sync::Arc, time::Duration};
 
@@ -17,15 +17,15 @@ use tokio::{
 };
 use workflow_run_stop_api::WorkflowRunStop;
 
-use crate::support::{Place, TENANT, a_stop};
+use crate::support::{TENANT, TestEnv, a_stop};
 
-/// Nothing here takes so long; a test that waits longer has failed.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// The longest time that any wait may take before the test fails.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What every call needs that is not about something else.
-pub const USUAL: [&str; 4] = ["--tenant", TENANT, "--credentials", "amperity"];
+/// The flags that every call needs.
+pub const REQUIRED_FLAGS: [&str; 4] = ["--tenant", TENANT, "--credentials", "amperity"];
 
-/// An empty folder of a test's own, which goes away with the test, also with one that fails.
+/// An empty folder, deleted when it is dropped.
 pub struct Folder(TempDir);
 
 impl Folder {
@@ -37,7 +37,7 @@ impl Folder {
         self.0.path()
     }
 
-    /// Writes a file there; its path.
+    /// Writes a file into the folder. Returns its path.
     pub fn write(&self, name: &str, text: &str) -> String {
         let path = self.path().join(name);
         fs::write(&path, text).unwrap();
@@ -45,23 +45,23 @@ impl Folder {
     }
 }
 
-/// How a call ended.
+/// The exit code and the output of a call.
 #[derive(Debug)]
-pub struct Ended {
+pub struct Finished {
     pub code: Option<i32>,
     pub out: String,
     pub err: String,
 }
 
-impl Ended {
-    /// Fails where the exit code is another one, with what was said.
+impl Finished {
+    /// Checks the exit code.
     #[track_caller]
-    pub fn with(self, code: i32) -> Self {
+    pub fn exits_with(self, code: i32) -> Self {
         assert_eq!(self.code, Some(code), "stdout:\n{}\nstderr:\n{}", self.out, self.err);
         self
     }
 
-    /// The name of the one resource that it said was created.
+    /// Returns the name of the only resource that was reported as created.
     #[track_caller]
     pub fn created(&self) -> String {
         let names = self.all_created();
@@ -69,33 +69,34 @@ impl Ended {
         names[0].clone()
     }
 
+    /// Returns the names of all resources that were reported as created.
     pub fn all_created(&self) -> Vec<String> {
         let lines = self.out.lines().filter_map(|line| line.strip_prefix("workflowrunstop.workflow.amperity.com/"));
         lines.filter_map(|line| line.strip_suffix(" created")).map(str::to_owned).collect()
     }
 }
 
-/// The plugin with this kubeconfig. Nothing of the test's own environment reaches it.
+/// Returns the command of the plugin with this kubeconfig, and with no other environment variable.
 pub fn plugin(kubeconfig: &Path) -> Command {
     let mut command = Command::new(lab::binary("kubectl-stop_run"));
     command.env_clear().env("KUBECONFIG", kubeconfig);
     command
 }
 
-/// A call in the namespace of this place, as the administrator.
-pub fn call(place: &Place, args: &[&str]) -> Command {
-    let mut command = plugin(&place.cluster.kubeconfig_for(User::Admin));
-    command.args(args).args(USUAL).args(["-n", &place.namespace]);
+/// Returns a call in the namespace of the environment, as the administrator.
+pub fn call(env: &TestEnv, args: &[&str]) -> Command {
+    let mut command = plugin(&env.cluster.kubeconfig_for(User::Admin));
+    command.args(args).args(REQUIRED_FLAGS).args(["-n", &env.namespace]);
     command
 }
 
-/// Makes the call and waits for its end.
-pub async fn done(command: Command) -> Ended {
-    Running::start(command).ended().await
+/// Runs a command to its end.
+pub async fn execute(command: Command) -> Finished {
+    Running::start(command).finish().await
 }
 
-/// Gives a user rights in the namespace, and waits until the API server knows.
-pub async fn grant(place: &Place, user: User, verbs: &[&str]) {
+/// Grants a user permissions in the namespace, and waits until they take effect.
+pub async fn grant(env: &TestEnv, user: User, verbs: &[&str]) {
     let rule = json!({"apiGroups": ["workflow.amperity.com"], "resources": ["workflowrunstops"], "verbs": verbs});
     let role: Role = serde_json::from_value(json!({"metadata": {"name": "plugin"}, "rules": [rule]})).unwrap();
     let binding: RoleBinding = serde_json::from_value(json!({
@@ -104,21 +105,21 @@ pub async fn grant(place: &Place, user: User, verbs: &[&str]) {
         "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user.name()}],
     }))
     .unwrap();
-    let (params, client) = (PostParams::default(), &place.client);
-    Api::namespaced(client.clone(), &place.namespace).create(&params, &role).await.unwrap();
-    Api::namespaced(client.clone(), &place.namespace).create(&params, &binding).await.unwrap();
+    let (params, client) = (PostParams::default(), &env.client);
+    Api::namespaced(client.clone(), &env.namespace).create(&params, &role).await.unwrap();
+    Api::namespaced(client.clone(), &env.namespace).create(&params, &binding).await.unwrap();
     let dry_run = PostParams { dry_run: true, ..params };
-    let stops: Api<WorkflowRunStop> = Api::namespaced(place.cluster.client_of(user), &place.namespace);
+    let stops: Api<WorkflowRunStop> = Api::namespaced(env.cluster.client_for(user), &env.namespace);
     let granted = async {
         while let Err(error) = stops.create(&dry_run, &a_stop("wf-1")).await {
             assert!(matches!(&error, kube::Error::Api(status) if status.code == 403), "{error}");
             sleep(Duration::from_millis(10)).await;
         }
     };
-    timeout(PATIENCE, granted).await.expect("the user gets its rights");
+    timeout(TIMEOUT, granted).await.expect("the permissions take effect");
 }
 
-/// A call that goes on, killed when it is dropped.
+/// A running call, killed when it is dropped.
 pub struct Running {
     child: Child,
     out: watch::Receiver<Arc<Vec<String>>>,
@@ -140,11 +141,11 @@ impl Running {
     }
 
     /// Waits for a line of stderr with this text.
-    pub async fn tells(&self, text: &str) -> String {
+    pub async fn prints(&self, text: &str) -> String {
         first(self.err.clone(), text).await
     }
 
-    /// Waits until it has said what it created; the name.
+    /// Waits until a resource is reported as created. Returns its name.
     pub async fn created(&self) -> String {
         let line = first(self.out.clone(), " created").await;
         line.strip_suffix(" created").unwrap().split('/').nth(1).unwrap().to_owned()
@@ -156,18 +157,18 @@ impl Running {
     }
 
     /// Waits for the end.
-    pub async fn ended(mut self) -> Ended {
-        let code = match timeout(PATIENCE, self.child.wait()).await {
+    pub async fn finish(mut self) -> Finished {
+        let code = match timeout(TIMEOUT, self.child.wait()).await {
             Ok(status) => status.unwrap().code(),
-            Err(_) => panic!("it never ended, but said:\n{}\n{}", text(&self.out), text(&self.err)),
+            Err(_) => panic!("no end after the output:\n{}\n{}", text(&self.out), text(&self.err)),
         };
         for reading in &mut self.reading {
             reading.await.unwrap();
         }
-        let ended = Ended { code, out: text(&self.out), err: text(&self.err) };
+        let ended = Finished { code, out: text(&self.out), err: text(&self.err) };
         let tokens = User::ALL.map(User::token).into_iter().chain(["good-token"]);
         for token in tokens {
-            assert!(!format!("{ended:?}").contains(token), "a token is shown: {ended:?}");
+            assert!(!format!("{ended:?}").contains(token), "the output contains a token: {ended:?}");
         }
         ended
     }
@@ -179,9 +180,9 @@ fn text(lines: &watch::Receiver<Arc<Vec<String>>>) -> String {
 
 async fn first(mut lines: watch::Receiver<Arc<Vec<String>>>, text: &str) -> String {
     let line = |lines: &Arc<Vec<String>>| lines.iter().find(|line| line.contains(text)).cloned();
-    let found = timeout(PATIENCE, lines.wait_for(|lines| line(lines).is_some())).await;
+    let found = timeout(TIMEOUT, lines.wait_for(|lines| line(lines).is_some())).await;
     let found = found.ok().and_then(|found| line(&*found.ok()?));
-    found.unwrap_or_else(|| panic!("it never said '{text}', but:\n{}", lines.borrow().join("\n")))
+    found.unwrap_or_else(|| panic!("'{text}' was not printed, but:\n{}", lines.borrow().join("\n")))
 }
 
 async fn collect(pipe: impl AsyncRead + Unpin, log: watch::Sender<Arc<Vec<String>>>) {

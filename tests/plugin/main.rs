@@ -1,16 +1,16 @@
-//! The kubectl plugin's binary against a real Kubernetes API server, a real operator, the simulated Amperity, the real
-//! kubectl and the real krew.
+//! Owns the tests of the kubectl plugin's binary, with a real API server, operator, kubectl and krew and the simulated
+//! Amperity.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod call;
+mod errors;
+mod krew;
 mod kubectl;
 mod output;
-mod packed;
-mod refused;
-#[path = "../cluster/rights.rs"]
-mod rights;
+#[path = "../cluster/rbac.rs"]
+mod rbac;
 #[allow(dead_code)]
 #[path = "../cluster/support.rs"]
 mod support;
 mod terminal;
-mod waiting;
+mod wait;

@@ -1,5 +1,5 @@
 //! Owns the simulated Amperity and the gateway in front of it: every answer with and without an effect, early, late or
-//! never; tokens that are fetched, expire and are revoked.
+//! never; tokens that are issued, expire and are revoked.
 //! Never lets a request take effect later than the settle time after its end, unless that assumption is off.
 
 use std::time::Duration;
@@ -15,24 +15,26 @@ use tower::BoxError;
 use workflow_run_stop_operator::amperity::transport::{CustomTransport, TransportFuture};
 
 use crate::{
-    answers::{Answer, Effect, Fate, Page, answer_to_read, any, fate_of_active, fate_of_other},
+    answers::{
+        Answer, Behavior, Effect, Page, answer_to_read, behavior_for_active_run, behavior_for_inactive_run, pick,
+    },
     assumptions::Assumption,
-    judge_requests::{fence_was_passed, read_is_written, request_is_written, stop_is_written},
+    judge_requests::{check_fence, check_read, check_request, record_stop},
     replica::request_timeout,
     world::{SETTLE_TIME, World},
 };
 
-/// The API as one process that runs as a replica reaches it.
+/// The API as one process of a replica reaches it.
 pub struct Amperity {
     pub world: World,
     pub replica: usize,
-    pub life: u32,
+    pub incarnation: u32,
 }
 
-/// How long an answer with `Retry-After` asks to wait.
+/// The `Retry-After` of an answer that has one.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
 
-/// What a request asks for.
+/// The operation that a request asks for.
 #[derive(Clone)]
 enum Call {
     Stop(String),
@@ -40,13 +42,13 @@ enum Call {
     Token(String),
 }
 
-/// A request that was written.
+/// A written request.
 #[derive(Clone)]
 struct Written {
     call: Call,
     tenant: String,
     token: String,
-    /// The number of a stop request among those for its run.
+    /// The index of a stop request among those for its run.
     number: usize,
 }
 
@@ -66,17 +68,17 @@ fn header(request: &Request, name: &str) -> Option<String> {
 }
 
 impl CustomTransport for Amperity {
-    fn carry(&self, request: Request, connected: BoxFuture<'static, Result<(), BoxError>>) -> TransportFuture {
-        let (world, replica, life) = (self.world.clone(), self.replica, self.life);
+    fn send(&self, request: Request, connected: BoxFuture<'static, Result<(), BoxError>>) -> TransportFuture {
+        let (world, replica, incarnation) = (self.world.clone(), self.replica, self.incarnation);
         Box::pin(async move {
             world.step(replica).await;
-            if world.trouble(0.3) {
+            if world.fault_occurs(0.3) {
                 return Err("no connection".into());
             }
-            // A process that was stopped for a while finds its connection, and its claim too old; so does one on a
-            // machine that was suspended, by its wall clock only.
-            let (pause, suspended) = world.one_of(0.3, [(100, false), (200_000, false), (100, true)]);
-            world.pause(Duration::from_millis(pause)).await;
+            // A process that was paused still has its connection, but its claim is too old. On a machine that was
+            // suspended, only the wall clock shows that.
+            let (pause, suspended) = world.choose(0.3, [(100, false), (200_000, false), (100, true)]);
+            world.delay(Duration::from_millis(pause)).await;
             if suspended {
                 world.suspend(replica);
             }
@@ -84,24 +86,24 @@ impl CustomTransport for Amperity {
             let tenant = header(&request, "amperity-tenant").or_else(|| header(&request, "x-amperity-tenant"));
             let token = header(&request, "authorization").unwrap_or_default().replace("Bearer ", "");
             let mut written = Written { call: Call::of(&request), tenant: tenant.unwrap(), token, number: 0 };
-            request_is_written(&mut world.lock(), replica, &written.tenant);
+            check_request(&mut world.lock(), replica, &written.tenant);
             match &written.call {
                 Call::Stop(id) => {
-                    fence_was_passed(&mut world.lock(), replica, id);
-                    if world.is_off(Assumption::NoStopBeforeWrite) && world.trouble(0.5) {
-                        // Nothing that happens meanwhile takes the request back, not even its timeout.
-                        let pause = Duration::from_secs(300).mul_f64(world.share());
+                    check_fence(&mut world.lock(), replica, id);
+                    if world.is_off(Assumption::NoStopBeforeWrite) && world.fault_occurs(0.5) {
+                        // The request is written after the pause whatever happens meanwhile, even after its timeout.
+                        let pause = Duration::from_secs(300).mul_f64(world.fraction());
                         let (world, id) = (world.clone(), id.clone());
                         tokio::spawn(async move {
                             sleep(pause).await;
-                            written.number = stop_is_written(&mut world.lock(), replica, &id);
+                            written.number = record_stop(&mut world.lock(), replica, &id);
                             serve(&world, written).await
                         });
                         return std::future::pending().await;
                     }
-                    written.number = stop_is_written(&mut world.lock(), replica, id);
+                    written.number = record_stop(&mut world.lock(), replica, id);
                 }
-                Call::Read(id) => read_is_written(&mut world.lock(), replica, id),
+                Call::Read(id) => check_read(&mut world.lock(), replica, id),
                 Call::Token(_) => {}
             }
             let limit = request_timeout(&world, replica);
@@ -109,8 +111,8 @@ impl CustomTransport for Amperity {
             tokio::spawn({
                 let (world, written) = (world.clone(), written.clone());
                 async move {
-                    let longest = limit.saturating_sub(Duration::from_secs(5)).as_millis() as u64;
-                    world.pause(Duration::from_millis(world.one_of(0.5, [300, longest]))).await;
+                    let max = limit.saturating_sub(Duration::from_secs(5)).as_millis() as u64;
+                    world.delay(Duration::from_millis(world.choose(0.5, [300, max]))).await;
                     let _ = answered.send(serve(&world, written).await);
                 }
             });
@@ -121,11 +123,11 @@ impl CustomTransport for Amperity {
             let response = response(answer, body).ok_or("reset")?;
             let mut inner = world.lock();
             if let Answer::Later(429) = answer {
-                inner.close(replica, &written.tenant, RETRY_AFTER);
+                inner.rate_limited(replica, &written.tenant, RETRY_AFTER);
             }
             match &written.call {
                 Call::Stop(id) if answer.accepts() => {
-                    inner.runs.get_mut(id).unwrap().posts[written.number].received = Some((replica, life));
+                    inner.runs.get_mut(id).unwrap().posts[written.number].received = Some((replica, incarnation));
                 }
                 Call::Read(id) => inner.runs.get_mut(id).unwrap().was_read(replica, answer),
                 Call::Stop(_) | Call::Token(_) => {}
@@ -146,115 +148,122 @@ fn response(answer: Answer, body: String) -> Option<reqwest::Response> {
     Some(response.body(body).unwrap().into())
 }
 
+/// Executes a request. Returns the answer and its body.
 async fn serve(world: &World, written: Written) -> (Answer, String) {
     let Written { call, tenant, token, number } = written;
     let outage = world.lock().faults.outage(&tenant);
     let is_valid = world.lock().secrets.is_valid(&token);
     match call {
-        Call::Stop(id) => stopped(world, &id, number, outage, is_valid).await,
+        Call::Stop(id) => serve_stop(world, &id, number, outage, is_valid).await,
         Call::Read(id) => {
-            let answer = read(world, &id, outage, is_valid);
+            let answer = serve_read(world, &id, outage, is_valid);
             if let Answer::Silence = answer.0 {
                 sleep(SETTLE_TIME * 4).await;
             }
             answer
         }
-        Call::Token(form) => fetched(world, &form, outage),
+        Call::Token(form) => serve_token(world, &form, outage),
     }
 }
 
-async fn stopped(world: &World, id: &str, number: usize, outage: Option<Fate>, is_valid: bool) -> (Answer, String) {
+async fn serve_stop(
+    world: &World,
+    id: &str,
+    number: usize,
+    outage: Option<Behavior>,
+    is_valid: bool,
+) -> (Answer, String) {
     let (state, fault) = {
         let mut inner = world.lock();
         let run = inner.run(id).unwrap();
         (run.state, run.stop_fault)
     };
-    let fate = match outage.or(fault) {
-        _ if !is_valid => Fate { answer: Answer::Own(401), effect: Effect::None },
-        Some(fate) => fate,
-        None if state == "running" => fate_of_active(world),
-        None => fate_of_other(world),
+    let behavior = match outage.or(fault) {
+        _ if !is_valid => Behavior { answer: Answer::Own(401), effect: Effect::None },
+        Some(behavior) => behavior,
+        None if state == "running" => behavior_for_active_run(world),
+        None => behavior_for_inactive_run(world),
     };
     {
         let mut inner = world.lock();
-        inner.run(id).unwrap().posts[number].success = fate.answer.accepts();
+        inner.run(id).unwrap().posts[number].success = behavior.answer.accepts();
     }
-    match fate.effect {
+    match behavior.effect {
         Effect::None => world.lock().run(id).unwrap().posts[number].pending = false,
-        Effect::AtOnce => takes_effect(world, id, number, lag(world)),
+        Effect::AtOnce => apply_stop(world, id, number, read_lag(world)),
         Effect::Late => {
-            // Measured from the end of the request, which comes no earlier than this moment.
-            let late = SETTLE_TIME.mul_f64(0.9).mul_f64(world.share());
+            // The settle time counts from the end of the request, which is not before now.
+            let late = SETTLE_TIME.mul_f64(0.9).mul_f64(world.fraction());
             let late = if world.is_off(Assumption::EffectWithinSettleTime) { late * 8 } else { late };
-            let (world, id, at, lag) = (world.clone(), id.to_owned(), Instant::now() + late, lag(world));
+            let (world, id, at, lag) = (world.clone(), id.to_owned(), Instant::now() + late, read_lag(world));
             tokio::spawn(async move {
                 sleep_until(at).await;
-                takes_effect(&world, &id, number, lag);
+                apply_stop(&world, &id, number, lag);
             });
         }
     }
-    world.tell(format!("POST {number} for {id} is answered {:?}, effect {:?}", fate.answer, fate.effect));
-    if let Answer::Silence = fate.answer {
+    world.log(format!("POST {number} for {id} is answered {:?}, effect {:?}", behavior.answer, behavior.effect));
+    if let Answer::Silence = behavior.answer {
         sleep(SETTLE_TIME * 4).await;
     }
     let state = world.lock().run(id).unwrap().state;
-    (fate.answer, fate.answer.body(id, state))
+    (behavior.answer, behavior.answer.body(id, state))
 }
 
-/// How much later readers see an effect. Two looks with the settle time in between do not miss it.
-fn lag(world: &World) -> Duration {
-    let lag = world.one_of(2.0, [Duration::ZERO, SETTLE_TIME.mul_f64(0.9)]).mul_f64(world.share());
+/// Returns the time after which reads show an effect. Of two reads that are the settle time apart, one shows it.
+fn read_lag(world: &World) -> Duration {
+    let lag = world.choose(2.0, [Duration::ZERO, SETTLE_TIME.mul_f64(0.9)]).mul_f64(world.fraction());
     if world.is_off(Assumption::ReadsShowAnEffect) { lag * 12 } else { lag }
 }
 
-/// A stop request takes effect now, and readers see it a while later.
-fn takes_effect(world: &World, id: &str, number: usize, lag: Duration) {
+/// Applies the effect of a stop request now; reads show it `lag` later.
+fn apply_stop(world: &World, id: &str, number: usize, lag: Duration) {
     let mut inner = world.lock();
-    inner.tell(&format!("POST {number} for {id} takes effect"));
-    let lasts = inner.version % 3;
+    inner.log(&format!("POST {number} for {id} takes effect"));
+    let duration = inner.version % 3;
     let run = inner.run(id).unwrap();
     (run.posts[number].effect, run.posts[number].pending) = (true, false);
     if run.state == "running" {
-        run.hidden = Some(Instant::now() + lag);
-        run.becomes(if lasts == 0 { "canceled" } else { "stopping" });
-        run.ends = Some((Instant::now() + Duration::from_secs(lasts * 20), "canceled"));
+        run.hidden_until = Some(Instant::now() + lag);
+        run.set_state(if duration == 0 { "canceled" } else { "stopping" });
+        run.next_state = Some((Instant::now() + Duration::from_secs(duration * 20), "canceled"));
     }
 }
 
-fn read(world: &World, id: &str, outage: Option<Fate>, is_valid: bool) -> (Answer, String) {
+fn serve_read(world: &World, id: &str, outage: Option<Behavior>, is_valid: bool) -> (Answer, String) {
     let fault = world.lock().runs[id].read_fault;
     let answer = match outage {
         _ if !is_valid => Answer::Own(401),
-        Some(fate) => fate.answer,
+        Some(behavior) => behavior.answer,
         None => match answer_to_read(world) {
             Answer::Run(_) => fault.unwrap_or(Answer::Run(200)),
-            passing => passing,
+            temporary_fault => temporary_fault,
         },
     };
     let mut inner = world.lock();
     let run = inner.run(id).unwrap();
-    let hidden = run.hidden.is_some_and(|until| Instant::now() < until);
+    let hidden = run.hidden_until.is_some_and(|until| Instant::now() < until);
     let state = if hidden { "running" } else { run.state };
-    inner.tell(&format!("the read of {id} is answered {answer:?}, its state is {state}"));
+    inner.log(&format!("the read of {id} is answered {answer:?}, its state is {state}"));
     (answer, answer.body(id, state))
 }
 
-/// The answer of the token endpoint.
-fn fetched(world: &World, form: &str, outage: Option<Fate>) -> (Answer, String) {
+/// Returns the answer of the token endpoint.
+fn serve_token(world: &World, form: &str, outage: Option<Behavior>) -> (Answer, String) {
     let client = world.lock().secrets.client_of(form);
-    let usual = if client.is_some() { Answer::Run(200) } else { Answer::Own(401) };
-    let ways = [
-        usual,
+    let undisturbed = if client.is_some() { Answer::Run(200) } else { Answer::Own(401) };
+    let options = [
+        undisturbed,
         Answer::Own(401),
         Answer::Own(429),
         Answer::Foreign(503, Page::Html),
         Answer::Foreign(200, Page::Html),
         Answer::Reset,
     ];
-    let answer = outage.map_or_else(|| world.one_of(1.0, ways), |fate| fate.answer);
-    let valid = Duration::from_secs(any(world, &[30, 120, 3600]));
+    let answer = outage.map_or_else(|| world.choose(1.0, options), |behavior| behavior.answer);
+    let valid = Duration::from_secs(pick(world, &[30, 120, 3600]));
     let mut inner = world.lock();
-    inner.tell(&format!("a token request is answered {answer:?}"));
+    inner.log(&format!("a token request is answered {answer:?}"));
     let (Answer::Run(_), Some(client)) = (answer, client) else {
         let oauth = matches!(answer, Answer::Own(401)).then(|| json!({"error": "invalid_client"}).to_string());
         return (answer, oauth.unwrap_or_else(|| answer.body("", "")));

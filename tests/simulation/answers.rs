@@ -1,27 +1,26 @@
-//! Owns every answer that can come in place of a run, with and without an effect: Amperity's own and those of
-//! somebody in between.
-//! Never chooses when; it only knows which answers leave the outcome open.
+//! Owns the answers to stop requests and reads, with and without an effect: Amperity's own and those of a gateway.
+//! Never chooses when an answer is sent.
 
 use serde_json::json;
 
 use crate::{assumptions::Assumption, world::World};
 
-/// What comes back to a request.
+/// An answer to a request.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Answer {
-    /// 200 with the run as it is.
+    /// 200 with the run in its current state.
     Run(u16),
     /// Amperity's own error object.
     Own(u16),
-    /// The same, with `Retry-After`.
+    /// Amperity's own error object, with `Retry-After`.
     Later(u16),
-    /// The answer of a gateway, a proxy or a load balancer.
+    /// An answer of a gateway, a proxy or a load balancer.
     Foreign(u16, Page),
     /// 200 with another run.
     OtherRun,
-    /// None; the connection breaks.
+    /// No answer; the connection is reset.
     Reset,
-    /// None, for longer than anybody waits.
+    /// No answer within any timeout.
     Silence,
 }
 
@@ -33,7 +32,7 @@ pub enum Page {
     Json,
 }
 
-/// When a stop request takes effect.
+/// The time at which a stop request takes effect.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Effect {
     None,
@@ -43,9 +42,9 @@ pub enum Effect {
     Late,
 }
 
-/// What comes of a stop request.
+/// The behavior of Amperity, or of a gateway in its place, for a stop request.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Fate {
+pub struct Behavior {
     pub answer: Answer,
     pub effect: Effect,
 }
@@ -59,7 +58,7 @@ impl Answer {
         }
     }
 
-    /// True if a stop that is answered so counts as accepted.
+    /// Returns true if this answer to a stop request means that it was accepted.
     pub fn accepts(self) -> bool {
         match self {
             Self::Run(200) => true,
@@ -68,7 +67,7 @@ impl Answer {
         }
     }
 
-    /// True if a read that is answered so says that this run cannot be read.
+    /// Returns true if this answer to a read means that the run is unreadable.
     pub fn is_unreadable(self) -> bool {
         let status = self.status().unwrap_or_default();
         (300..500).contains(&status) && ![401, 408, 429, 499].contains(&status)
@@ -88,29 +87,29 @@ impl Answer {
     }
 }
 
-/// One of these, without regard to trouble.
-pub fn any<T: Copy>(world: &World, all: &[T]) -> T {
+/// Picks one of these, for what is no fault.
+pub fn pick<T: Copy>(world: &World, all: &[T]) -> T {
     all[world.below(all.len() as u64) as usize]
 }
 
 fn page(world: &World) -> Page {
-    any(world, &[Page::Json, Page::Empty, Page::Html])
+    pick(world, &[Page::Json, Page::Empty, Page::Html])
 }
 
-/// What comes of a stop request for an active run: each row of the table of answers in the design, with each effect
-/// that the operator has to reckon with.
-pub fn fate_of_active(world: &World) -> Fate {
+/// Chooses the behavior for a stop request for an active run: each kind of answer that the operator distinguishes, with
+/// each effect that is possible with it.
+pub fn behavior_for_active_run(world: &World) -> Behavior {
     use Effect::{AtOnce, Late, None};
     #[derive(Clone, Copy)]
     enum Row {
-        Usual,
-        Limited,
-        Later,
+        Accepted,
+        RateLimited,
+        RetryAfter,
         OwnUnauthorized,
         OwnForbidden,
-        OwnAsk,
+        OwnInvalid,
         OwnGone,
-        ForeignLimited,
+        ForeignRateLimited,
         ForeignUnauthorized,
         OwnError(Effect),
         ForeignError(Effect),
@@ -122,17 +121,17 @@ pub fn fate_of_active(world: &World) -> Fate {
         Reset(Effect),
         Silence(Effect),
     }
-    let row = world.one_of(
+    let row = world.choose(
         2.0,
         [
-            Row::Usual,
-            Row::Limited,
-            Row::Later,
+            Row::Accepted,
+            Row::RateLimited,
+            Row::RetryAfter,
             Row::OwnUnauthorized,
             Row::OwnForbidden,
-            Row::OwnAsk,
+            Row::OwnInvalid,
             Row::OwnGone,
-            Row::ForeignLimited,
+            Row::ForeignRateLimited,
             Row::ForeignUnauthorized,
             Row::OwnError(None),
             Row::OwnError(AtOnce),
@@ -160,43 +159,43 @@ pub fn fate_of_active(world: &World) -> Fate {
         ],
     );
     let (answer, effect) = match row {
-        Row::Usual => (Answer::Run(200), AtOnce),
-        Row::Limited => (Answer::Own(429), None),
-        Row::Later => (Answer::Later(429), None),
+        Row::Accepted => (Answer::Run(200), AtOnce),
+        Row::RateLimited => (Answer::Own(429), None),
+        Row::RetryAfter => (Answer::Later(429), None),
         Row::OwnUnauthorized => (Answer::Own(401), None),
         Row::OwnForbidden => (Answer::Own(403), None),
-        Row::OwnAsk => (Answer::Own(any(world, &[400, 422, 409])), None),
-        Row::OwnGone => (Answer::Own(any(world, &[405, 410, 404])), None),
-        Row::ForeignLimited => (Answer::Foreign(429, page(world)), None),
+        Row::OwnInvalid => (Answer::Own(pick(world, &[400, 422, 409])), None),
+        Row::OwnGone => (Answer::Own(pick(world, &[405, 410, 404])), None),
+        Row::ForeignRateLimited => (Answer::Foreign(429, page(world)), None),
         Row::ForeignUnauthorized => (Answer::Foreign(401, page(world)), None),
-        Row::OwnError(effect) => (any(world, &[Answer::Later(503), Answer::Own(500), Answer::Own(503)]), effect),
+        Row::OwnError(effect) => (pick(world, &[Answer::Later(503), Answer::Own(500), Answer::Own(503)]), effect),
         Row::ForeignError(effect) => {
-            (Answer::Foreign(any(world, &[408, 499, 500, 502, 503, 504]), page(world)), effect)
+            (Answer::Foreign(pick(world, &[408, 499, 500, 502, 503, 504]), page(world)), effect)
         }
         Row::ForeignClientError(effect) => {
-            (Answer::Foreign(any(world, &[400, 404, 405, 409, 410, 418, 422, 403]), page(world)), effect)
+            (Answer::Foreign(pick(world, &[400, 404, 405, 409, 410, 418, 422, 403]), page(world)), effect)
         }
-        Row::Redirect(effect) => (Answer::Foreign(any(world, &[301, 307, 302]), Page::Empty), effect),
-        Row::NotOurRun(effect) => (any(world, &[Answer::OtherRun, Answer::Foreign(200, page(world))]), effect),
+        Row::Redirect(effect) => (Answer::Foreign(pick(world, &[301, 307, 302]), Page::Empty), effect),
+        Row::NotOurRun(effect) => (pick(world, &[Answer::OtherRun, Answer::Foreign(200, page(world))]), effect),
         Row::OtherSuccess(effect) => {
-            (Answer::Foreign(any(world, &[204, 202]), any(world, &[Page::Json, Page::Empty])), effect)
+            (Answer::Foreign(pick(world, &[204, 202]), pick(world, &[Page::Json, Page::Empty])), effect)
         }
         Row::OtherSuccessPage(effect) => (Answer::Foreign(202, Page::Html), effect),
         Row::Reset(effect) => (Answer::Reset, effect),
         Row::Silence(effect) => (Answer::Silence, effect),
     };
     let refused = matches!(answer, Answer::Own(400..500) | Answer::Later(429));
-    let lies = refused && world.is_off(Assumption::OwnRefusalHasNoEffect) && world.below(2) == 0;
-    Fate { answer, effect: if lies { AtOnce } else { effect } }
+    let has_effect = refused && world.is_off(Assumption::OwnRefusalHasNoEffect) && world.below(2) == 0;
+    Behavior { answer, effect: if has_effect { AtOnce } else { effect } }
 }
 
-/// What comes of a stop request for a run that is stopping, or has ended: nothing changes.
-pub fn fate_of_other(world: &World) -> Fate {
-    let usual = any(world, &[Answer::Own(400), Answer::Own(409), Answer::Run(200), Answer::Run(200)]);
-    let answer = world.one_of(
+/// Chooses the behavior for a stop request for a run that is stopping or has ended: nothing changes.
+pub fn behavior_for_inactive_run(world: &World) -> Behavior {
+    let undisturbed = pick(world, &[Answer::Own(400), Answer::Own(409), Answer::Run(200), Answer::Run(200)]);
+    let answer = world.choose(
         1.5,
         [
-            usual,
+            undisturbed,
             Answer::Own(503),
             Answer::Own(429),
             Answer::Own(403),
@@ -207,10 +206,10 @@ pub fn fate_of_other(world: &World) -> Fate {
             Answer::Reset,
         ],
     );
-    Fate { answer, effect: Effect::None }
+    Behavior { answer, effect: Effect::None }
 }
 
-/// The answer to a read of a run without permanent faults.
+/// Chooses the answer to a read of a run without permanent faults.
 pub fn answer_to_read(world: &World) -> Answer {
     let unavailable = [
         Answer::Own(500),
@@ -226,15 +225,15 @@ pub fn answer_to_read(world: &World) -> Answer {
         Answer::Foreign(404, Page::Json),
         Answer::Foreign(403, Page::Html),
     ];
-    let ways = [
+    let options = [
         Answer::Run(200),
-        any(world, &unavailable),
-        any(world, &unreadable),
+        pick(world, &unavailable),
+        pick(world, &unreadable),
         Answer::Reset,
         Answer::Own(401),
         Answer::Foreign(429, Page::Empty),
         Answer::Later(429),
         Answer::Silence,
     ];
-    world.one_of(1.0, ways)
+    world.choose(1.0, options)
 }

@@ -1,6 +1,6 @@
-//! Owns the simulated API server: versions, guarded patches, requests and answers that get lost, errors before and
-//! after a write took effect, slow writes.
-//! Never judges what is written; that is the judges' part.
+//! Owns the simulated API server: versions, patches with tests, lost requests and responses, errors before and after a
+//! write is stored, slow writes.
+//! Never judges what is written: judge_status does.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -13,9 +13,9 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use crate::{
-    answers::any,
+    answers::pick,
     assumptions::Assumption,
-    judge_status::status_is_stored,
+    judge_status::check_status,
     watches,
     world::{Inner, World},
 };
@@ -30,7 +30,7 @@ pub struct ApiServer {
     pub replica: usize,
 }
 
-/// What a request is about.
+/// The object or list that a request is for.
 #[derive(Clone, PartialEq)]
 enum Target {
     /// The resources of one namespace, or of all.
@@ -66,12 +66,14 @@ impl Target {
     }
 }
 
-/// When a request fails on the side of the API server.
+/// An error that the API server returns in place of its answer.
 #[derive(Clone, Copy, PartialEq)]
-enum Fails {
-    Never,
-    Before,
-    After,
+enum InjectedError {
+    None,
+    /// The request is not executed.
+    BeforeExecution,
+    /// The request is executed.
+    AfterExecution,
 }
 
 impl tower::Service<Request<Body>> for ApiServer {
@@ -97,34 +99,37 @@ impl ApiServer {
         let body = body.collect().await?.to_bytes();
         let query = head.uri.query().unwrap_or_default().to_owned();
         let target = Target::of(head.uri.path());
-        if world.trouble(0.3) {
-            world.pause(Duration::from_secs(2)).await;
-            return Err("the request got lost".into());
+        if world.fault_occurs(0.3) {
+            world.delay(Duration::from_secs(2)).await;
+            return Err("the request was lost".into());
         }
-        // The request goes on its way whatever becomes of the client.
+        // A request that was written arrives even if the client goes away.
         let (answered, answer) = oneshot::channel();
         let server = self.clone();
         tokio::spawn(async move {
-            world.on_the_way().await;
+            world.network_delay().await;
             if head.method == "PATCH" {
-                // Webhooks and a busy etcd make a write slow.
-                world.pause(Duration::from_millis(world.one_of(0.2, [0, 14_000]))).await;
+                // Admission webhooks and a busy etcd make a write slow.
+                world.delay(Duration::from_millis(world.choose(0.2, [0, 14_000]))).await;
             }
-            let fails = world.one_of(0.3, [Fails::Never, Fails::Before, Fails::After]);
-            let mut answer = match fails {
-                Fails::Before => trouble(&world),
-                Fails::Never | Fails::After => server.answer(&target, head.method.as_str(), &query, &body),
+            let error =
+                world.choose(0.3, [InjectedError::None, InjectedError::BeforeExecution, InjectedError::AfterExecution]);
+            let mut answer = match error {
+                InjectedError::BeforeExecution => error_response(&world),
+                InjectedError::None | InjectedError::AfterExecution => {
+                    server.answer(&target, head.method.as_str(), &query, &body)
+                }
             };
-            if fails == Fails::After && head.method != "GET" {
-                answer = trouble(&world);
+            if error == InjectedError::AfterExecution && head.method != "GET" {
+                answer = error_response(&world);
             }
-            let lost = world.trouble(0.5);
-            world.on_the_way().await;
+            let lost = world.fault_occurs(0.5);
+            world.network_delay().await;
             if !lost {
                 let _ = answered.send(answer);
             }
         });
-        let answer = answer.await.map_err(|_| "the answer got lost")?;
+        let answer = answer.await.map_err(|_| "the response was lost")?;
         self.world.step(self.replica).await;
         Ok(answer)
     }
@@ -132,21 +137,21 @@ impl ApiServer {
     fn answer(&self, target: &Target, method: &str, query: &str, body: &[u8]) -> Answer {
         let inner = self.world.lock();
         let namespace = target.namespace();
-        if namespace.is_some() && inner.faults.broken == namespace {
-            return refused(500, "InternalError");
+        if namespace.is_some() && inner.faults.failing_namespace == namespace {
+            return rejected(500, "InternalError");
         }
         match target {
-            Target::Secret(_) if inner.faults.secrets_forbidden == namespace => refused(403, "Forbidden"),
-            Target::Secret(key) => inner.secrets.get(key).map_or_else(not_found, |secret| done(200, &secret)),
+            Target::Secret(_) if inner.faults.secrets_forbidden == namespace => rejected(403, "Forbidden"),
+            Target::Secret(key) => inner.secrets.get(key).map_or_else(not_found, |secret| response(200, &secret)),
             Target::Stops(_) if query.contains("watch=true") || query.contains("watch=1") => {
                 drop(inner);
                 watches::watch(&self.world, namespace, query)
             }
-            Target::Stops(_) => done(200, &watches::list(&inner, namespace)),
+            Target::Stops(_) => response(200, &watches::list(&inner, namespace)),
             Target::Stop(key) if method == "GET" => {
                 let stored = inner.objects.get(key).cloned();
                 drop(inner);
-                self.stale(key).or(stored).map_or_else(not_found, |object| done(200, &object))
+                self.stale(key).or(stored).map_or_else(not_found, |object| response(200, &object))
             }
             Target::Stop(key) => {
                 let Some(object) = inner.objects.get(key).cloned() else { return not_found() };
@@ -160,36 +165,36 @@ impl ApiServer {
     fn patch(&self, key: &str, object: &Value, body: &[u8]) -> Answer {
         let mut patch: json_patch::Patch = serde_json::from_slice(body).unwrap();
         let mut patched = object.clone();
-        let mut refusal = false;
+        let mut test_failed = false;
         if json_patch::patch(&mut patched, &patch).is_err() {
-            self.world.tell(format!("replica {}: patch of {key} refused", self.replica));
-            refusal = true;
-            let writes = self.world.is_off(Assumption::FailedTestWritesNothing) && self.world.trouble(3.0);
+            self.world.log(format!("replica {}: patch of {key} rejected", self.replica));
+            test_failed = true;
+            let writes = self.world.is_off(Assumption::FailedTestWritesNothing) && self.world.fault_occurs(3.0);
             if !writes {
-                return refused(422, "Invalid");
+                return rejected(422, "Invalid");
             }
             patch.0.retain(|operation| !matches!(operation, json_patch::PatchOperation::Test(_)));
             patched = object.clone();
             json_patch::patch(&mut patched, &patch).unwrap();
         }
         let mut inner = self.world.lock();
-        status_is_stored(&mut inner, self.replica, key, object, &patched);
+        check_status(&mut inner, self.replica, key, object, &patched);
         let stored = if patched == *object { patched } else { inner.put(key, Some(patched)).unwrap() };
-        if refusal { refused(422, "Invalid") } else { done(200, &stored) }
+        if test_failed { rejected(422, "Invalid") } else { response(200, &stored) }
     }
 
-    /// An earlier version of an object, if reads need not return what is stored.
+    /// Returns an earlier version of an object, if a GET need not return the stored one.
     fn stale(&self, key: &str) -> Option<Value> {
         if !self.world.is_off(Assumption::GetReturnsWhatIsStored) || self.world.below(2) == 0 {
             return None;
         }
         let inner = self.world.lock();
-        let is_it = |object: &&Value| key_of(object) == key;
-        inner.changes.iter().rev().filter_map(|change| change.before.as_ref()).find(is_it).cloned()
+        let has_key = |object: &&Value| key_of(object) == key;
+        inner.changes.iter().rev().filter_map(|change| change.before.as_ref()).find(has_key).cloned()
     }
 }
 
-/// The key of an object: `namespace/name`.
+/// Returns the key of an object: `namespace/name`.
 pub fn key_of(object: &Value) -> String {
     let text = |key: &str| object["metadata"][key].as_str().unwrap_or_default().to_owned();
     format!("{}/{}", text("namespace"), text("name"))
@@ -203,30 +208,31 @@ pub fn is_in(object: &Value, namespace: Option<&str>) -> bool {
     namespace.is_none_or(|namespace| object["metadata"]["namespace"] == namespace)
 }
 
-/// Everything that is unfinished in a namespace, or everywhere.
+/// Returns the unfinished resources of a namespace, or of all.
 pub fn unfinished<'a>(inner: &'a Inner, namespace: Option<&str>) -> Vec<&'a Value> {
     inner.objects.values().filter(|object| is_unfinished(object) && is_in(object, namespace)).collect()
 }
 
-pub fn done(status: u16, body: &Value) -> Answer {
+pub fn response(status: u16, body: &Value) -> Answer {
     let body = http_body_util::Full::from(body.to_string()).boxed_unsync();
     Response::builder().status(status).body(body).unwrap()
 }
 
-/// The API server's own error object.
+/// Returns the API server's error object.
 pub fn status(code: u16, reason: &str) -> Value {
     json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": reason})
 }
 
-pub fn refused(code: u16, reason: &str) -> Answer {
-    done(code, &status(code, reason))
+pub fn rejected(code: u16, reason: &str) -> Answer {
+    response(code, &status(code, reason))
 }
 
 fn not_found() -> Answer {
-    refused(404, "NotFound")
+    rejected(404, "NotFound")
 }
 
-fn trouble(world: &World) -> Answer {
+/// Picks an error of the API server.
+fn error_response(world: &World) -> Answer {
     let errors = [
         (403, "Forbidden"),
         (429, "TooManyRequests"),
@@ -234,8 +240,8 @@ fn trouble(world: &World) -> Answer {
         (504, "Timeout"),
         (500, "InternalError"),
     ];
-    let (code, reason) = any(world, &errors);
-    let mut answer = refused(code, reason);
+    let (code, reason) = pick(world, &errors);
+    let mut answer = rejected(code, reason);
     if code == 429 {
         answer.headers_mut().insert("retry-after", 1.into());
     }

@@ -1,6 +1,6 @@
 //! Owns the list of what docs/once.md assumes, each as a switch of the world.
-//! Never used by the operator: with a switch off the world does what the operator takes for impossible, and a test
-//! shows which promise falls.
+//! Never used by the operator: with a switch off, the world does what the operator relies on not to happen, and a test
+//! shows which promise is broken.
 
 use crate::{
     Outcome,
@@ -9,7 +9,7 @@ use crate::{
     world::Size,
 };
 
-/// What the operator assumes of the world around it.
+/// An assumption of the operator about its environment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Assumption {
     /// A request takes effect within the settle time after its end, or never.
@@ -20,16 +20,16 @@ pub enum Assumption {
     ReadsShowAnEffect,
     /// The API server writes nothing of a patch whose test fails.
     FailedTestWritesNothing,
-    /// A GET without a version returns what is stored.
+    /// A GET without a resource version returns the stored object.
     GetReturnsWhatIsStored,
-    /// Replicas that run side by side have the same timeouts.
+    /// Replicas that run at the same time have the same timeouts.
     SameTimeouts,
-    /// A machine does not stop for long between the last look at the claim and the writing of the request.
+    /// A machine does not halt for long between the check of the fence and the writing of the request.
     NoStopBeforeWrite,
 }
 
 impl Assumption {
-    /// Each assumption, and a promise that falls without it.
+    /// Each assumption, and a promise that is broken without it.
     const NEEDED: [(Self, Promise); 7] = [
         (Self::EffectWithinSettleTime, Promise::Once),
         (Self::OwnRefusalHasNoEffect, Promise::Once),
@@ -41,9 +41,8 @@ impl Assumption {
     ];
 }
 
-/// Each assumption of docs/once.md is needed: in a world that does not keep it, a promise falls.
 #[test]
-fn without_an_assumption_a_promise_falls_within_five_thousand_seeds() {
+fn without_an_assumption_a_promise_is_broken_within_five_thousand_seeds() {
     for (assumption, promise) in Assumption::NEEDED {
         let without = |seed| simulate(seed, Size::Small, Some(assumption));
         let Some((seed, violation)) = found_only_by(5000, promise, without) else {
@@ -53,14 +52,19 @@ fn without_an_assumption_a_promise_falls_within_five_thousand_seeds() {
     }
 }
 
-/// The first seed whose schedule breaks this promise in a way in which it does not in the usual world.
-pub fn found_only_by(seeds: u64, promise: Promise, follow: impl Fn(u64) -> Outcome) -> Option<(u64, Violation)> {
+/// Returns the first seed below `seeds` for which `simulate_changed` breaks this promise with a kind of violation that
+/// the unchanged simulation of the same seed does not have.
+pub fn found_only_by(
+    seeds: u64,
+    promise: Promise,
+    simulate_changed: impl Fn(u64) -> Outcome,
+) -> Option<(u64, Violation)> {
     (0..seeds).find_map(|seed| {
-        let broken = follow(seed).wrong.into_iter().filter(|violation| violation.promise == promise);
+        let broken = simulate_changed(seed).violations.into_iter().filter(|violation| violation.promise == promise);
         let mut broken = broken.peekable();
         broken.peek()?;
-        let usual = simulate(seed, Size::Small, None).wrong;
-        let new = broken.find(|violation| usual.iter().all(|known| known.kind() != violation.kind()));
+        let unchanged = simulate(seed, Size::Small, None).violations;
+        let new = broken.find(|violation| unchanged.iter().all(|known| known.kind() != violation.kind()));
         new.map(|violation| (seed, violation))
     })
 }

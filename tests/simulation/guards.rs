@@ -1,32 +1,32 @@
-//! Owns the list of the operator's guards that can be taken away, and the tests that each one is needed.
+//! Owns the list of the operator's guards that can be disabled, and the tests that each one is needed.
 //! Never chooses what happens in a schedule.
 
 use workflow_run_stop_operator::fault_injection::{Fault, inject};
 
 use crate::{assumptions::found_only_by, plans::found_by_plan, promises::Promise, simulate, world::Size};
 
-/// How a guard that is taken away is noticed.
+/// The search that detects a disabled guard.
 #[derive(Clone, Copy, PartialEq)]
-enum By {
+enum FoundBy {
     Seeds,
-    /// Also by a plan with two departures. That is one resource, so nothing that needs two.
+    /// Also a plan with two departures. A plan has one resource, so this excludes guards that need two.
     SeedsAndPlans,
 }
 
-/// Each guard, the promise that falls without it, and how that is found.
-const GUARDS: &[(Fault, Promise, By)] = &[
-    (Fault::NoClaim, Promise::Once, By::SeedsAndPlans),
-    (Fault::ClaimBeforeSlot, Promise::RateLimit, By::Seeds),
-    (Fault::ClaimWithoutVersion, Promise::Once, By::SeedsAndPlans),
-    (Fault::RecordWithoutClaim, Promise::Once, By::SeedsAndPlans),
-    (Fault::ConfirmAfterOneRead, Promise::Once, By::SeedsAndPlans),
-    (Fault::NoFence, Promise::Once, By::SeedsAndPlans),
-    (Fault::NoWallClock, Promise::Once, By::Seeds),
-    (Fault::UnreadableOnce, Promise::TruthfulStatus, By::Seeds),
-    (Fault::ForbiddenClosesReads, Promise::TruthfulStatus, By::Seeds),
+/// Each guard, the promise that is broken without it, and the search that finds that.
+const GUARDS: &[(Fault, Promise, FoundBy)] = &[
+    (Fault::NoClaim, Promise::Once, FoundBy::SeedsAndPlans),
+    (Fault::ClaimBeforeSlot, Promise::RateLimit, FoundBy::Seeds),
+    (Fault::ClaimWithoutVersion, Promise::Once, FoundBy::SeedsAndPlans),
+    (Fault::RecordWithoutClaim, Promise::Once, FoundBy::SeedsAndPlans),
+    (Fault::ConfirmAfterOneRead, Promise::Once, FoundBy::SeedsAndPlans),
+    (Fault::NoFence, Promise::Once, FoundBy::SeedsAndPlans),
+    (Fault::NoWallClock, Promise::Once, FoundBy::Seeds),
+    (Fault::UnreadableOnce, Promise::TruthfulStatus, FoundBy::Seeds),
+    (Fault::ForbiddenBlocksReads, Promise::TruthfulStatus, FoundBy::Seeds),
 ];
 
-/// Runs something without a guard. Guards are taken away in this thread only.
+/// Runs `work` with a guard disabled, in this thread only.
 fn without<T>(guard: Fault, work: impl FnOnce() -> T) -> T {
     inject(Some(guard));
     let result = work();
@@ -35,19 +35,19 @@ fn without<T>(guard: Fault, work: impl FnOnce() -> T) -> T {
 }
 
 #[test]
-fn a_guard_that_is_taken_away_is_noticed_within_ten_thousand_seeds() {
+fn a_disabled_guard_is_detected_within_ten_thousand_seeds() {
     for (guard, promise, _) in GUARDS {
         let found = found_only_by(10_000, *promise, |seed| without(*guard, || simulate(seed, Size::Small, None)));
-        let (seed, violation) = found.unwrap_or_else(|| panic!("nobody noticed that {guard:?}"));
-        println!("{guard:?} is noticed by seed {seed}: {violation:?}");
+        let (seed, violation) = found.unwrap_or_else(|| panic!("no seed detected {guard:?}"));
+        println!("{guard:?} is detected by seed {seed}: {violation:?}");
     }
 }
 
 #[test]
-fn a_guard_that_is_taken_away_is_noticed_with_two_departures() {
-    for (guard, promise, _) in GUARDS.iter().filter(|(_, _, by)| *by == By::SeedsAndPlans) {
+fn a_disabled_guard_is_detected_with_two_departures() {
+    for (guard, promise, _) in GUARDS.iter().filter(|(_, _, by)| *by == FoundBy::SeedsAndPlans) {
         let found = without(*guard, || found_by_plan(*promise));
-        let (plan, wrong) = found.unwrap_or_else(|| panic!("nobody noticed that {guard:?}"));
-        println!("{guard:?} is noticed by plan {plan:?}: {wrong:?}");
+        let (plan, violations) = found.unwrap_or_else(|| panic!("no plan detected {guard:?}"));
+        println!("{guard:?} is detected by plan {plan:?}: {violations:?}");
     }
 }

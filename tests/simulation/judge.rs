@@ -1,5 +1,5 @@
-//! Owns what has to hold at the end.
-//! Never judges by anything but the stored objects and what arrived at the API.
+//! Owns the invariants of the final state.
+//! Never judges by anything but the stored objects and the requests that reached Amperity.
 
 use crate::{
     judge_status::condition,
@@ -7,8 +7,8 @@ use crate::{
     world::{Inner, World},
 };
 
-/// Reasons with which a resource may finish.
-const ENDS: [&str; 11] = [
+/// The reasons with which a resource may finish.
+const FINAL_REASONS: [&str; 11] = [
     "RunStopped",
     "RunEndedOtherwise",
     "RunUnreadable",
@@ -22,31 +22,31 @@ const ENDS: [&str; 11] = [
     "Expired",
 ];
 
-/// True if every resource is finished.
-pub fn all_ended(world: &World) -> bool {
+/// Returns true if every resource is finished.
+pub fn all_finished(world: &World) -> bool {
     world.lock().objects.values().all(|object| object["status"]["completionTime"].is_string())
 }
 
-/// True if every resource is finished or waits for something that never comes.
-pub fn all_settled(world: &World) -> bool {
+/// Returns true if every resource is finished or blocked by a permanent fault.
+pub fn all_finished_or_blocked(world: &World) -> bool {
     let mut inner = world.lock();
     let objects = std::mem::take(&mut inner.objects);
-    let ended = |object: &serde_json::Value| object["status"]["completionTime"].is_string();
-    let settled = objects.values().all(|object| ended(object) || !inner.excuses(object).is_empty());
+    let finished = |object: &serde_json::Value| object["status"]["completionTime"].is_string();
+    let all = objects.values().all(|object| finished(object) || !inner.permitted_waits(object).is_empty());
     inner.objects = objects;
-    settled
+    all
 }
 
-/// What has to hold at the end.
+/// Checks the invariants of the final state.
 pub fn judge(world: &World) {
     let mut inner = world.lock();
-    // A schedule that went wrong is not followed to its end.
-    let was_followed = inner.wrong.is_empty();
+    // After a violation a schedule is not run to its end.
+    let ran_to_its_end = inner.violations.is_empty();
     for (name, object) in inner.objects.clone() {
         if object["status"]["completionTime"].is_string() {
-            ended(&mut inner, &name, &object);
-        } else if was_followed {
-            waits(&mut inner, &name, &object);
+            check_finished(&mut inner, &name, &object);
+        } else if ran_to_its_end {
+            check_waiting(&mut inner, &name, &object);
         }
     }
     for (id, run) in inner.runs.clone() {
@@ -56,21 +56,23 @@ pub fn judge(world: &World) {
     }
 }
 
-fn waits(inner: &mut Inner, name: &str, object: &serde_json::Value) {
+/// Checks that an unfinished resource is blocked by a permanent fault and shows a reason that fits it.
+fn check_waiting(inner: &mut Inner, name: &str, object: &serde_json::Value) {
     let (_, reason) = condition(&object["status"], "Ready");
-    let excuses = inner.excuses(object);
-    if !excuses.iter().any(|excuse| excuse.is_none_or(|excuse| excuse == reason)) {
-        let what = format!("{name} has not ended; it waits for {reason:?}, and may for {excuses:?}");
+    let permitted = inner.permitted_waits(object);
+    if !permitted.iter().any(|permitted| permitted.is_none_or(|permitted| permitted == reason)) {
+        let what = format!("{name} has not finished; it waits with {reason:?}, and may with {permitted:?}");
         inner.fail(Promise::NothingLost, &what);
     }
 }
 
-fn ended(inner: &mut Inner, name: &str, object: &serde_json::Value) {
+/// Checks that the status of a finished resource agrees with its run.
+fn check_finished(inner: &mut Inner, name: &str, object: &serde_json::Value) {
     let status = &object["status"];
     let (ready, reason) = condition(status, "Ready");
     let (accepted, _) = condition(status, "StopAccepted");
     if status["observedGeneration"] != object["metadata"]["generation"] {
-        let what = format!("{name} ended without having observed its last generation");
+        let what = format!("{name} finished without having observed its last generation");
         inner.fail(Promise::TruthfulStatus, &what);
     }
     let run = inner.run(object["spec"]["runId"].as_str().unwrap()).unwrap().clone();
@@ -81,14 +83,14 @@ fn ended(inner: &mut Inner, name: &str, object: &serde_json::Value) {
     let readable = run.is_readable() && !run.was_unreadable;
     let known = accepted == "True" || ["RunEndedOtherwise", "OutcomeUnknown"].contains(&reason);
     if 0 < run.effects() && readable && !known {
-        let what = format!("{name}: a stop took effect, and it ended as {reason} with StopAccepted {accepted}");
+        let what = format!("{name}: a stop took effect, and it finished as {reason} with StopAccepted {accepted}");
         inner.fail(Promise::TruthfulStatus, &what);
     }
     let pending = run.posts.iter().any(|post| post.pending);
     if ready == "True" && readable && run.state == "running" && !pending && reason != "Expired" {
-        inner.fail(Promise::TruthfulStatus, &format!("{name} is ready as {reason}, and its run goes on"));
+        inner.fail(Promise::TruthfulStatus, &format!("{name} is ready as {reason}, and its run is still running"));
     }
-    if !ENDS.contains(&reason) {
-        inner.fail(Promise::TruthfulStatus, &format!("{name} ended as {reason}"));
+    if !FINAL_REASONS.contains(&reason) {
+        inner.fail(Promise::TruthfulStatus, &format!("{name} finished as {reason}"));
     }
 }

@@ -1,4 +1,4 @@
-//! Owns what has to hold at every request that a replica writes to Amperity, at the moment when it is written.
+//! Owns the invariants of every request that a replica writes to Amperity, checked when it is written.
 //! Never judges by anything but the stored objects, the runs, and the clocks.
 
 use std::time::Duration;
@@ -13,22 +13,22 @@ use crate::{
     world::{Inner, RATE},
 };
 
-/// A claim allows sending for so long.
+/// The time for which a claim allows sending.
 const CLAIM_VALIDITY: Duration = Duration::from_secs(5);
 
-/// A stored time has whole seconds.
+/// The precision of a stored time.
 const ROUNDING: Duration = Duration::from_secs(1);
 
-/// With backoff there are never so many stop requests for one run within a minute.
-const TOO_OFTEN: usize = 40;
+/// The number of stop requests for one run within a minute that backoff never allows.
+const TOO_MANY_POSTS: usize = 40;
 
-/// How many reads one process may write for a run after its follow timeout: the last one, one that had been decided
-/// before, two by a replica whose watch lags and which does not know yet that the stop was accepted, and one more each
-/// time that it cannot learn what became of its write.
+/// The number of reads that one process may write for a run after its follow timeout: the last one, one that was
+/// decided before, two by a replica whose lagging watch does not show the acceptance yet, and one more after each
+/// status write with an unknown result.
 const LATE_READS: u32 = 6;
 
-/// Any request is written for a tenant.
-pub fn request_is_written(inner: &mut Inner, replica: usize, tenant: &str) {
+/// Checks a request of any kind for a tenant.
+pub fn check_request(inner: &mut Inner, replica: usize, tenant: &str) {
     if inner.exceeds_rate(replica, tenant) {
         inner.fail(
             Promise::RateLimit,
@@ -37,7 +37,7 @@ pub fn request_is_written(inner: &mut Inner, replica: usize, tenant: &str) {
     }
 }
 
-/// The object that is to stop this run, as it is stored.
+/// Returns the stored object with this uid.
 fn object_of<'a>(inner: &'a Inner, uid: &str) -> Option<&'a Value> {
     inner.objects.values().find(|object| object["metadata"]["uid"] == uid)
 }
@@ -46,7 +46,7 @@ pub fn time(value: &Value) -> Option<Timestamp> {
     value.as_str()?.parse().ok()
 }
 
-/// The time after which no stop request may be sent, the earlier one of both deadlines, and the field that says so.
+/// Returns the earlier of both deadlines, after which no stop request may be sent, and its field.
 fn deadline(object: &Value) -> Option<(Timestamp, &'static str)> {
     let created = time(&object["metadata"]["creationTimestamp"]);
     let seconds = object["spec"]["stopDeadlineSeconds"].as_u64().map(Duration::from_secs);
@@ -56,8 +56,8 @@ fn deadline(object: &Value) -> Option<(Timestamp, &'static str)> {
     relative.into_iter().chain(absolute.map(|end| (end, "notAfter"))).min()
 }
 
-/// The last look at the claim allowed a stop request to be written now.
-pub fn fence_was_passed(inner: &mut Inner, replica: usize, id: &str) {
+/// Checks a stop request that just passed the fence: its deadline and its claim.
+pub fn check_fence(inner: &mut Inner, replica: usize, id: &str) {
     let uid = inner.runs[id].uid.clone();
     let Some(object) = object_of(inner, &uid).cloned() else { return };
     let wall = inner.wall(replica);
@@ -88,11 +88,11 @@ pub fn fence_was_passed(inner: &mut Inner, replica: usize, id: &str) {
     }
 }
 
-/// A stop request is written. Returns its number among those for its run.
-pub fn stop_is_written(inner: &mut Inner, replica: usize, id: &str) -> usize {
+/// Checks and records a stop request. Returns its index among those for its run.
+pub fn record_stop(inner: &mut Inner, replica: usize, id: &str) -> usize {
     let run = inner.run(id).unwrap().clone();
     let number = run.posts.len();
-    inner.tell(&format!("replica {replica}: POST {number} for {id}"));
+    inner.log(&format!("replica {replica}: POST {number} for {id}"));
     if run.posts.iter().any(|post| post.effect || post.pending) {
         inner.fail(Promise::Once, &format!("a further POST for {id} while an earlier one may have been accepted"));
     }
@@ -102,8 +102,8 @@ pub fn stop_is_written(inner: &mut Inner, replica: usize, id: &str) -> usize {
             inner.fail(Promise::Once, &format!("a POST for {id} without a claim"));
         }
     }
-    let lately = run.posts.iter().rev().take_while(|post| post.written.elapsed() < Duration::from_secs(60));
-    if TOO_OFTEN <= lately.count() {
+    let recent = run.posts.iter().rev().take_while(|post| post.written.elapsed() < Duration::from_secs(60));
+    if TOO_MANY_POSTS <= recent.count() {
         inner.fail(Promise::AsSpecified, &format!("POSTs for {id} follow each other without backoff"));
     }
     let post = Post { written: Instant::now(), effect: false, pending: true, success: false, received: None };
@@ -111,13 +111,13 @@ pub fn stop_is_written(inner: &mut Inner, replica: usize, id: &str) -> usize {
     number
 }
 
-/// A read of a run is written.
-pub fn read_is_written(inner: &mut Inner, replica: usize, id: &str) {
+/// Checks a read of a run.
+pub fn check_read(inner: &mut Inner, replica: usize, id: &str) {
     let wall = inner.wall(replica);
     let Some(object) = object_of(inner, &inner.runs[id].uid) else { return };
     let follow = object["spec"]["followTimeoutSeconds"].as_u64().unwrap_or(3600);
     let Some(accepted) = time(&object["status"]["stopRequest"]["acceptedTime"]) else { return };
-    // A replica may not know yet that another one finished it.
+    // A replica may not know yet that another one finished the resource.
     let is_finished = object["status"]["completionTime"].is_string();
     if is_finished || wall <= accepted + Duration::from_secs(follow) {
         return;
@@ -125,12 +125,12 @@ pub fn read_is_written(inner: &mut Inner, replica: usize, id: &str) {
     let reads = inner.runs.get_mut(id).unwrap().late_reads.entry(replica).or_default();
     *reads += 1;
     if LATE_READS < *reads {
-        inner.fail(Promise::AsSpecified, &format!("{id} is read again and again after its follow timeout"));
+        inner.fail(Promise::AsSpecified, &format!("{id} is read too often after its follow timeout"));
     }
 }
 
-/// When a claim that is now in the status was stored.
-pub fn claim_is_stored(inner: &mut Inner, uid: &str, claim: &str) {
+/// Records the time at which a claim was stored.
+pub fn record_claim(inner: &mut Inner, uid: &str, claim: &str) {
     let known = inner.claims.get(uid).is_some_and(|(id, _)| id == claim);
     if !known {
         inner.claims.insert(uid.to_owned(), (claim.to_owned(), Instant::now()));

@@ -1,7 +1,7 @@
-//! Owns the search without chance: one resource, two replicas, and every schedule that departs from the smooth
-//! one at no more than so many points. A departure is a crash at one step of IO, a request or an answer that
-//! is lost or late, a watch that lags or breaks, a process that is stopped, or another answer of the API.
-//! Never keeps the protocol a second time: what runs is the operator's own code.
+//! Owns the bounded exhaustive search: one resource, two replicas, and every schedule that departs from the undisturbed
+//! one at no more than a given number of choice points. A departure is a crash at one step of IO, a request or response
+//! that is lost or late, a watch that lags or disconnects, a process that is stopped, or another answer of the API.
+//! Never models the protocol a second time: the operator's own code runs.
 
 use std::{
     sync::{Condvar, Mutex},
@@ -14,55 +14,57 @@ use tokio::time::sleep;
 use crate::{
     Outcome,
     answers::Answer,
-    chance::{Chance, Departures, Plan},
+    choices::{Choices, Departure, Plan},
     in_virtual_time,
-    judge::all_ended,
+    judge::all_finished,
     number,
     promises::{Promise, Violation},
-    replica::{Fortune, live},
+    replica::{ReplicaSettings, run_replica},
     runs::Run,
-    world::{Size, TROUBLE, World},
+    world::{FAULT_PERIOD, Size, World},
 };
 
-/// The second replica starts so much later, and its clock is so far behind.
-const LATER: Duration = Duration::from_millis(7);
-const SKEW: i64 = -25;
+/// The time after which the second replica starts.
+const START_DELAY: Duration = Duration::from_millis(7);
 
-/// What is left to the operator after the end, to show that it does nothing more.
-const AFTERWARDS: Duration = Duration::from_secs(240);
+/// The offset of the second replica's wall clock, in seconds.
+const CLOCK_OFFSET: i64 = -25;
 
-/// One schedule, and how many ways there were at each of its points.
-fn follow(readable: bool, departures: Departures) -> (Outcome, Vec<usize>) {
+/// The time for which the operator keeps running after the resource has finished: it has to stay idle.
+const IDLE_TIME: Duration = Duration::from_secs(240);
+
+/// Runs the schedule of one plan. Returns also the number of options at each of its choice points.
+fn simulate_plan(readable: bool, departures: Vec<Departure>) -> (Outcome, Vec<usize>) {
     in_virtual_time(0, async {
-        let world = World::new(Chance::Plan(Plan { departures, ways: vec![] }), Size::Small, None);
-        create(&world, readable);
+        let world = World::new(Choices::Plan(Plan { departures, options: vec![] }), Size::Small, None);
+        create_stop(&world, readable);
         for replica in 0..2 {
             let world = world.clone();
-            let fortune = Fortune {
-                skew: SKEW * replica as i64,
+            let settings = ReplicaSettings {
+                clock_offset: CLOCK_OFFSET * replica as i64,
                 namespaces: vec!["sim".to_owned()],
-                away: Duration::from_millis(500),
+                max_downtime: Duration::from_millis(500),
             };
             tokio::spawn(async move {
-                sleep(LATER * replica as u32).await;
-                live(world, replica, fortune).await;
+                sleep(START_DELAY * replica as u32).await;
+                run_replica(world, replica, settings).await;
             });
         }
-        let give_up = TROUBLE * 10;
+        let limit = FAULT_PERIOD * 10;
         let mut waited = Duration::ZERO;
-        while waited < give_up && !all_ended(&world) {
+        while waited < limit && !all_finished(&world) {
             sleep(Duration::from_secs(1)).await;
             waited += Duration::from_secs(1);
         }
-        sleep(AFTERWARDS).await;
+        sleep(IDLE_TIME).await;
         let outcome = Outcome::of(&world);
         let mut inner = world.lock();
-        let Chance::Plan(plan) = &mut inner.chance else { unreachable!() };
-        (outcome, std::mem::take(&mut plan.ways))
+        let Choices::Plan(plan) = &mut inner.choices else { unreachable!() };
+        (outcome, std::mem::take(&mut plan.options))
     })
 }
 
-fn create(world: &World, readable: bool) {
+fn create_stop(world: &World, readable: bool) {
     let (uid, run) = ("uid-0".to_owned(), "wf-0".to_owned());
     let created = world.date().to_string();
     let object = json!({
@@ -78,83 +80,84 @@ fn create(world: &World, readable: bool) {
     inner.put("sim/stop-0", Some(object));
 }
 
-/// A schedule that broke a promise.
-struct Found {
-    departures: Departures,
+/// A plan whose schedule broke a promise.
+struct Failure {
+    departures: Vec<Departure>,
     outcome: Outcome,
 }
 
-/// Follows every plan of no more than so many departures, each once.
+/// The search: runs every plan of at most `max_departures`, each once, until one fails.
 struct Search {
     readable: bool,
-    most: usize,
-    /// The promise that is of interest; all where none is named.
+    max_departures: usize,
+    /// The only promise to look at; all if none.
     promise: Option<Promise>,
     progress: Mutex<Progress>,
     changed: Condvar,
 }
 
 struct Progress {
-    to_do: Vec<Departures>,
-    /// How many are being followed.
-    at_work: usize,
+    queue: Vec<Vec<Departure>>,
+    /// The number of plans that are running.
+    running: usize,
     done: usize,
-    found: Option<Found>,
+    failure: Option<Failure>,
 }
 
 impl Search {
-    fn new(readable: bool, most: usize) -> Self {
-        let progress = Progress { to_do: vec![vec![]], at_work: 0, done: 0, found: None };
-        Self { readable, most, promise: None, progress: Mutex::new(progress), changed: Condvar::new() }
+    fn new(readable: bool, max_departures: usize) -> Self {
+        let progress = Progress { queue: vec![vec![]], running: 0, done: 0, failure: None };
+        Self { readable, max_departures, promise: None, progress: Mutex::new(progress), changed: Condvar::new() }
     }
 
-    /// How many plans were followed, and the first that was found to break a promise.
-    fn end(self) -> (usize, Option<Found>) {
-        let Progress { done, found, .. } = self.progress.into_inner().unwrap();
-        (done, found)
+    /// Returns the number of plans that were run, and the first failure.
+    fn finish(self) -> (usize, Option<Failure>) {
+        let Progress { done, failure, .. } = self.progress.into_inner().unwrap();
+        (done, failure)
     }
 
-    /// Follows plans as long as there are any.
+    /// Runs plans until none is left or one fails. Several threads may call it.
     fn work(&self) {
         while let Some(plan) = self.next() {
-            let (outcome, ways) = follow(self.readable, plan.clone());
-            let beyond = self.beyond(&plan, &ways);
+            let (outcome, options) = simulate_plan(self.readable, plan.clone());
+            let extended = self.extend(&plan, &options);
             let mut progress = self.progress.lock().unwrap();
-            progress.at_work -= 1;
+            progress.running -= 1;
             progress.done += 1;
-            let counts = |wrong: &Violation| self.promise.is_none_or(|promise| promise == wrong.promise);
-            if !outcome.wrong.iter().any(counts) {
-                progress.to_do.extend(beyond);
+            let counts = |violation: &Violation| self.promise.is_none_or(|promise| promise == violation.promise);
+            if !outcome.violations.iter().any(counts) {
+                progress.queue.extend(extended);
             } else {
-                progress.found = Some(Found { departures: plan, outcome });
+                progress.failure = Some(Failure { departures: plan, outcome });
             }
             self.changed.notify_all();
         }
     }
 
-    /// The plans that depart once more, later than all departures of this one.
-    fn beyond(&self, plan: &Departures, ways: &[usize]) -> Vec<Departures> {
-        if plan.len() == self.most {
+    /// Returns every plan with one more departure than this one, after its last.
+    fn extend(&self, plan: &[Departure], options: &[usize]) -> Vec<Vec<Departure>> {
+        if plan.len() == self.max_departures {
             return vec![];
         }
-        let first = plan.last().map_or(0, |(point, _)| point + 1);
-        let points = ways.iter().enumerate().skip(first);
-        let departures = points.flat_map(|(point, ways)| (1..*ways).map(move |way| (point, way)));
-        departures.map(|departure| [&plan[..], &[departure]].concat()).collect()
+        let first = plan.last().map_or(0, |last| last.point + 1);
+        let points = options.iter().enumerate().skip(first);
+        let departures =
+            points.flat_map(|(point, options)| (1..*options).map(move |option| Departure { point, option }));
+        departures.map(|departure| [plan, &[departure]].concat()).collect()
     }
 
-    /// The next plan; none where all are done or one was found.
-    fn next(&self) -> Option<Departures> {
+    /// Waits for the next plan. Returns none if all are done or one failed.
+    fn next(&self) -> Option<Vec<Departure>> {
         let mut progress = self.progress.lock().unwrap();
         loop {
-            if progress.found.is_some() {
+            if progress.failure.is_some() {
                 return None;
             }
-            if let Some(plan) = progress.to_do.pop() {
-                progress.at_work += 1;
+            if let Some(plan) = progress.queue.pop() {
+                progress.running += 1;
                 return Some(plan);
             }
-            if progress.at_work == 0 {
+            if progress.running == 0 {
                 return None;
             }
             progress = self.changed.wait(progress).unwrap();
@@ -162,46 +165,51 @@ impl Search {
     }
 }
 
-fn written(plan: &Departures) -> String {
-    plan.iter().map(|(point, way)| format!("{point}:{way}")).collect::<Vec<_>>().join(",")
+fn format_plan(plan: &[Departure]) -> String {
+    plan.iter().map(|Departure { point, option }| format!("{point}:{option}")).collect::<Vec<_>>().join(",")
 }
 
-fn read(plan: &str) -> Departures {
-    let departure = |text: &str| text.split_once(':').map(|(at, way)| (at.parse().unwrap(), way.parse().unwrap()));
-    plan.split(',').map(|text| departure(text).expect("a plan is written as 12:1,40:2")).collect()
+fn parse_plan(plan: &str) -> Vec<Departure> {
+    let departure = |text: &str| {
+        let (point, option) = text.split_once(':')?;
+        Some(Departure { point: point.parse().unwrap(), option: option.parse().unwrap() })
+    };
+    plan.split(',').map(|text| departure(text).expect("a plan is written as 74:1,79:1")).collect()
 }
 
 #[test]
 fn no_schedule_with_few_departures_breaks_the_promises() {
-    let readable_too = |readable: bool| if readable { "" } else { ", and the run cannot be read" };
+    let suffix = |readable: bool| if readable { "" } else { ", and the run cannot be read" };
     if let Ok(plan) = std::env::var("PLAN") {
         for readable in [true, false] {
-            let (outcome, ways) = follow(readable, read(&plan));
-            println!("plan {plan}{}:\n{}\n{:?}", readable_too(readable), outcome.history.join("\n"), outcome.wrong);
-            println!("{} points, {} departures", ways.len(), ways.iter().map(|ways| ways - 1).sum::<usize>());
+            let (outcome, options) = simulate_plan(readable, parse_plan(&plan));
+            println!("plan {plan}{}:\n{}\n{:?}", suffix(readable), outcome.history.join("\n"), outcome.violations);
+            let departures = options.iter().map(|options| options - 1).sum::<usize>();
+            println!("{} choice points, {departures} departures", options.len());
         }
         return;
     }
-    let most = number("DEPARTURES").unwrap_or(1) as usize;
+    let max_departures = number("DEPARTURES").unwrap_or(1) as usize;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     for readable in [true, false] {
-        let search = Search::new(readable, most);
+        let search = Search::new(readable, max_departures);
         std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(|| search.work()))));
-        let (count, found) = search.end();
-        if let Some(Found { departures, outcome }) = found {
-            let plan = written(&departures);
+        let (count, failure) = search.finish();
+        if let Some(Failure { departures, outcome }) = failure {
+            let plan = format_plan(&departures);
             println!("{}", outcome.history.join("\n"));
-            panic!("plan {plan}{}: {:?}; replay it with PLAN={plan}", readable_too(readable), outcome.wrong);
+            panic!("plan {plan}{}: {:?}; replay it with PLAN={plan}", suffix(readable), outcome.violations);
         }
-        println!("{count} schedules with at most {most} departures{}", readable_too(readable));
+        println!("{count} schedules with at most {max_departures} departures{}", suffix(readable));
     }
 }
 
-/// The first plan with at most two departures that breaks this promise, and what it breaks. For a run that can be read.
+/// Returns the first plan with at most two departures that breaks this promise, and its violations. The run can be
+/// read.
 #[cfg(feature = "fault-injection")]
 pub fn found_by_plan(promise: Promise) -> Option<(String, Vec<Violation>)> {
     let search = Search { promise: Some(promise), ..Search::new(true, 2) };
     search.work();
-    let Found { departures, outcome } = search.end().1?;
-    Some((written(&departures), outcome.wrong))
+    let Failure { departures, outcome } = search.finish().1?;
+    Some((format_plan(&departures), outcome.violations))
 }

@@ -1,18 +1,18 @@
-//! Owns the names of the promises, and the record of a broken one.
-//! Never decides whether one is broken.
+//! Owns the names of the promises, and the type of a violation.
+//! Never decides whether a promise is broken.
 
 use std::fmt;
 
-/// What docs/once.md and the status promise.
+/// A promise of docs/once.md or of the status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Promise {
     /// No second stop request while the first one may have been accepted; none without a valid claim.
     Once,
-    /// No stop request after a deadline, while suspended, or more reads than the follow timeout allows.
+    /// No stop request after a deadline or while suspended, and no more reads than the follow timeout allows.
     AsSpecified,
-    /// At most the rate in any second; nothing while a 429 closes the budget.
+    /// At most the rate in any second; no claim while a 429 closes the budget.
     RateLimit,
-    /// Everything finishes, and every outcome that was learned reaches the status.
+    /// Every resource finishes, and every outcome that a replica learned reaches the status.
     NothingLost,
     /// The status never says more than was observed, and an accepted stop never looks refused.
     TruthfulStatus,
@@ -20,7 +20,7 @@ pub enum Promise {
     NoPanic,
 }
 
-/// A promise that was broken, and by what.
+/// A broken promise, and what broke it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Violation {
     pub promise: Promise,
@@ -28,7 +28,7 @@ pub struct Violation {
 }
 
 impl Violation {
-    /// What is the same for every resource and every seed: all but names and numbers.
+    /// Returns the part that is the same for every resource and seed: all words without digits.
     pub fn kind(&self) -> (Promise, String) {
         let words = self.what.split(' ').filter(|word| !word.contains(|c: char| c.is_ascii_digit()));
         (self.promise, words.collect::<Vec<_>>().join(" "))

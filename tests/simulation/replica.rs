@@ -1,10 +1,10 @@
-//! Owns the life of a replica: the operator's own code, from start to crash or end, again and again.
-//! Never looks into it.
+//! Owns the life cycle of a replica: start of the operator's own code, crash or shutdown, and the next start.
+//! Never looks into the operator's state.
 
 use std::{sync::Arc, time::Duration};
 
 use kube::Client;
-use tokio::{sync::watch, time::sleep};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use workflow_run_stop_operator::{
     amperity::{
@@ -26,73 +26,73 @@ use crate::{
     world::{RATE, REQUEST_TIMEOUT, SETTLE_TIME, World},
 };
 
-/// What befalls a replica beside its IO.
-pub struct Fortune {
-    /// How far its wall clock is ahead at first, in seconds.
-    pub skew: i64,
-    /// The namespaces that it watches; all where none is named.
+/// The settings of a replica.
+pub struct ReplicaSettings {
+    /// The first offset of its wall clock from the true date, in seconds.
+    pub clock_offset: i64,
+    /// The namespaces that it watches; all if the list is empty.
     pub namespaces: Vec<String>,
-    /// The longest time until it is started again.
-    pub away: Duration,
+    /// The longest time between its end and its next start.
+    pub max_downtime: Duration,
 }
 
-/// One replica: it works until it crashes or is told to end, and is started again.
-pub async fn live(world: World, replica: usize, fortune: Fortune) {
-    world.lock().set_clock(replica, fortune.skew * 1000);
+/// Runs a replica until it crashes or has shut down, and starts it again, without end.
+pub async fn run_replica(world: World, replica: usize, settings: ReplicaSettings) {
+    world.lock().set_clock(replica, settings.clock_offset * 1000);
     loop {
-        let burns = world.trouble(5.0).then(|| world.below(60) as u32);
-        let (crash, life) = {
+        let crash_after = world.fault_occurs(5.0).then(|| world.below(60) as u32);
+        let (crash, incarnation) = {
             let mut inner = world.lock();
-            let crash = inner.begin_life(replica, burns);
-            (crash, inner.replica(replica).life)
+            let crash = inner.start_process(replica, crash_after);
+            (crash, inner.replica(replica).incarnation)
         };
         let clock: Clock = {
             let world = world.clone();
             Arc::new(move || world.lock().wall(replica))
         };
         let client = Client::new(apiserver::ApiServer { world: world.clone(), replica }, "sim");
-        let carrier = Transport::Other(Arc::new(amperity::Amperity { world: world.clone(), replica, life }));
+        let transport = Transport::Custom(Arc::new(amperity::Amperity { world: world.clone(), replica, incarnation }));
         let hosts = AllowedHosts::parse("").unwrap();
         let context = Context {
             store: Store::new(client.clone(), &format!("replica-{replica}"), clock.clone()),
-            amperity: Amperity::over(carrier, clock.clone(), request_timeout(&world, replica)),
+            amperity: Amperity::with_transport(transport, clock.clone(), request_timeout(&world, replica)),
             budget: Budget::new(RATE),
             credential_cache: CredentialCache::default(),
             endpoints: Endpoints::new("https://app.amperity.com/api", hosts).unwrap(),
             rules: Rules { request_timeout: request_timeout(&world, replica), settle_time: SETTLE_TIME },
             clock,
         };
-        let stop = CancellationToken::new();
-        let watching = Watch {
+        let shutdown = CancellationToken::new();
+        let watch = Watch {
             context: Arc::new(context),
             reporter: Reporter { metrics: Metrics::default(), events: None },
-            stop: stop.clone(),
+            stop: shutdown.clone(),
         };
-        let (synced, _) = watch::channel(false);
-        let told = async {
-            // The lease is lost, or it is told to end: what is in flight is recorded all the same.
-            if world.trouble(3.0) {
-                sleep(Duration::from_secs(120).mul_f64(world.share())).await;
-                world.tell(format!("replica {replica} is told to end"));
-                stop.cancel();
+        let (synced, _) = tokio::sync::watch::channel(false);
+        let shut_down = async {
+            // As after SIGTERM or a lost lease: the outcome of a request in flight is still recorded.
+            if world.fault_occurs(3.0) {
+                sleep(Duration::from_secs(120).mul_f64(world.fraction())).await;
+                world.log(format!("replica {replica} shuts down"));
+                shutdown.cancel();
             }
             std::future::pending::<()>().await;
         };
         let work = async {
-            let mut tasks = watching.run(&client, &fortune.namespaces, &synced).await;
+            let mut tasks = watch.run(&client, &settings.namespaces, &synced).await;
             while tasks.join_next().await.is_some() {}
         };
         tokio::select! {
             biased;
-            () = crash.notified() => world.tell(format!("replica {replica} crashes")),
-            () = work => world.tell(format!("replica {replica} has ended")),
-            () = told => {}
+            () = crash.notified() => world.log(format!("replica {replica} crashes")),
+            () = work => world.log(format!("replica {replica} has shut down")),
+            () = shut_down => {}
         }
-        sleep(Duration::from_millis(1) + fortune.away.mul_f64(world.share())).await;
+        sleep(Duration::from_millis(1) + settings.max_downtime.mul_f64(world.fraction())).await;
     }
 }
 
-/// The `--request-timeout` of a replica.
+/// Returns the `--request-timeout` of a replica.
 pub fn request_timeout(world: &World, replica: usize) -> Duration {
     let differs = replica == 0 && world.is_off(Assumption::SameTimeouts);
     if differs { REQUEST_TIMEOUT * 6 } else { REQUEST_TIMEOUT }

@@ -1,4 +1,4 @@
-//! Owns a workflow run as Amperity keeps it: its state, the stop requests that arrived, its permanent faults.
+//! Owns a workflow run of the simulated Amperity: its states, the stop requests that it received, its permanent faults.
 //! Never judges.
 
 use std::collections::BTreeMap;
@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use tokio::time::{Duration, Instant};
 
 use crate::{
-    answers::{Answer, Effect, Fate, Page},
+    answers::{Answer, Behavior, Effect, Page},
     assumptions::Assumption,
     world::{SETTLE_TIME, World},
 };
@@ -16,22 +16,22 @@ pub struct Run {
     /// The uid of the resource that is to stop it.
     pub uid: String,
     pub state: &'static str,
-    /// Every state that it has had.
+    /// Every state so far, the current one last.
     pub states: Vec<&'static str>,
-    /// When it reaches its next state by itself.
-    pub ends: Option<(Instant, &'static str)>,
+    /// The next state that it reaches without another request, and when.
+    pub next_state: Option<(Instant, &'static str)>,
     pub posts: Vec<Post>,
-    /// Until then readers do not see that a stop took effect.
-    pub hidden: Option<Instant>,
-    /// What every stop request is answered, if the fault is permanent.
-    pub stop_fault: Option<Fate>,
-    /// What every read is answered, if the fault is permanent.
+    /// The time until which reads do not show that a stop took effect.
+    pub hidden_until: Option<Instant>,
+    /// The permanent fault of stop requests.
+    pub stop_fault: Option<Behavior>,
+    /// The answer to every read, if the fault is permanent.
     pub read_fault: Option<Answer>,
-    /// Since when each replica has got nothing but answers by which the run cannot be read.
+    /// The time since which each replica received only answers that say that the run is unreadable.
     unreadable_since: BTreeMap<usize, Instant>,
-    /// Two such answers in a row, the settle time apart, reached one replica.
+    /// True if one replica received two such answers in a row, the settle time apart.
     pub was_unreadable: bool,
-    /// Reads by each replica after the follow timeout.
+    /// The number of reads by each replica after the follow timeout.
     pub late_reads: BTreeMap<usize, u32>,
 }
 
@@ -39,13 +39,13 @@ pub struct Run {
 #[derive(Clone)]
 pub struct Post {
     pub written: Instant,
-    /// It took effect.
+    /// True if it took effect.
     pub effect: bool,
-    /// It may still take effect.
+    /// True if it may still take effect.
     pub pending: bool,
-    /// It was answered with a success.
+    /// True if the answer says that it was accepted.
     pub success: bool,
-    /// The replica and its life that received the success.
+    /// The replica, and its incarnation, that received this answer.
     pub received: Option<(usize, u32)>,
 }
 
@@ -55,9 +55,9 @@ impl Run {
             uid: uid.to_owned(),
             state: "running",
             states: vec!["running"],
-            ends: None,
+            next_state: None,
             posts: vec![],
-            hidden: None,
+            hidden_until: None,
             stop_fault: None,
             read_fault: None,
             unreadable_since: BTreeMap::new(),
@@ -66,28 +66,28 @@ impl Run {
         }
     }
 
-    /// Some runs have permanent faults.
+    /// Draws permanent faults for some runs.
     pub fn draw_faults(&mut self, world: &World) {
-        let none = |answer| Fate { answer, effect: Effect::None };
+        let no_effect = |answer| Behavior { answer, effect: Effect::None };
         if world.below(5) == 0 {
-            let gateway = |status, effect| Fate { answer: Answer::Foreign(status, Page::Html), effect };
+            let gateway = |status, effect| Behavior { answer: Answer::Foreign(status, Page::Html), effect };
             let faults = [
-                none(Answer::Own(403)),
-                none(Answer::Own(409)),
-                none(Answer::Own(400)),
-                none(Answer::Own(404)),
-                none(Answer::Own(503)),
+                no_effect(Answer::Own(403)),
+                no_effect(Answer::Own(409)),
+                no_effect(Answer::Own(400)),
+                no_effect(Answer::Own(404)),
+                no_effect(Answer::Own(503)),
                 gateway(504, Effect::AtOnce),
                 gateway(504, Effect::Late),
                 gateway(504, Effect::None),
                 gateway(403, Effect::AtOnce),
                 gateway(404, Effect::None),
                 gateway(302, Effect::None),
-                Fate { answer: Answer::Reset, effect: Effect::AtOnce },
+                Behavior { answer: Answer::Reset, effect: Effect::AtOnce },
             ];
             self.stop_fault = Some(faults[world.below(faults.len() as u64) as usize]);
         }
-        // Where a run can be read, a read makes good what a wrong GET of the resource spoils.
+        // A read of the run would repair the damage that a stale GET of the resource does.
         let never_readable = world.is_off(Assumption::GetReturnsWhatIsStored);
         if world.below(7) == 0 || never_readable {
             let unreadable = [Answer::Own(403), Answer::Own(404), Answer::Foreign(403, Page::Html)];
@@ -96,39 +96,40 @@ impl Run {
         }
     }
 
-    /// True if a read is answered with the run, but for passing trouble.
+    /// Returns true if reads return the run, except for temporary faults.
     pub fn is_readable(&self) -> bool {
         self.read_fault.is_none()
     }
 
-    /// Moves to another state.
-    pub fn becomes(&mut self, state: &'static str) {
+    /// Changes the state.
+    pub fn set_state(&mut self, state: &'static str) {
         self.state = state;
         self.states.push(state);
     }
 
-    /// A replica received the answer to a read.
+    /// Records that a replica received this answer to a read.
     pub fn was_read(&mut self, replica: usize, answer: Answer) {
         if answer.is_unreadable() {
             let since = *self.unreadable_since.entry(replica).or_insert_with(Instant::now);
-            // The replica measures from the moment when the answer reached it, which is this one.
+            // The replica measures from the same moment, the receipt of the answer.
             self.was_unreadable |= SETTLE_TIME.saturating_sub(Duration::from_millis(10)) <= since.elapsed();
         } else if let Answer::Run(_) = answer {
             self.unreadable_since.remove(&replica);
         }
     }
 
-    /// The process that runs as this replica ended, and what it knew is gone.
+    /// Resets the counts for a replica whose process ended and lost its memory.
     pub fn forget(&mut self, replica: usize) {
         self.unreadable_since.remove(&replica);
         self.late_reads.remove(&replica);
     }
 
+    /// Returns the number of stop requests that took effect.
     pub fn effects(&self) -> usize {
         self.posts.iter().filter(|post| post.effect).count()
     }
 
-    /// True if it is true to say that a stop was accepted.
+    /// Returns true if a status may say that a stop was accepted.
     pub fn is_accepted(&self) -> bool {
         self.posts.iter().any(|post| post.success || post.effect) || ["stopping", "canceled"].contains(&self.state)
     }

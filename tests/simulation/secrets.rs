@@ -1,4 +1,4 @@
-//! Owns the Secrets and the tokens: what they hold, which tokens Amperity takes, and what administrators do to them.
+//! Owns the Secrets and tokens: their content, which tokens Amperity accepts, and the administrator who changes them.
 //! Never judges.
 
 use std::{
@@ -10,22 +10,22 @@ use k8s_openapi::ByteString;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use crate::world::{Inner, TROUBLE, World};
+use crate::world::{FAULT_PERIOD, Inner, World};
 
-/// A Secret with a static token.
+/// The name of a Secret with a static token.
 pub const STATIC: &str = "amperity";
 
-/// A Secret with the id and secret of an OAuth client.
+/// The name of a Secret with the id and secret of an OAuth client.
 pub const CLIENT: &str = "client";
 
 #[derive(Default)]
 pub struct Secrets {
     version: u64,
-    /// By `namespace/name`; none while it is deleted.
+    /// Secrets by `namespace/name`; none while deleted.
     stored: BTreeMap<String, Option<Secret>>,
-    /// Tokens and client secrets that Amperity does not take any more.
+    /// Tokens and client secrets that Amperity no longer accepts.
     revoked: BTreeSet<String>,
-    /// Tokens that the token endpoint issued: for which client secret, and until when they are valid.
+    /// Tokens that the token endpoint issued, with their client secret and the end of their validity.
     issued: BTreeMap<String, (String, Instant)>,
 }
 
@@ -37,7 +37,7 @@ struct Secret {
 }
 
 impl Secrets {
-    /// True if Amperity takes this token now.
+    /// Returns true if Amperity accepts this token now.
     pub fn is_valid(&self, token: &str) -> bool {
         match self.issued.get(token) {
             Some((client, until)) => {
@@ -47,20 +47,20 @@ impl Secrets {
         }
     }
 
-    /// The client secret in the form of a token request, if the token endpoint knows it.
+    /// Returns the client secret in the form of a token request, if the token endpoint accepts it.
     pub fn client_of(&self, form: &str) -> Option<String> {
         let secret = form.split('&').find_map(|part| part.strip_prefix("client_secret="))?;
         (!self.revoked.contains(secret)).then(|| secret.to_owned())
     }
 
-    /// A new token for a client, valid for so long.
+    /// Issues a token for a client.
     pub fn issue(&mut self, client: String, valid: Duration) -> String {
         let token = format!("token-{}", self.issued.len());
         self.issued.insert(token.clone(), (client, Instant::now() + valid));
         token
     }
 
-    /// A Secret as the API server returns it.
+    /// Returns a Secret as the API server does.
     pub fn get(&self, key: &str) -> Option<Value> {
         let Secret { version, content } = self.stored.get(key)?.as_ref()?;
         let (namespace, name) = key.split_once('/')?;
@@ -76,52 +76,52 @@ impl Secrets {
 }
 
 impl Inner {
-    /// Stores the Secrets of all namespaces.
+    /// Creates the Secrets of all namespaces.
     pub fn create_secrets(&mut self) {
         for namespace in self.namespaces() {
             for name in [STATIC, CLIENT] {
-                self.fill(&format!("{namespace}/{name}"));
+                self.renew(&format!("{namespace}/{name}"));
             }
         }
     }
 
-    /// Writes new content into a Secret; the old content is valid until it is revoked.
-    fn fill(&mut self, key: &str) {
+    /// Writes new content into a Secret. The old content stays valid until it is revoked.
+    fn renew(&mut self, key: &str) {
         self.secrets.version += 1;
         let version = self.secrets.version;
         self.secrets.stored.insert(key.to_owned(), Some(Secret { version, content: format!("content-{version}") }));
     }
 
-    /// Amperity does not take what a Secret holds any more.
+    /// Lets Amperity reject the content of a Secret from now on.
     pub fn revoke(&mut self, key: &str) {
         if let Some(Some(secret)) = self.secrets.stored.get(key).cloned() {
-            self.tell(&format!("the content of the Secret {key} is revoked"));
+            self.log(&format!("the content of the Secret {key} is revoked"));
             self.secrets.revoked.insert(secret.content);
         }
     }
 }
 
-/// Somebody who now and then revokes what a Secret holds, or deletes it, and mends that a while later.
-pub async fn administer(world: World) {
+/// Revokes the content of a Secret, or deletes it, and repairs that some time later; up to twice.
+pub async fn change_secrets(world: World) {
     for _ in 0..world.below(3) {
-        sleep(TROUBLE.mul_f64(0.6 * world.share())).await;
+        sleep(FAULT_PERIOD.mul_f64(0.6 * world.fraction())).await;
         let namespaces = world.lock().namespaces();
         let namespace = namespaces[world.below(namespaces.len() as u64) as usize];
         let key = format!("{namespace}/{}", [STATIC, CLIENT][world.below(2) as usize]);
-        // What was revoked for ever stays as it is.
-        if world.lock().faults.revoked_for_ever.as_ref() == Some(&key) {
+        // A permanently revoked content is never renewed.
+        if world.lock().faults.permanently_revoked.as_ref() == Some(&key) {
             continue;
         }
         match world.below(4) {
             0 => {
                 let mut inner = world.lock();
-                inner.tell(&format!("the Secret {key} is deleted"));
+                inner.log(&format!("the Secret {key} is deleted"));
                 inner.secrets.stored.insert(key.clone(), None);
             }
             1 => world.lock().revoke(&key),
             2 => {
                 let mut inner = world.lock();
-                inner.tell("all tokens that were issued are revoked");
+                inner.log("all tokens that were issued are revoked");
                 let issued: Vec<_> = inner.secrets.issued.keys().cloned().collect();
                 inner.secrets.revoked.extend(issued);
             }
@@ -129,8 +129,8 @@ pub async fn administer(world: World) {
         }
         sleep(Duration::from_secs(world.below(60))).await;
         let mut inner = world.lock();
-        inner.tell(&format!("the Secret {key} gets new content"));
+        inner.log(&format!("the Secret {key} gets new content"));
         inner.revoke(&key);
-        inner.fill(&key);
+        inner.renew(&key);
     }
 }

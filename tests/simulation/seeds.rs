@@ -5,28 +5,31 @@ use std::collections::BTreeMap;
 
 use crate::{Outcome, number, simulate, world::Size};
 
-/// A test gives up after so many schedules that break a promise.
-const ENOUGH: u64 = 20;
+/// The number of failed schedules after which a test stops.
+const MAX_FAILURES: u64 = 20;
 
-/// Follows the schedules of many seeds, or of one, and prints what was found.
-fn no_schedule_breaks(size: Size, seed: &str, seeds: &str, usual: u64) {
+/// Runs the schedules of many seeds, or of one, and prints the violations.
+fn no_schedule_breaks(size: Size, seed: &str, seeds: &str, default_seeds: u64) {
     if let Some(number) = number(seed) {
         let outcome = simulate(number, size, None);
         println!("{}", outcome.history.join("\n"));
-        assert!(outcome.wrong.is_empty(), "{seed}={number}: {:#?}", outcome.wrong);
+        assert!(outcome.violations.is_empty(), "{seed}={number}: {:#?}", outcome.violations);
         return;
     }
     let first = number("FIRST_SEED").unwrap_or_default();
-    let last = first + number(seeds).unwrap_or(usual);
+    let last = first + number(seeds).unwrap_or(default_seeds);
     let threads = std::thread::available_parallelism().map_or(1, usize::from) as u64;
-    let enough = (number("FAILURES").unwrap_or(ENOUGH) / threads).max(1) as usize;
+    let max_failures = (number("FAILURES").unwrap_or(MAX_FAILURES) / threads).max(1) as usize;
     let mut failures: Vec<(u64, Outcome)> = std::thread::scope(|scope| {
         let work: Vec<_> = (0..threads)
             .map(|thread| {
                 scope.spawn(move || {
                     let seeds = (first + thread..last).step_by(threads as usize);
                     let outcomes = seeds.map(|seed| (seed, simulate(seed, size, None)));
-                    outcomes.filter(|(_, outcome)| !outcome.wrong.is_empty()).take(enough).collect::<Vec<_>>()
+                    outcomes
+                        .filter(|(_, outcome)| !outcome.violations.is_empty())
+                        .take(max_failures)
+                        .collect::<Vec<_>>()
                 })
             })
             .collect();
@@ -34,16 +37,16 @@ fn no_schedule_breaks(size: Size, seed: &str, seeds: &str, usual: u64) {
     });
     failures.sort_by_key(|(seed, _)| *seed);
     let Some((number, shown)) = failures.first() else { return };
-    println!("{}\n{:#?}\nreplay it with {seed}={number}\n", shown.history.join("\n"), shown.wrong);
+    println!("{}\n{:#?}\nreplay it with {seed}={number}\n", shown.history.join("\n"), shown.violations);
     print_kinds(&failures);
     panic!("{} of the seeds break a promise, the first one is {seed}={number}", failures.len());
 }
 
-/// Which promises were broken, how often, and by which seeds.
+/// Prints each kind of violation with its number of seeds and the first eight of them.
 fn print_kinds(failures: &[(u64, Outcome)]) {
     let mut kinds: BTreeMap<_, Vec<u64>> = BTreeMap::new();
     for (seed, outcome) in failures {
-        for violation in &outcome.wrong {
+        for violation in &outcome.violations {
             kinds.entry(violation.kind()).or_default().push(*seed);
         }
     }

@@ -1,5 +1,5 @@
-//! Owns lists and watches: streams that lag, break, and come to an end when the history that they need is compacted.
-//! Never stores anything.
+//! Owns lists and watches: streams that lag, disconnect, and expire when the versions that they need are compacted.
+//! Never changes an object.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -10,20 +10,20 @@ use http_body_util::{BodyExt, StreamBody};
 use serde_json::{Value, json};
 
 use crate::{
-    apiserver::{Answer, is_in, is_unfinished, refused, status, unfinished},
+    apiserver::{Answer, is_in, is_unfinished, rejected, status, unfinished},
     world::{Change, Inner, World},
 };
 
-/// A watch without events ends after so long.
-const IDLE: Duration = Duration::from_secs(280);
+/// The time after which a watch without events ends.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(280);
 
-/// What befalls a watch before its next event.
+/// The fault of a watch before its next event.
 #[derive(Clone, Copy, PartialEq)]
-enum Fate {
-    Goes,
-    Breaks,
-    /// The history that it needs is compacted.
-    Expires,
+enum WatchFault {
+    None,
+    Disconnect,
+    /// The versions that it needs are compacted.
+    Expired,
 }
 
 pub fn list(inner: &Inner, namespace: Option<&str>) -> Value {
@@ -39,8 +39,8 @@ pub fn watch(world: &World, namespace: Option<&str>, query: &str) -> Answer {
     let mut parts = query.split('&');
     let from = parts.find_map(|part| part.strip_prefix("resourceVersion=")).and_then(|version| version.parse().ok());
     let from: u64 = from.unwrap_or_else(|| world.lock().version);
-    if world.trouble(0.1) {
-        return refused(410, "Expired");
+    if world.fault_occurs(0.1) {
+        return rejected(410, "Expired");
     }
     let (world, namespace) = (world.clone(), namespace.map(str::to_owned));
     let events = stream::unfold(Some(from), move |seen| {
@@ -51,28 +51,29 @@ pub fn watch(world: &World, namespace: Option<&str>, query: &str) -> Answer {
     Response::builder().status(200).body(StreamBody::new(frames).boxed_unsync()).unwrap()
 }
 
-/// The next line of a stream and the version that it has reached; `None` in its place where the stream ends after it.
+/// Waits for the next line of a stream. Returns it with the version that the stream has reached, or with `None` if the
+/// stream ends after it.
 async fn next(world: &World, namespace: Option<&str>, seen: u64) -> Option<(Bytes, Option<u64>)> {
     loop {
         let changed = world.lock().changed.clone();
-        let mut waiting = std::pin::pin!(changed.notified());
-        waiting.as_mut().enable();
+        let mut notified = std::pin::pin!(changed.notified());
+        notified.as_mut().enable();
         if seen < world.lock().compacted {
             return Some((expired(), None));
         }
         let Some(change) = change_after(&world.lock(), seen) else {
-            if tokio::time::timeout(IDLE, waiting).await.is_err() {
+            if tokio::time::timeout(IDLE_TIMEOUT, notified).await.is_err() {
                 return None;
             }
             continue;
         };
-        world.pause(Duration::from_millis(world.one_of(1.0, [30, 30_000]))).await;
-        match world.one_of(0.3, [Fate::Goes, Fate::Breaks, Fate::Expires]) {
-            Fate::Goes => {}
-            Fate::Breaks => return None,
-            Fate::Expires => {
+        world.delay(Duration::from_millis(world.choose(1.0, [30, 30_000]))).await;
+        match world.choose(0.3, [WatchFault::None, WatchFault::Disconnect, WatchFault::Expired]) {
+            WatchFault::None => {}
+            WatchFault::Disconnect => return None,
+            WatchFault::Expired => {
                 let mut inner = world.lock();
-                inner.tell("the API server compacts its history");
+                inner.log("the API server compacts its history");
                 inner.compacted = inner.version;
                 inner.changed.notify_waiters();
                 return Some((expired(), None));
@@ -88,7 +89,7 @@ fn change_after(inner: &Inner, seen: u64) -> Option<Change> {
     inner.changes.get(next).cloned()
 }
 
-/// The event by which a watch of the unfinished resources learns of a change.
+/// Returns the event for a change in a watch of the unfinished resources, if it has one.
 fn event(change: &Change, namespace: Option<&str>) -> Option<String> {
     let Change { version, before, after } = change;
     let matches = |object: &Option<Value>| {
@@ -105,7 +106,7 @@ fn event(change: &Change, namespace: Option<&str>) -> Option<String> {
     Some(json!({"type": kind, "object": object}).to_string())
 }
 
-/// The event by which the API server ends a watch whose history is gone: inside the stream, after a 200.
+/// Returns the event with which the API server ends an expired watch: inside the stream, after a 200.
 fn expired() -> Bytes {
     Bytes::from(format!("{}\n", json!({"type": "ERROR", "object": status(410, "Expired")})))
 }

@@ -1,5 +1,5 @@
-//! Owns all that lies outside of the operator: the stored objects, the runs, the clocks, chance, and what happened.
-//! Never knows how the operator works: it judges only what reaches it.
+//! Owns the state outside of the operator: stored objects, runs, clocks, the source of choices, and the history.
+//! Never knows how the operator works: it sees only the requests that reach it.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -14,22 +14,22 @@ use tokio::{sync::Notify, time::Instant};
 
 use crate::{
     assumptions::Assumption,
-    chance::Chance,
+    choices::Choices,
     faults::Faults,
     promises::{Promise, Violation},
     runs::Run,
     secrets::Secrets,
 };
 
-/// Until then things go wrong; after it nothing does but for permanent faults, and everything has to come to its end.
-pub const TROUBLE: Duration = Duration::from_secs(240);
+/// The time in which faults are injected. After it only permanent faults are left, and every resource has to finish.
+pub const FAULT_PERIOD: Duration = Duration::from_secs(240);
 
 /// The operator's `--request-timeout`, `--settle-time` and `--requests-per-second`.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 pub const SETTLE_TIME: Duration = Duration::from_secs(30);
 pub const RATE: u32 = 10;
 
-/// How many resources, tenants and namespaces there are.
+/// The size of a world: numbers of resources, tenants and namespaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Size {
     Small,
@@ -41,28 +41,29 @@ pub struct World(Arc<Mutex<Inner>>);
 
 pub struct Inner {
     pub size: Size,
-    pub chance: Chance,
-    /// What holds everywhere but here.
+    pub choices: Choices,
+    /// The assumption that does not hold in this world.
     pub off: Option<Assumption>,
     start: Instant,
     /// Objects by `namespace/name`.
     pub objects: BTreeMap<String, Value>,
     pub version: u64,
-    /// Every change with its version: the object before and after it.
+    /// Every change of an object, by version.
     pub changes: Vec<Change>,
-    /// Watches that begin before this version are refused.
+    /// Watches that start before this version expire.
     pub compacted: u64,
     pub changed: Arc<Notify>,
     pub runs: BTreeMap<String, Run>,
     pub secrets: Secrets,
     pub faults: Faults,
     pub history: Vec<String>,
-    pub wrong: Vec<Violation>,
+    pub violations: Vec<Violation>,
     pub replicas: BTreeMap<usize, Replica>,
-    /// When the claim of each resource, by its uid, was stored, and its id.
+    /// The id of the last claim of each resource and the time at which it was stored, by the resource's uid.
     pub claims: BTreeMap<String, (String, Instant)>,
 }
 
+/// A change of an object.
 #[derive(Clone)]
 pub struct Change {
     pub version: u64,
@@ -70,31 +71,31 @@ pub struct Change {
     pub after: Option<Value>,
 }
 
-/// One replica as the world sees it.
+/// The state of a replica outside of the operator.
 #[derive(Default)]
 pub struct Replica {
-    /// How often it was started.
-    pub life: u32,
-    /// What it is told to crash by, and after how many more steps of its IO.
-    fuse: Option<(Arc<Notify>, Option<u32>)>,
-    /// How far its wall clock is ahead.
+    /// The number of its starts.
+    pub incarnation: u32,
+    /// The signal that crashes it, and the number of IO steps until then, if it is to crash.
+    crash: Option<(Arc<Notify>, Option<u32>)>,
+    /// The offset of its wall clock from the true date.
     clock: Milliseconds,
-    /// How far it was ahead before it last jumped.
+    /// The offset before the last jump.
     pub clock_before: Milliseconds,
-    /// When it was told of a 429 of each tenant, and until when that closes its budget.
-    closed: BTreeMap<String, (Instant, Instant)>,
-    /// The requests that it wrote for each tenant in the last second.
+    /// The time at which it received the last 429 of each tenant, and the end of the `Retry-After`.
+    rate_limited: BTreeMap<String, (Instant, Instant)>,
+    /// The times of the requests that it wrote for each tenant in the last second.
     sent: BTreeMap<String, VecDeque<Instant>>,
 }
 
-/// A time span in milliseconds that may be negative.
+/// A time span in milliseconds; it may be negative.
 type Milliseconds = i64;
 
 impl World {
-    pub fn new(chance: Chance, size: Size, off: Option<Assumption>) -> Self {
+    pub fn new(choices: Choices, size: Size, off: Option<Assumption>) -> Self {
         let world = Self(Arc::new(Mutex::new(Inner {
             size,
-            chance,
+            choices,
             off,
             start: Instant::now(),
             objects: BTreeMap::new(),
@@ -106,7 +107,7 @@ impl World {
             secrets: Secrets::default(),
             faults: Faults::default(),
             history: vec![],
-            wrong: vec![],
+            violations: vec![],
             replicas: BTreeMap::new(),
             claims: BTreeMap::new(),
         })));
@@ -118,71 +119,75 @@ impl World {
         self.0.lock().unwrap()
     }
 
-    /// True if the world does not keep this assumption.
+    /// Returns true if this assumption does not hold in this world.
     pub fn is_off(&self, assumption: Assumption) -> bool {
         self.lock().off == Some(assumption)
     }
 
-    /// The true date.
+    /// Returns the true date.
     pub fn date(&self) -> Timestamp {
         self.lock().date(0)
     }
 
-    /// The first of these is usual; the others come with trouble of this weight, while there is trouble.
-    pub fn one_of<T, const WAYS: usize>(&self, weight: f64, ways: [T; WAYS]) -> T {
-        let way = {
+    /// Chooses one of the options. The first one is the undisturbed case and the only one after the fault period; the
+    /// others are faults of this weight.
+    pub fn choose<T, const OPTIONS: usize>(&self, weight: f64, options: [T; OPTIONS]) -> T {
+        let option = {
             let mut inner = self.lock();
-            if inner.start.elapsed() < TROUBLE { inner.chance.way(WAYS, weight) } else { 0 }
+            if inner.start.elapsed() < FAULT_PERIOD { inner.choices.option(OPTIONS, weight) } else { 0 }
         };
-        ways.into_iter().nth(way).unwrap()
+        options.into_iter().nth(option).expect("a plan names an option that exists")
     }
 
-    /// True where there is trouble of this weight.
-    pub fn trouble(&self, weight: f64) -> bool {
-        self.one_of(weight, [false, true])
+    /// Returns true if a fault of this weight is injected here.
+    pub fn fault_occurs(&self, weight: f64) -> bool {
+        self.choose(weight, [false, true])
     }
 
+    /// Returns a number below `limit`.
     pub fn below(&self, limit: u64) -> u64 {
-        self.lock().chance.below(limit)
+        self.lock().choices.below(limit)
     }
 
-    /// From 0 to 1.
-    pub fn share(&self) -> f64 {
-        self.lock().chance.share()
+    /// Returns a number from 0 to 1.
+    pub fn fraction(&self) -> f64 {
+        self.lock().choices.fraction()
     }
 
-    pub async fn pause(&self, most: Duration) {
-        let share = self.share();
-        tokio::time::sleep(most.mul_f64(share * share)).await;
+    /// Waits for at most `max`; short delays are the most likely ones.
+    pub async fn delay(&self, max: Duration) {
+        let fraction = self.fraction();
+        tokio::time::sleep(max.mul_f64(fraction * fraction)).await;
     }
 
-    /// A request or an answer is on its way between a replica and the API server.
-    pub async fn on_the_way(&self) {
-        let most = self.one_of(0.3, [20, 500, 9_000]);
-        self.pause(Duration::from_millis(most)).await;
+    /// Waits for as long as a request or response travels between a replica and the API server.
+    pub async fn network_delay(&self) {
+        let max = self.choose(0.3, [20, 500, 9_000]);
+        self.delay(Duration::from_millis(max)).await;
     }
 
-    pub fn tell(&self, what: impl AsRef<str>) {
-        self.lock().tell(what.as_ref());
+    /// Adds a line to the history.
+    pub fn log(&self, what: impl AsRef<str>) {
+        self.lock().log(what.as_ref());
     }
 
-    /// One step of a replica's IO. Here it may crash; then it goes no further. Its wall clock may jump.
+    /// Marks one step of a replica's IO. The replica may crash here, then this never returns; its wall clock may jump.
     pub async fn step(&self, replica: usize) {
-        // Dice burn a fuse instead, so that there are not crashes only.
+        // With a seed the crash is drawn when the process starts: with a draw at each step none would run for long.
         let (planned, clocks_jump) = {
             let inner = self.lock();
-            (matches!(inner.chance, Chance::Plan(_)), inner.faults.clocks_jump)
+            (matches!(inner.choices, Choices::Plan(_)), inner.faults.clocks_jump)
         };
-        let planned_crash = planned && self.trouble(0.0);
-        if clocks_jump && self.trouble(0.03) {
+        let planned_crash = planned && self.fault_occurs(0.0);
+        if clocks_jump && self.fault_occurs(0.03) {
             self.jump(replica);
         }
         let crash = {
             let mut inner = self.lock();
-            let (crash, left) = inner.replica(replica).fuse.as_mut().unwrap();
-            let burnt = *left == Some(0);
-            *left = left.map(|left| left.saturating_sub(1));
-            (planned_crash || burnt).then(|| crash.clone())
+            let (crash, steps_left) = inner.replica(replica).crash.as_mut().unwrap();
+            let is_due = *steps_left == Some(0);
+            *steps_left = steps_left.map(|steps| steps.saturating_sub(1));
+            (planned_crash || is_due).then(|| crash.clone())
         };
         if let Some(crash) = crash {
             crash.notify_one();
@@ -190,36 +195,38 @@ impl World {
         }
     }
 
-    /// A replica's wall clock jumps, forwards or backwards.
+    /// Lets a replica's wall clock jump, forwards or backwards.
     fn jump(&self, replica: usize) {
-        let most = [5_000, 60_000, 3_600_000][self.below(3) as usize];
-        let clock = self.below(2 * most) as i64 - most as i64;
+        let max = [5_000, 60_000, 3_600_000][self.below(3) as usize];
+        let clock = self.below(2 * max) as i64 - max as i64;
         self.lock().set_clock(replica, clock);
     }
 
-    /// A replica's machine is suspended and wakes up: its monotonic clock stood still, its wall clock did not.
+    /// Suspends and resumes a replica's machine: its wall clock has advanced, its monotonic clock has not.
     pub fn suspend(&self, replica: usize) {
-        let slept = 7_000 + self.below(3_600_000) as i64;
+        let suspended = 7_000 + self.below(3_600_000) as i64;
         let mut inner = self.lock();
-        let clock = inner.replica(replica).clock + slept;
+        let clock = inner.replica(replica).clock + suspended;
         inner.set_clock(replica, clock);
     }
 }
 
 impl Inner {
-    pub fn tell(&mut self, what: &str) {
+    /// Adds a line to the history, with the virtual time in seconds.
+    pub fn log(&mut self, what: &str) {
         let at = self.start.elapsed().as_secs_f64();
         let mut line = String::new();
         write!(line, "{at:9.3} {what}").unwrap();
         self.history.push(line);
     }
 
+    /// Records a violation.
     pub fn fail(&mut self, promise: Promise, what: &str) {
         let violation = Violation { promise, what: what.to_owned() };
-        self.tell(&format!("WRONG: {violation:?}"));
-        // What goes wrong again and again is counted once.
-        if !self.wrong.iter().any(|known| known.kind() == violation.kind()) {
-            self.wrong.push(violation);
+        self.log(&format!("VIOLATION: {violation:?}"));
+        // Each kind is recorded once.
+        if !self.violations.iter().any(|known| known.kind() == violation.kind()) {
+            self.violations.push(violation);
         }
     }
 
@@ -227,48 +234,49 @@ impl Inner {
         self.replicas.entry(replica).or_default()
     }
 
-    /// The date by a clock that is so many milliseconds ahead.
-    pub fn date(&self, ahead: i64) -> Timestamp {
-        let start = Timestamp::from_millisecond(1_800_000_000_000 + ahead).unwrap();
+    /// Returns the date by a clock with this offset from the true date.
+    pub fn date(&self, offset: Milliseconds) -> Timestamp {
+        let start = Timestamp::from_millisecond(1_800_000_000_000 + offset).unwrap();
         start + self.start.elapsed()
     }
 
-    /// The date by a replica's wall clock.
+    /// Returns the date by a replica's wall clock.
     pub fn wall(&self, replica: usize) -> Timestamp {
         self.date(self.replicas.get(&replica).map_or(0, |replica| replica.clock))
     }
 
-    /// The latest date that a replica's wall clock may have shown lately.
+    /// Returns the latest date that a replica's wall clock may have shown recently: before or after its last jump.
     pub fn wall_at_most(&self, replica: usize) -> Timestamp {
         self.date(self.replicas.get(&replica).map_or(0, |replica| replica.clock.max(replica.clock_before)))
     }
 
-    pub fn set_clock(&mut self, replica: usize, clock: i64) {
+    /// Sets the offset of a replica's wall clock.
+    pub fn set_clock(&mut self, replica: usize, clock: Milliseconds) {
         let known = self.replica(replica);
         (known.clock_before, known.clock) = (known.clock, clock);
-        // By another clock the follow timeout may not be over yet.
+        // By the new clock the follow timeout may not be over yet.
         for run in self.runs.values_mut() {
             run.late_reads.remove(&replica);
         }
         if clock != 0 {
-            self.tell(&format!("replica {replica}: the wall clock is {:.3} s ahead", clock as f64 / 1000.0));
+            self.log(&format!("replica {replica}: the wall clock is {:.3} s ahead", clock as f64 / 1000.0));
         }
     }
 
-    /// A process starts as this replica; it can be crashed by what is returned.
-    pub fn begin_life(&mut self, replica: usize, burns: Option<u32>) -> Arc<Notify> {
+    /// Starts a new process of a replica, which is to crash after this number of IO steps. Returns the crash signal.
+    pub fn start_process(&mut self, replica: usize, crash_after: Option<u32>) -> Arc<Notify> {
         let crash = Arc::new(Notify::new());
         let known = self.replica(replica);
-        known.life += 1;
-        known.fuse = Some((crash.clone(), burns));
-        known.closed.clear();
+        known.incarnation += 1;
+        known.crash = Some((crash.clone(), crash_after));
+        known.rate_limited.clear();
         known.sent.clear();
         self.runs.values_mut().for_each(|run| run.forget(replica));
-        self.tell(&format!("replica {replica} starts"));
+        self.log(&format!("replica {replica} starts"));
         crash
     }
 
-    /// Counts a request that is written for a tenant; true where it is one too many within a second.
+    /// Counts a request for a tenant. Returns true if it exceeds the rate limit of the last second.
     pub fn exceeds_rate(&mut self, replica: usize, tenant: &str) -> bool {
         let now = Instant::now();
         let sent = self.replica(replica).sent.entry(tenant.to_owned()).or_default();
@@ -279,21 +287,21 @@ impl Inner {
         (RATE as usize) < sent.len()
     }
 
-    /// A replica learns of a 429 that closes its budget for a tenant for so long.
-    pub fn close(&mut self, replica: usize, tenant: &str, closed: Duration) {
+    /// Records that a replica received a 429 with this `Retry-After` for a tenant.
+    pub fn rate_limited(&mut self, replica: usize, tenant: &str, retry_after: Duration) {
         let now = Instant::now();
-        self.replica(replica).closed.insert(tenant.to_owned(), (now, now + closed));
+        self.replica(replica).rate_limited.insert(tenant.to_owned(), (now, now + retry_after));
     }
 
-    /// True where a 429 closes the budget of a replica, which knew of it when it sent what arrives now.
-    pub fn has_closed_for_long(&mut self, replica: usize, tenant: &str) -> bool {
-        let on_the_way = Duration::from_secs(20);
+    /// Returns true if a 429 closes the replica's budget, and did when the replica sent the write that arrives now.
+    pub fn is_rate_limited(&mut self, replica: usize, tenant: &str) -> bool {
+        let max_write_time = Duration::from_secs(20);
         let now = Instant::now();
-        let closed = self.replica(replica).closed.get(tenant);
-        closed.is_some_and(|(told, until)| *told + on_the_way < now && now + on_the_way < *until)
+        let known = self.replica(replica).rate_limited.get(tenant);
+        known.is_some_and(|(received, until)| *received + max_write_time < now && now + max_write_time < *until)
     }
 
-    /// Stores, replaces or removes an object.
+    /// Stores, replaces or removes an object. Returns the stored object.
     pub fn put(&mut self, key: &str, object: Option<Value>) -> Option<Value> {
         self.version += 1;
         let object = object.map(|mut object| {
@@ -309,14 +317,14 @@ impl Inner {
         object
     }
 
-    /// The run as it is now.
+    /// Returns a run in its current state.
     pub fn run(&mut self, id: &str) -> Option<&mut Run> {
         let run = self.runs.get_mut(id)?;
-        if let Some((at, state)) = run.ends
+        if let Some((at, state)) = run.next_state
             && at <= Instant::now()
         {
-            run.becomes(state);
-            run.ends = None;
+            run.set_state(state);
+            run.next_state = None;
         }
         Some(run)
     }

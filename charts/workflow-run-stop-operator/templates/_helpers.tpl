@@ -1,4 +1,4 @@
-{{/* Owns the names, the labels, the arithmetic and the rules that several templates need. */}}
+{{/* Owns the names, labels, checks of values and RBAC rules that several templates use. */}}
 
 {{- define "operator.name" -}}
 {{ default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
@@ -15,13 +15,13 @@
 {{- end -}}
 {{- end }}
 
-{{/* All pods of the release: the operator's, and the one of `helm test`. */}}
+{{/* The labels of all pods of the release: the operator's, and the one of `helm test`. */}}
 {{- define "operator.release" -}}
 app.kubernetes.io/name: {{ include "operator.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
-{{/* The operator's pods. */}}
+{{/* The labels of the operator's pods. */}}
 {{- define "operator.selector" -}}
 {{ include "operator.release" . }}
 app.kubernetes.io/component: operator
@@ -34,7 +34,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 
-{{/* The labels of every object. Where it has more, the maps are merged: a key that is printed twice is not YAML. */}}
+{{/* The labels of every object. Further labels are merged as maps, since a duplicate key is invalid YAML. */}}
 {{- define "operator.labels" -}}
 {{ merge (dict) (default dict .Values.commonLabels) (include "operator.ownLabels" . | fromYaml) | toYaml }}
 {{- end }}
@@ -65,14 +65,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{ splitList ":" .Values.httpAddr | last }}
 {{- end }}
 
-{{/* The seconds of a duration such as 40s or 1m30s; the schema lets nothing else pass. */}}
+{{/* The seconds of a duration such as 40s or 1m30s; the schema rejects other formats. */}}
 {{- define "operator.seconds" -}}
 {{- $minutes := regexFind "[0-9]+m" . | trimSuffix "m" | default "0" | int -}}
 {{- $seconds := regexFind "[0-9]+s" . | trimSuffix "s" | default "0" | int -}}
 {{ add (mul 60 $minutes) $seconds }}
 {{- end }}
 
-{{/* What the schema cannot say, for it is about several values at once. */}}
+{{/* Checks that the schema cannot express, such as those of several values. */}}
 {{- define "operator.checks" -}}
 {{- with .Values -}}
 {{- range $name := list "requestTimeout" "settleTime" "drainTimeout" }}
@@ -81,7 +81,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 {{- end }}
 {{- if le (include "operator.seconds" .drainTimeout | int) (include "operator.seconds" .requestTimeout | int) }}
-{{- fail (printf "drainTimeout (%s) has to be longer than requestTimeout (%s): requests in flight are answered and recorded within it" .drainTimeout .requestTimeout) }}
+{{- fail (printf "drainTimeout (%s) has to be longer than requestTimeout (%s): requests in flight must be answered and recorded within it" .drainTimeout .requestTimeout) }}
 {{- end }}
 {{- if and (not .leaderElect) .leaseName }}
 {{- fail "leaseName is set, but leaderElect is false: there is no Lease" }}
@@ -106,11 +106,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 {{- end }}
 
-{{/* What the operator does with the resources that it watches, for a ClusterRole or a Role of each namespace. */}}
+{{/* The RBAC rules of the operator, for a ClusterRole or a Role in each namespace. */}}
 {{- define "operator.rules" -}}
 - apiGroups: [workflow.amperity.com]
   resources: [workflowrunstops]
-  # Deleted is what ttlSecondsAfterFinished says.
+  # delete is for ttlSecondsAfterFinished.
   verbs: [get, list, watch, delete]
 - apiGroups: [workflow.amperity.com]
   resources: [workflowrunstops/status]
@@ -127,7 +127,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
   verbs: [create, patch]
 {{- end }}
 
-{{/* Where the pods may run, and how they get their image. */}}
+{{/* Scheduling and image pull secrets of the pods. */}}
 {{- define "operator.scheduling" -}}
 {{- with .Values.imagePullSecrets }}
 imagePullSecrets:

@@ -1,12 +1,12 @@
 #!/bin/sh
-# Owns getting the binaries of a real control plane: prints the folder that holds etcd and kube-apiserver.
-# Never prints anything else on stdout, and never leaves a binary that is only half built.
+# Owns the programs of a real control plane: prints the folder of etcd and kube-apiserver, and builds them if missing.
+# Never prints anything else on stdout, and never leaves a partly built program.
 #
 #   sh build.sh            etcd and kube-apiserver
 #   sh build.sh kubectl    kubectl as well
 #
-# They are built once, from the Go modules pinned beside this file, and kept in the user's cache folder.
-# Where KUBEBUILDER_ASSETS names a folder that has them already, it is used and nothing is built.
+# They are built once, from the Go modules pinned in this folder, and kept in the user's cache folder.
+# If KUBEBUILDER_ASSETS names a folder that has them, that folder is used and nothing is built.
 set -eu
 
 here=${0%/*}

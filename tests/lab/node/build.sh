@@ -1,12 +1,12 @@
 #!/bin/sh
-# Owns getting the programs of a real one-node cluster: prints the folder that holds them, as bin/ and cni/.
-# Never prints anything else on stdout, and never leaves a program that is only half built.
+# Owns the programs of a real one-node cluster: prints their folder, with bin/ and cni/, and builds them if missing.
+# Never prints anything else on stdout, and never leaves a partly built program.
 #
-# Beside the control plane's (../control-plane/build.sh): controller manager, scheduler, kubelet, kube-proxy, containerd,
+# In addition to those of ../control-plane/build.sh: controller manager, scheduler, kubelet, kube-proxy, containerd,
 # runc, two CNI plugins, helm, and the program of the pause image. They are built once, from the Go modules pinned in
-# ../control-plane/kubernetes and beside this file, and kept in the user's cache folder.
+# ../control-plane/kubernetes and in this folder, and kept in the user's cache folder.
 #   sh build.sh            all of them
-#   sh build.sh helm       helm alone
+#   sh build.sh helm       helm only
 #
 # Needs a C compiler and libseccomp's headers and static library (Debian: libseccomp-dev) for runc.
 set -eu
@@ -32,7 +32,7 @@ if [ ! -e "$folder/complete" ]; then
     exit 0
   fi
 
-  # runc alone is C in part: it filters system calls with libseccomp, which is linked into it.
+  # Only runc needs cgo: it links libseccomp statically, to filter system calls.
   [ -x "$folder/bin/runc" ] || pkg-config --exists libseccomp ||
     fail 'libseccomp is missing: install its headers and pkg-config (Debian: libseccomp-dev pkg-config)'
   all_ldflags=$ldflags

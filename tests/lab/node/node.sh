@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Owns a real one-node Kubernetes cluster in private namespaces of this machine, and its end.
-# Never reaches a network, and never leaves anything outside its folder but cgroups of its own, which `stop` removes.
+# Owns a real one-node Kubernetes cluster in private namespaces of this machine: check, start, commands, and stop.
+# Never uses a network, and never leaves anything outside its folder except its own cgroups, which `stop` removes.
 #
-#   node.sh check                   whether this machine can run it; says why not, with status 3
+#   node.sh check                   checks that this machine can run it; otherwise prints the reason, exit status 3
 #   node.sh start FOLDER PROGRAMS   PROGRAMS is what build.sh printed; returns when the node is Ready
-#   node.sh in FOLDER COMMAND...    runs a command inside, with kubectl, helm, ctr in PATH and an administrator's KUBECONFIG
-#   node.sh stop FOLDER             ends every process in it, pods too; the logs stay in FOLDER/log
+#   node.sh in FOLDER COMMAND...    runs a command inside, with kubectl, helm and ctr in PATH and an administrator's KUBECONFIG
+#   node.sh stop FOLDER             kills all its processes, including pods; the logs stay in FOLDER/log
 #
-# The node is 10.99.0.1, its pods 10.98.0.0/24, its Services 10.96.0.0/24. Pods ask 10.99.0.1 for names:
-# `amperity-sim --dns` answers there.
+# The node is 10.99.0.1, its pods 10.98.0.0/24, its Services 10.96.0.0/24. Pods use 10.99.0.1 as DNS server:
+# `amperity-sim --dns` serves it.
 set -euo pipefail
 
 NODE=10.99.0.1
@@ -20,7 +20,7 @@ fail() {
   exit 1
 }
 
-# The programs that are not built but belong to the system.
+# Programs of the system, which build.sh does not build.
 NEEDED='unshare nsenter mount ip openssl curl nft pgrep'
 
 check() {
@@ -36,36 +36,36 @@ check() {
   done
   unshare --net --mount --uts --ipc --pid --fork --kill-child --mount-proc \
     sh -c 'mount -t tmpfs tmpfs /run && ip link set lo up && echo 1 >/proc/sys/net/ipv4/ip_forward && nft list ruleset >/dev/null' \
-    2>/dev/null || cannot 'it does not let root make namespaces, mount in them, or use nftables there'
+    2>/dev/null || cannot 'root cannot create namespaces, mount in them, or use nftables there'
   unshare --net sh -c 'ip link add br0 type bridge && ip link add veth0 type veth peer name veth1' 2>/dev/null ||
     cannot 'its kernel has no bridge or veth'
-  [ -w /sys/fs/cgroup ] || cannot 'its cgroups cannot be written'
+  [ -w /sys/fs/cgroup ] || cannot 'its cgroups are not writable'
   local probe
   for probe in /sys/fs/cgroup /sys/fs/cgroup/memory; do
     [ -e "$probe/memory.usage_in_bytes" ] || [ -e "$probe/cgroup.controllers" ] || continue
-    mkdir "$probe/node-check-$$" 2>/dev/null || cannot "no cgroup can be made in $probe"
+    mkdir "$probe/node-check-$$" 2>/dev/null || cannot "cannot create a cgroup in $probe"
     rmdir "$probe/node-check-$$"
   done
 }
 
-# Where the pods are in the hierarchy of cgroups, so that two nodes do not meet there.
+# Prints the cgroup of the pods. It differs between nodes, so that two nodes do not share one.
 cgroup_name() { printf 'node-%s' "$(printf '%s' "$1" | cksum | cut -d ' ' -f 1)"; }
 
-# In every hierarchy of version 1, or in the one of version 2. The kubelet wants to find it.
+# Creates the cgroup in every hierarchy of version 1, or in the one of version 2. The kubelet requires it.
 make_cgroup() {
   local hierarchy file
   for hierarchy in /sys/fs/cgroup /sys/fs/cgroup/*; do
     [ -e "$hierarchy/cgroup.procs" ] && [ ! -L "$hierarchy" ] || continue
     [ "$hierarchy" = /sys/fs/cgroup ] || [ ! -e /sys/fs/cgroup/cgroup.controllers ] || continue
     mkdir -p -- "$hierarchy/$1"
-    # In version 1, a new one has no processors and no memory nodes until it is given some.
+    # In version 1, a new cgroup has no CPUs and no memory nodes until they are set.
     for file in cpuset.cpus cpuset.mems; do
       [ ! -e "$hierarchy/$file" ] || cat "$hierarchy/$file" >"$hierarchy/$1/$file"
     done
   done
 }
 
-# The process that is pid 1 inside.
+# Prints the host pid of the process that is pid 1 inside.
 inner() { pgrep -P "$(cat "$1/unshare.pid")" 2>/dev/null | head -n 1; }
 
 start() {
@@ -73,13 +73,13 @@ start() {
   mkdir -p -- "$1"
   folder=$(cd -- "$1" && pwd) programs=$(cd -- "$2" && pwd)
   case $folder in
-  /var/* | /run/*) fail "$folder cannot be used: inside, /var and /run are others" ;;
+  /var/* | /run/*) fail "$folder cannot be used: inside, /var and /run are replaced" ;;
   esac
   mkdir -p -- "$folder/log" "$folder/images"
   make_cgroup "$(cgroup_name "$folder")"
   archive_of_pause "$programs" "$folder/images/pause.tar"
-  # --kill-child: whatever ends this, pid 1 ends with it, and with pid 1 every process in the namespaces.
-  # /dev/null and files instead of the caller's own descriptors: whoever reads our output must not wait for the node's end.
+  # --kill-child: pid 1 ends together with unshare, and with pid 1 every process in the namespaces.
+  # The node does not inherit the caller's descriptors: a reader of our output must not wait until the node stops.
   FOLDER=$folder PROGRAMS=$programs setsid unshare --net --mount --uts --ipc --pid --fork --kill-child --mount-proc \
     bash "$here/node.sh" inside </dev/null >"$folder/log/node.log" 2>&1 3>&- 9>&- &
   echo $! >"$folder/unshare.pid"
@@ -111,14 +111,14 @@ stop() {
   pid=$(inner "$folder") || true
   [ -z "$pid" ] || kill -KILL "$pid" 2>/dev/null || true
   while kill -0 "$(cat "$folder/unshare.pid")" 2>/dev/null; do sleep 0.1; done
-  # The kernel keeps empty cgroups until someone removes them, from the leaves to the root.
+  # The kernel does not remove empty cgroups. They are removed from the leaves to the root.
   for cgroup in /sys/fs/cgroup/{,*/}"$(cgroup_name "$folder")"; do
     [ ! -d "$cgroup" ] || find "$cgroup" -depth -type d -exec rmdir {} \; 2>/dev/null || true
   done
   rm -rf -- "$folder/var" "$folder/unshare.pid" "$folder/pki"
 }
 
-# Written here, for there is no registry: the image of the process that holds a pod's namespaces.
+# Creates the archive of the pause image, because there is no registry to pull it from.
 archive_of_pause() {
   [ -e "$2" ] || (
     root=$(mktemp -d)
@@ -129,7 +129,7 @@ archive_of_pause() {
   )
 }
 
-# --- From here on, what pid 1 of the namespaces does. ---------------------------------------------------------------
+# --- Functions of pid 1 in the namespaces ---------------------------------------------------------------------------
 
 inside() {
   export PATH=$PROGRAMS/bin:$PATH
@@ -143,31 +143,31 @@ inside() {
   export KUBECONFIG=$FOLDER/pki/admin.kubeconfig
   until kubectl wait --for=condition=Ready node/n1 --timeout=5s && kubectl get serviceaccount default; do sleep 0.2; done >/dev/null 2>&1
   echo READY
-  # Pid 1 inherits the processes that lost their parents.
+  # Pid 1 has to reap orphaned processes.
   while :; do wait -n || sleep 0.5; done
 }
 
 private_machine() {
   hostname n1
   mkdir -p -- "$FOLDER/var" "$FOLDER/pki" "$FOLDER/conf/cni.d"
-  # All state of kubelet, containerd and etcd is in the folder; all sockets are in memory.
+  # The state of kubelet, containerd and etcd is in the folder; sockets are in a tmpfs.
   mount --bind "$FOLDER/var" /var
   mkdir -p /var/lib /var/log /var/tmp
   mount -t tmpfs tmpfs /run
-  # The kubelet insists on these for the whole machine. It is shown what it wants, and the machine stays as it is.
+  # The kubelet requires these settings of the host. It reads them from bind-mounted files, so that the host stays unchanged.
   local setting
   for setting in vm/overcommit_memory=1 kernel/panic=10 kernel/panic_on_oops=1; do
     echo "${setting#*=}" >"$FOLDER/conf/${setting##*/}"
     mount --bind "$FOLDER/conf/${setting##*/}" "/proc/sys/${setting%=*}"
   done
-  # No route leads out. That of the Services lets the node itself reach them before kube-proxy rewrites the address.
+  # There is no default route. The route to the Services lets the node reach them, before kube-proxy rewrites the address.
   ip link set lo up
   ip addr add $NODE/32 dev lo
   ip route add 10.96.0.0/24 dev lo src $NODE
   echo 1 >/proc/sys/net/ipv4/ip_forward
 }
 
-# A certificate by the cluster's authority and a kubeconfig that uses it: name, subject, extensions.
+# Creates a certificate signed by the cluster's CA and a kubeconfig that uses it: name, subject, extensions.
 certificate() {
   openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout "$1.key" -out "$1.csr" -subj "$2"
   printf 'keyUsage=digitalSignature\n%b\n' "$3" >"$1.ext"
@@ -205,7 +205,7 @@ apiVersion: apiserver.config.k8s.io/v1
 kind: AuthenticationConfiguration
 anonymous: {enabled: true, conditions: [{path: /readyz}]}
 END
-  # failCgroupV1: machines with cgroups of version 1 serve as well. Images are never collected, for they cannot come again.
+  # failCgroupV1: false allows machines with cgroups of version 1. Images are never collected, because they cannot be pulled again.
   cat >kubelet.yaml <<END
 apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
@@ -227,7 +227,7 @@ imageGCHighThresholdPercent: 100
 imageGCLowThresholdPercent: 99
 evictionHard: {memory.available: 100Mi, nodefs.available: 1%, imagefs.available: 1%}
 END
-  # restrict_oom_score_adj: where root may not lower that score (CAP_SYS_RESOURCE), pods start all the same.
+  # restrict_oom_score_adj: pods can start even if root may not lower that score (CAP_SYS_RESOURCE).
   cat >containerd.toml <<END
 version = 4
 [plugins."io.containerd.cri.v1.images".pinned_images]
@@ -257,10 +257,10 @@ conntrack: {maxPerCore: 0}
 END
 }
 
-# Its log is called like the program.
+# Starts a program in the background; its log has the program's name.
 service() { "$@" >"$FOLDER/log/$1.log" 2>&1 & }
 
-# A component of the control plane that is the API server's client: it also asks there who asks it.
+# Starts a control plane component that authenticates its own clients at the API server.
 client_service() {
   local program=$1 kubeconfig=$FOLDER/pki/$1.kubeconfig
   shift
@@ -271,7 +271,7 @@ client_service() {
 run_services() {
   local pki=$FOLDER/pki
   service containerd --config containerd.toml
-  # The usual ports everywhere: the network is private. No fsync: the state is gone with the node.
+  # Default ports everywhere: the network is private. No fsync: the state is removed with the node.
   service etcd --data-dir /var/lib/etcd --unsafe-no-fsync
   service kube-apiserver --etcd-servers=http://127.0.0.1:2379 --bind-address=$NODE --advertise-address=$NODE \
     --service-cluster-ip-range=10.96.0.0/24 --authorization-mode=Node,RBAC --enable-admission-plugins=NodeRestriction \
@@ -282,7 +282,7 @@ run_services() {
     --service-account-issuer=https://kubernetes.default.svc \
     --service-account-signing-key-file="$pki/serviceaccounts.key" --service-account-key-file="$pki/serviceaccounts.pub"
   until curl -sf --noproxy '*' --cacert "$pki/ca.crt" "https://$NODE:6443/readyz" >/dev/null; do sleep 0.1; done
-  # At its usual rate, a new cluster takes 5 s longer to become usable.
+  # With the default rate limit of its client, a new cluster takes 5 s longer to become usable.
   client_service kube-controller-manager --use-service-account-credentials --kube-api-qps=300 --kube-api-burst=600 \
     --service-account-private-key-file="$pki/serviceaccounts.key" --root-ca-file="$pki/ca.crt"
   client_service kube-scheduler

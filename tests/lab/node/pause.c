@@ -1,4 +1,4 @@
-// Owns the process that holds a pod's namespaces: it waits, reaps what is left to it, and ends when told to.
+// Owns the process that holds a pod's namespaces: it waits, reaps orphaned processes, and exits on SIGINT and SIGTERM.
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>

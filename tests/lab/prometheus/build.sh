@@ -1,8 +1,8 @@
 #!/bin/sh
-# Owns getting a real Prometheus: prints the folder that holds prometheus and promtool.
-# Never prints anything else on stdout, and never leaves a program that is only half built.
+# Owns a real Prometheus: prints the folder of prometheus and promtool, and builds them if missing.
+# Never prints anything else on stdout, and never leaves a partly built program.
 #
-# They are built once, from the Go module pinned beside this file, and kept in the user's cache folder.
+# They are built once, from the Go module pinned in this folder, and kept in the user's cache folder.
 set -eu
 
 here=${0%/*}
@@ -16,7 +16,7 @@ cache prometheus "$here/go.mod" "$here/go.sum" "$here/build.sh"
 
 if [ ! -x "$folder/prometheus" ] || [ ! -x "$folder/promtool" ]; then
   open_cache
-  # Its targets stand in its settings: what asks clouds for them is left out.
+  # Without service discovery: the tests use static targets.
   build prometheus "$here" github.com/prometheus/prometheus/cmd/prometheus '1 to 2 minutes' -tags remove_all_sd
   build promtool "$here" github.com/prometheus/prometheus/cmd/promtool 'less than a minute' -tags remove_all_sd
 fi

@@ -1,59 +1,65 @@
-//! Owns the page docs/api.md: what a CustomResourceDefinition says of its fields, as tables.
-//! Never adds what does not stand in it, but for the headings and where to read on.
+//! Owns the page docs/api.md: the fields, rules and columns of a CustomResourceDefinition as tables.
+//! Never adds text that is not in the definition, except headings and links.
 
 use std::fmt::Write;
 
 use serde_json::{Map, Value};
 
-/// Before the tables.
+/// The introduction above the tables.
 const HEAD: &str = "\
-Written from the CustomResourceDefinition by `make api-docs`; `kubectl explain wrs --recursive` tells the same. What the
-conditions mean stands in [concepts.md](concepts.md#what-the-status-says), and every reason in [reasons.md](reasons.md).";
+Generated from the CustomResourceDefinition by `make api-docs`; `kubectl explain wrs --recursive` shows the same. The
+conditions are explained in [concepts.md](concepts.md#what-the-status-says), the reasons in [reasons.md](reasons.md).";
 
-/// The page for a definition, given as YAML.
+/// Returns the page for a definition, given as YAML.
 ///
 /// # Errors
-/// Where it is no definition with a schema.
+/// If the text is no definition with a schema.
 pub fn page(crd: &str) -> Result<String, String> {
     let crd: Value = serde_yaml_ng::from_str(crd).map_err(|error| error.to_string())?;
     let (spec, version) = (&crd["spec"], &crd["spec"]["versions"][0]);
     let schema = &version["schema"]["openAPIV3Schema"];
     let Some(parts) = schema["properties"].as_object() else {
-        return Err("it has no schema with properties".to_owned());
+        return Err("the definition has no schema with properties".to_owned());
     };
     let mut text = String::new();
-    let kind = word(&spec["names"]["kind"]);
+    let kind = text_of(&spec["names"]["kind"]);
     line(&mut text, &format!("# {kind}\n\n{HEAD}\n"));
-    let short: Vec<_> = list(&spec["names"]["shortNames"]).map(|name| format!("`{}`", word(name))).collect();
-    let (group, name) = (word(&spec["group"]), word(&version["name"]));
-    let scope = word(&spec["scope"]).to_lowercase();
-    line(&mut text, &format!("`{group}/{name}`, {scope}, for short {}. {}", short.join(", "), described(schema)));
+    let short: Vec<_> = list(&spec["names"]["shortNames"]).map(|name| format!("`{}`", text_of(name))).collect();
+    let (group, name) = (text_of(&spec["group"]), text_of(&version["name"]));
+    let scope = text_of(&spec["scope"]).to_lowercase();
+    line(&mut text, &format!("`{group}/{name}`, {scope}, short name {}. {}", short.join(", "), description(schema)));
     let mut rules = Rules::default();
     rules.collect(kind, schema);
     for (name, part) in parts {
-        line(&mut text, &format!("\n## {name}\n\n{}\n", described(part)));
-        line(&mut text, "| field | type | limits | what it is |\n| --- | --- | --- | --- |");
+        line(&mut text, &format!("\n## {name}\n\n{}\n", description(part)));
+        line(&mut text, "| field | type | limits | description |\n| --- | --- | --- | --- |");
         rules.collect(name, part);
         fields(&mut text, &mut rules, "", part);
     }
-    line(&mut text, "\n## Rules\n\nThe API server refuses what breaks one of these, with this message.\n");
+    line(
+        &mut text,
+        "\n## Rules\n\nThe API server rejects a resource that violates one of these rules, with this message.\n",
+    );
     line(&mut text, "| field | message | rule |\n| --- | --- | --- |");
     text.push_str(&rules.rows);
-    line(&mut text, "\n## Columns\n\nThose of `kubectl get wrs`, and with `-o wide` the further ones.\n");
-    line(&mut text, "| column | value | what it is |\n| --- | --- | --- |");
+    line(
+        &mut text,
+        "\n## Columns\n\nThe columns of `kubectl get wrs`. Those marked *wide* are shown with `-o wide` only.\n",
+    );
+    line(&mut text, "| column | value | description |\n| --- | --- | --- |");
     for column in list(&version["additionalPrinterColumns"]) {
         let wide = if column["priority"].as_i64().unwrap_or_default() == 0 { "" } else { ", wide" };
-        let path = word(&column["jsonPath"]).replace('|', "\\|");
-        let (name, what) = (word(&column["name"]), described(column));
+        let path = text_of(&column["jsonPath"]).replace('|', "\\|");
+        let (name, what) = (text_of(&column["name"]), description(column));
         line(&mut text, &format!("| {name}{wide} | `{path}` | {what} |"));
     }
     let selectable: Vec<_> =
-        list(&version["selectableFields"]).map(|field| format!("`{}`", word(&field["jsonPath"]))).collect();
-    line(&mut text, &format!("\n`--field-selector` knows, beside name and namespace, {}.", selectable.join(", ")));
+        list(&version["selectableFields"]).map(|field| format!("`{}`", text_of(&field["jsonPath"]))).collect();
+    line(&mut text, &format!("\nField selectors besides name and namespace: {}.", selectable.join(", ")));
     Ok(text)
 }
 
-/// The rules of all fields, as rows.
+/// The validation rules of all fields, as table rows.
 #[derive(Default)]
 struct Rules {
     rows: String,
@@ -62,19 +68,19 @@ struct Rules {
 impl Rules {
     fn collect(&mut self, path: &str, schema: &Value) {
         for rule in list(&schema["x-kubernetes-validations"]) {
-            let (rule, message) = (word(&rule["rule"]), word(&rule["message"]));
+            let (rule, message) = (text_of(&rule["rule"]), text_of(&rule["message"]));
             line(&mut self.rows, &format!("| `{path}` | {} | `{}` |", cell(message), cell(rule)));
         }
     }
 }
 
-/// A row for each field, and for the fields below it.
+/// Appends a row for each field and its subfields.
 fn fields(text: &mut String, rules: &mut Rules, path: &str, schema: &Value) {
     let none = Map::new();
-    let required: Vec<_> = list(&schema["required"]).map(word).collect();
+    let required: Vec<_> = list(&schema["required"]).map(text_of).collect();
     for (name, field) in schema["properties"].as_object().unwrap_or(&none) {
         let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
-        // What a list holds is described by its items.
+        // The fields of a list are those of its items.
         let items = field.get("items");
         let path = if items.is_some() { format!("{path}[]") } else { path };
         let kind = match items {
@@ -85,7 +91,7 @@ fn fields(text: &mut String, rules: &mut Rules, path: &str, schema: &Value) {
         if required.contains(&name.as_str()) {
             limits.insert(0, "required".to_owned());
         }
-        line(text, &format!("| `{path}` | {kind} | {} | {} |", limits.join("; "), described(field)));
+        line(text, &format!("| `{path}` | {kind} | {} | {} |", limits.join("; "), description(field)));
         rules.collect(&path, field);
         fields(text, rules, &path, items.unwrap_or(field));
     }
@@ -102,11 +108,11 @@ fn kind_of(schema: &Value) -> String {
 fn limits(schema: &Value) -> Vec<String> {
     let number = |key: &str| schema[key].as_f64().map(|number| format!("{number}"));
     let mut limits = vec![];
-    for (least, most, unit) in [("minimum", "maximum", ""), ("minLength", "maxLength", " characters")] {
-        match (number(least), number(most)) {
-            (Some(least), Some(most)) => limits.push(format!("{least} to {most}{unit}")),
-            (Some(least), None) => limits.push(format!("at least {least}{unit}")),
-            (None, Some(most)) => limits.push(format!("at most {most}{unit}")),
+    for (min, max, unit) in [("minimum", "maximum", ""), ("minLength", "maxLength", " characters")] {
+        match (number(min), number(max)) {
+            (Some(min), Some(max)) => limits.push(format!("{min} to {max}{unit}")),
+            (Some(min), None) => limits.push(format!("at least {min}{unit}")),
+            (None, Some(max)) => limits.push(format!("at most {max}{unit}")),
             (None, None) => {}
         }
     }
@@ -127,16 +133,16 @@ fn limits(schema: &Value) -> Vec<String> {
     limits
 }
 
-/// The description in one line.
-fn described(schema: &Value) -> String {
-    cell(&word(&schema["description"]).split_whitespace().collect::<Vec<_>>().join(" "))
+/// Returns the description in one line.
+fn description(schema: &Value) -> String {
+    cell(&text_of(&schema["description"]).split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 fn cell(text: &str) -> String {
     text.replace('|', "\\|")
 }
 
-fn word(value: &Value) -> &str {
+fn text_of(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
@@ -145,7 +151,7 @@ fn list(value: &Value) -> impl Iterator<Item = &Value> {
 }
 
 fn line(text: &mut String, line: &str) {
-    writeln!(text, "{line}").expect("writing to a string does not fail");
+    writeln!(text, "{line}").expect("writing to a String cannot fail");
 }
 
 #[cfg(test)]
@@ -153,13 +159,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_definition_is_refused() {
+    fn text_that_is_no_definition_is_an_error() {
         assert!(page("kind: ConfigMap").is_err());
         assert!(page("{").is_err());
     }
 
     #[test]
-    fn a_field_has_its_type_its_limits_and_its_rules() {
+    fn a_row_shows_type_limits_and_rules_of_a_field() {
         let page = page(
             "{spec: {group: g, scope: Namespaced, names: {kind: K, shortNames: [k]}, versions: [{name: v1, schema: {openAPIV3Schema: {
               properties: {spec: {required: [a], properties: {

@@ -1,6 +1,5 @@
-//! Owns a reverse proxy in front of the API server, which does to single requests what a test wants: it loses their
-//! answers, delays, holds, refuses or swallows them.
-//! Never repeats a request. What it has passed on takes its course even if the client leaves.
+//! Owns a reverse proxy in front of the API server that can delay, hold, refuse or drop single requests and responses.
+//! Never repeats a request, and never cancels a forwarded one, even if the client disconnects.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -25,15 +24,15 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep};
 
-/// A connection without a request is closed after so long, as by the API server itself.
+/// Idle connections are closed after this time, as by the API server itself.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// What a request is for.
+/// The purpose of a request.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Purpose {
-    /// A patch that stores a claim which was never seen before.
+    /// A patch that stores a new claim.
     Claim,
-    /// A patch of a stop for which a claim went by, and no outcome was stored since.
+    /// A patch of a stop with a claim whose outcome is not stored yet.
     Record,
     /// Any other patch of a stop.
     Patch,
@@ -43,76 +42,77 @@ pub enum Purpose {
     Other,
 }
 
-/// One request.
+/// A request that the proxy received.
 #[derive(Clone, Debug)]
-pub struct Call {
-    /// When it had arrived.
+pub struct ProxiedRequest {
+    /// Arrival time.
     pub at: Instant,
-    /// What it is for.
+    /// Purpose of the request.
     pub purpose: Purpose,
-    /// The stop that it is about; empty where there is none.
+    /// Name of the stop; empty for requests that concern no single stop.
     pub name: String,
-    /// What the API server answered; nothing as long as it has not.
+    /// The API server's status code; `None` until it has responded.
     pub status: Option<u16>,
 }
 
-/// What becomes of a request.
+/// How the proxy handles a request.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Fate {
-    /// It is passed on, and so is its answer.
-    Pass,
-    /// It is passed on so long after it came.
-    Late(Duration),
-    /// Its answer is passed on so long after it came.
-    LateAnswer(Duration),
-    /// It is passed on when [`ApiserverProxy::let_go`] is called.
-    Hold,
-    /// Its answer is passed on when [`ApiserverProxy::let_go`] is called.
-    HoldAnswer,
-    /// It is passed on, and the connection is closed instead of an answer.
-    LoseAnswer,
-    /// It is answered with 503 and not passed on.
+pub enum ProxyAction {
+    /// Forwards the request and the response.
+    Forward,
+    /// Forwards the request after this delay.
+    DelayRequest(Duration),
+    /// Returns the response after this delay.
+    DelayResponse(Duration),
+    /// Forwards the request when [`ApiserverProxy::release_held`] is called.
+    HoldRequest,
+    /// Returns the response when [`ApiserverProxy::release_held`] is called.
+    HoldResponse,
+    /// Forwards the request, and closes the connection without a response.
+    DropResponse,
+    /// Responds with 503 and does not forward the request.
     Refuse,
-    /// It is neither passed on nor answered.
-    Swallow,
+    /// Neither forwards the request nor responds; the connection stays open.
+    Blackhole,
 }
 
-/// Serves `http://127.0.0.1:PORT` until it is dropped.
+/// A proxy that serves `http://127.0.0.1:PORT` until it is dropped.
 pub struct ApiserverProxy {
     shared: Arc<Shared>,
     kubeconfig: NamedTempFile,
-    serving: JoinHandle<()>,
+    server: JoinHandle<()>,
 }
 
-type Rule = Box<dyn FnMut(&Call) -> Fate + Send>;
+type Rule = Box<dyn FnMut(&ProxiedRequest) -> ProxyAction + Send>;
 
 struct Shared {
     client: Client,
     rule: Mutex<Rule>,
+    /// Ids of all claims so far.
     claims: Mutex<HashSet<String>>,
-    /// The stops whose claims wait for an outcome.
+    /// Stops with a claim whose outcome is not stored yet.
     claimed: Mutex<HashSet<String>>,
-    calls: watch::Sender<Vec<Call>>,
-    /// How often what was held was let go.
-    let_go: watch::Sender<u64>,
+    requests: watch::Sender<Vec<ProxiedRequest>>,
+    /// Number of releases so far.
+    releases: watch::Sender<u64>,
 }
 
-/// Ends a connection without an answer.
+/// An error that makes hyper close the connection without a response.
 #[derive(Debug)]
-struct Broken;
+struct ConnectionClosed;
 
-impl fmt::Display for Broken {
+impl fmt::Display for ConnectionClosed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the proxy broke the connection")
+        f.write_str("the proxy closed the connection")
     }
 }
 
-impl std::error::Error for Broken {}
+impl std::error::Error for ConnectionClosed {}
 
 impl ApiserverProxy {
-    /// A proxy that passes everything on in the name of this client.
+    /// Starts a proxy that forwards all requests with the credentials of this client.
     pub async fn start(client: Client) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port of the loopback can be bound");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a loopback port can be bound");
         let address = listener.local_addr().expect("a bound socket has an address");
         let config = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "proxy",
@@ -120,64 +120,64 @@ impl ApiserverProxy {
             "clusters": [{"name": "proxy", "cluster": {"server": format!("http://{address}")}}],
             "users": [{"name": "proxy", "user": {}}],
         });
-        let mut kubeconfig = NamedTempFile::new().expect("there is room for a small file");
-        kubeconfig.write_all(config.to_string().as_bytes()).expect("there is room for a small file");
+        let mut kubeconfig = NamedTempFile::new().expect("a temporary file can be written");
+        kubeconfig.write_all(config.to_string().as_bytes()).expect("a temporary file can be written");
         let shared = Arc::new(Shared {
             client,
-            rule: Mutex::new(Box::new(|_| Fate::Pass)),
+            rule: Mutex::new(Box::new(|_| ProxyAction::Forward)),
             claims: Mutex::default(),
             claimed: Mutex::default(),
-            calls: watch::Sender::default(),
-            let_go: watch::Sender::default(),
+            requests: watch::Sender::default(),
+            releases: watch::Sender::default(),
         });
-        let serving = tokio::spawn(serve(listener, Arc::clone(&shared)));
-        Self { shared, kubeconfig, serving }
+        let server = tokio::spawn(serve(listener, Arc::clone(&shared)));
+        Self { shared, kubeconfig, server }
     }
 
-    /// A kubeconfig that leads here.
+    /// Returns the path of a kubeconfig for this proxy.
     pub fn kubeconfig(&self) -> &Path {
         self.kubeconfig.path()
     }
 
-    /// What becomes of every request from now on.
-    pub fn rule(&self, rule: impl FnMut(&Call) -> Fate + Send + 'static) {
+    /// Chooses the action of every later request.
+    pub fn set_rule(&self, rule: impl FnMut(&ProxiedRequest) -> ProxyAction + Send + 'static) {
         *lock(&self.shared.rule) = Box::new(rule);
     }
 
-    /// The requests for this purpose meet this fate from now on, and all others pass.
-    pub fn rule_for(&self, purpose: Purpose, fate: Fate) {
-        self.rule(move |call| if call.purpose == purpose { fate } else { Fate::Pass });
+    /// Applies this action to later requests with this purpose, and forwards all others.
+    pub fn set_rule_for(&self, purpose: Purpose, action: ProxyAction) {
+        self.set_rule(move |request| if request.purpose == purpose { action } else { ProxyAction::Forward });
     }
 
-    /// As [`ApiserverProxy::rule_for`], but only the first such request of each stop meets it.
-    pub fn rule_for_first(&self, purpose: Purpose, fate: Fate) {
+    /// Applies this action to the first later request with this purpose of each stop, and forwards all others.
+    pub fn set_rule_for_first(&self, purpose: Purpose, action: ProxyAction) {
         let mut known = HashSet::new();
-        self.rule(move |call| {
-            let first = call.purpose == purpose && known.insert(call.name.clone());
-            if first { fate } else { Fate::Pass }
+        self.set_rule(move |request| {
+            let first = request.purpose == purpose && known.insert(request.name.clone());
+            if first { action } else { ProxyAction::Forward }
         });
     }
 
-    /// Passes on all that is held now.
-    pub fn let_go(&self) {
-        self.shared.let_go.send_modify(|times| *times += 1);
+    /// Releases all requests and responses that are held now.
+    pub fn release_held(&self) {
+        self.shared.releases.send_modify(|count| *count += 1);
     }
 
-    /// Every request so far, in order of arrival.
-    pub fn calls(&self) -> Vec<Call> {
-        self.shared.calls.borrow().clone()
+    /// Returns all requests so far, in order of arrival.
+    pub fn requests(&self) -> Vec<ProxiedRequest> {
+        self.shared.requests.borrow().clone()
     }
 
-    /// Waits until the requests so far satisfy this.
-    pub async fn wait_until(&self, mut enough: impl FnMut(&[Call]) -> bool) {
-        let mut calls = self.shared.calls.subscribe();
-        calls.wait_for(|calls| enough(calls)).await.expect("the sender, which is borrowed, lives");
+    /// Waits until the requests so far satisfy this condition.
+    pub async fn wait_until(&self, mut condition: impl FnMut(&[ProxiedRequest]) -> bool) {
+        let mut requests = self.shared.requests.subscribe();
+        requests.wait_for(|requests| condition(requests)).await.expect("the sender lives as long as self");
     }
 }
 
 impl Drop for ApiserverProxy {
     fn drop(&mut self) {
-        self.serving.abort();
+        self.server.abort();
     }
 }
 
@@ -189,7 +189,7 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
-            // Only out of file descriptors does this fail: the next round tries again.
+            // Accepting fails only if no file descriptor is free; the loop tries again.
             Ok((stream, _)) = listener.accept() => {
                 connections.spawn(connection(stream, Arc::clone(&shared)));
             }
@@ -202,82 +202,89 @@ async fn connection(stream: TcpStream, shared: Arc<Shared>) {
     if stream.set_nodelay(true).is_err() {
         return;
     }
-    let service = service_fn(|request| one(request, Arc::clone(&shared)));
-    // Errors are the clients that left and the connections broken on purpose.
+    let service = service_fn(|request| handle(request, Arc::clone(&shared)));
+    // Errors mean that the client disconnected or that a rule closed the connection.
     let mut server = http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(IDLE_TIMEOUT);
     let _ = server.serve_connection(TokioIo::new(stream), service).await;
 }
 
-async fn one(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Response<Body>, Broken> {
+async fn handle(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Response<Body>, ConnectionClosed> {
     let (mut head, body) = request.into_parts();
-    let body = body.collect().await.map_err(|_| Broken)?.to_bytes();
-    let (purpose, name) = shared.asked(head.method.as_str(), head.uri.path(), &body);
-    let call = Call { at: Instant::now(), purpose, name, status: None };
-    let mut let_go = shared.let_go.subscribe();
-    let fate = (lock(&shared.rule))(&call);
-    let mut entry = 0;
-    shared.calls.send_modify(|calls| {
-        entry = calls.len();
-        calls.push(call);
+    let body = body.collect().await.map_err(|_| ConnectionClosed)?.to_bytes();
+    let (purpose, name) = shared.classify(head.method.as_str(), head.uri.path(), &body);
+    let received = ProxiedRequest { at: Instant::now(), purpose, name, status: None };
+    let mut releases = shared.releases.subscribe();
+    let action = (lock(&shared.rule))(&received);
+    let mut index = 0;
+    shared.requests.send_modify(|requests| {
+        index = requests.len();
+        requests.push(received);
     });
-    // The client of the test has its own way in, and its own connections.
+    // The proxy's client has its own credentials and connections.
     for name in [HOST, AUTHORIZATION, CONNECTION, CONTENT_LENGTH] {
         head.headers.remove(name);
     }
     let request = Request::from_parts(head, Body::from(body.to_vec()));
     let task = tokio::spawn(async move {
-        match fate {
-            Fate::Refuse => return Ok(refusal()),
-            Fate::Swallow => std::future::pending().await,
-            Fate::Late(time) => sleep(time).await,
-            Fate::Hold => drop(let_go.changed().await),
-            Fate::Pass | Fate::LateAnswer(_) | Fate::HoldAnswer | Fate::LoseAnswer => {}
+        match action {
+            ProxyAction::Refuse => return Ok(service_unavailable()),
+            ProxyAction::Blackhole => std::future::pending().await,
+            ProxyAction::DelayRequest(time) => sleep(time).await,
+            ProxyAction::HoldRequest => drop(releases.changed().await),
+            ProxyAction::Forward
+            | ProxyAction::DelayResponse(_)
+            | ProxyAction::HoldResponse
+            | ProxyAction::DropResponse => {}
         }
-        let response = shared.client.send(request).await.map_err(|_| Broken)?;
+        let response = shared.client.send(request).await.map_err(|_| ConnectionClosed)?;
         let status = response.status().as_u16();
-        shared.calls.send_modify(|calls| {
-            let call = &mut calls[entry];
-            call.status = Some(status);
-            if (call.purpose, status) == (Purpose::Record, 200) {
-                lock(&shared.claimed).remove(&call.name);
+        shared.requests.send_modify(|requests| {
+            let received = &mut requests[index];
+            received.status = Some(status);
+            if (received.purpose, status) == (Purpose::Record, 200) {
+                lock(&shared.claimed).remove(&received.name);
             }
         });
-        match fate {
-            Fate::LateAnswer(time) => sleep(time).await,
-            Fate::HoldAnswer => drop(let_go.changed().await),
-            Fate::LoseAnswer => return Err(Broken),
-            Fate::Pass | Fate::Late(_) | Fate::Hold | Fate::Refuse | Fate::Swallow => {}
+        match action {
+            ProxyAction::DelayResponse(time) => sleep(time).await,
+            ProxyAction::HoldResponse => drop(releases.changed().await),
+            ProxyAction::DropResponse => return Err(ConnectionClosed),
+            ProxyAction::Forward
+            | ProxyAction::DelayRequest(_)
+            | ProxyAction::HoldRequest
+            | ProxyAction::Refuse
+            | ProxyAction::Blackhole => {}
         }
         Ok(response)
     });
-    task.await.map_err(|_| Broken)?
+    task.await.map_err(|_| ConnectionClosed)?
 }
 
-fn refusal() -> Response<Body> {
+fn service_unavailable() -> Response<Body> {
     let status = json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-        "message": "the proxy refuses it", "reason": "ServiceUnavailable", "code": 503,
+        "message": "refused by the test proxy", "reason": "ServiceUnavailable", "code": 503,
     });
-    let mut answer = Response::new(Body::from(status.to_string().into_bytes()));
-    *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-    answer.headers_mut().insert(CONTENT_TYPE, "application/json".parse().expect("a valid value"));
-    answer
+    let mut response = Response::new(Body::from(status.to_string().into_bytes()));
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    response.headers_mut().insert(CONTENT_TYPE, "application/json".parse().expect("a valid header value"));
+    response
 }
 
 impl Shared {
-    fn asked(&self, method: &str, path: &str, body: &[u8]) -> (Purpose, String) {
+    fn classify(&self, method: &str, path: &str, body: &[u8]) -> (Purpose, String) {
         let Some((_, rest)) = path.split_once("/workflowrunstops/") else { return (Purpose::Other, String::new()) };
         let name = rest.split('/').next().unwrap_or_default().to_owned();
         let purpose = match method {
             "GET" => Purpose::Read,
-            "PATCH" => self.patch(&name, &serde_json::from_slice(body).unwrap_or_default()),
+            "PATCH" => self.purpose_of_patch(&name, &serde_json::from_slice(body).unwrap_or_default()),
             _ => Purpose::Other,
         };
         (purpose, name)
     }
 
-    fn patch(&self, name: &str, operations: &Value) -> Purpose {
+    fn purpose_of_patch(&self, name: &str, operations: &Value) -> Purpose {
         let operations = operations.as_array().map(Vec::as_slice).unwrap_or_default();
         let claim = operations.iter().find_map(|operation| operation["value"]["stopRequest"]["claim"]["id"].as_str());
         if let Some(claim) = claim

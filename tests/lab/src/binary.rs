@@ -1,5 +1,5 @@
-//! Owns where a program of another package of this workspace is: a test finds only those of its own package by itself.
-//! Never returns one that is older than its source: cargo builds it first.
+//! Owns the paths of programs of other packages of this workspace: cargo gives a test only those of its own package.
+//! Never returns a program that is older than its source: cargo builds it first.
 
 use std::{
     collections::HashMap,
@@ -10,19 +10,20 @@ use std::{
 
 static BUILT: LazyLock<Mutex<HashMap<String, PathBuf>>> = LazyLock::new(Mutex::default);
 
-/// Builds a program of this workspace, once for each process, and returns its path.
+/// Builds a program of this workspace, once per process, and returns its path.
 ///
-/// All programs of the workspace are built, as by `make`, so that the dependencies are built once for both.
+/// All programs of the workspace are built, as by `make`, so that cargo builds their dependencies only once.
 ///
 /// # Panics
-/// If cargo cannot build it, or there is no program of this name.
+/// If cargo cannot build it, or if there is no program of this name.
 pub fn binary(name: &str) -> PathBuf {
     let mut built = BUILT.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     built.entry(name.to_owned()).or_insert_with(|| build(name)).clone()
 }
 
 fn build(name: &str) -> PathBuf {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("tests/lab lies two levels deep");
+    let workspace =
+        Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("tests/lab is two levels below the workspace");
     let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .args(["build", "--locked", "--workspace", "--bins", "--message-format=json-render-diagnostics"])
         .current_dir(workspace)
@@ -38,5 +39,5 @@ fn build(name: &str) -> PathBuf {
     executables
         .into_iter()
         .find(|path| path.file_stem().is_some_and(|stem| stem == name))
-        .unwrap_or_else(|| panic!("cargo has built no program {name}"))
+        .unwrap_or_else(|| panic!("the workspace has no program {name}"))
 }

@@ -1,5 +1,5 @@
-//! Owns the smallest name server that a cluster needs: it knows one name, and says of all others that they don't exist.
-//! Never asks another server, and never answers but by UDP.
+//! Owns a minimal DNS server for a test cluster: it resolves one name, and answers NXDOMAIN for all others.
+//! Never forwards a query, and never uses TCP.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -7,63 +7,63 @@ use std::net::{Ipv4Addr, SocketAddr};
 use tokio::net::UdpSocket;
 
 const HEADER: usize = 12;
-const ADDRESS: [u8; 2] = 1_u16.to_be_bytes();
-const INTERNET: [u8; 2] = 1_u16.to_be_bytes();
-/// Response, recursion desired and available, no error.
-const FOUND: [u8; 2] = [0x81, 0x80];
-/// The same, but there is no such name.
-const NO_SUCH_NAME: [u8; 2] = [0x81, 0x83];
+const TYPE_A: [u8; 2] = 1_u16.to_be_bytes();
+const CLASS_IN: [u8; 2] = 1_u16.to_be_bytes();
+/// Flags: response, recursion desired and available, no error.
+const NO_ERROR: [u8; 2] = [0x81, 0x80];
+/// Flags: the same with NXDOMAIN.
+const NXDOMAIN: [u8; 2] = [0x81, 0x83];
 
-/// Answers queries at `listen` until its task is dropped: `name` is at `at`.
+/// Serves at `listen` until the future is dropped, and resolves `name` to `address`.
 ///
 /// # Errors
-/// Where the address cannot be bound or read from.
-pub async fn serve(listen: SocketAddr, name: &str, at: Ipv4Addr) -> io::Result<()> {
+/// If binding or reading the socket fails.
+pub async fn serve(listen: SocketAddr, name: &str, address: Ipv4Addr) -> io::Result<()> {
     let socket = UdpSocket::bind(listen).await?;
     let mut buffer = [0; 1500];
     loop {
         let (length, from) = socket.recv_from(&mut buffer).await?;
-        if let Some(answer) = answer(&buffer[..length], name, at) {
-            socket.send_to(&answer, from).await?;
+        if let Some(response) = respond(&buffer[..length], name, address) {
+            socket.send_to(&response, from).await?;
         }
     }
 }
 
-/// Nothing where it is not a query.
-fn answer(query: &[u8], name: &str, at: Ipv4Addr) -> Option<Vec<u8>> {
-    let (asked, after) = question(query)?;
-    let kind = query.get(after..after + 2)?;
-    let question = query.get(HEADER..after + 4)?;
-    let known = asked.eq_ignore_ascii_case(name);
-    let found = known && kind == ADDRESS;
+/// Returns the response, or `None` if the bytes are no valid query.
+fn respond(query: &[u8], name: &str, address: Ipv4Addr) -> Option<Vec<u8>> {
+    let (queried, end) = queried_name(query)?;
+    let query_type = query.get(end..end + 2)?;
+    let question = query.get(HEADER..end + 4)?;
+    let known = queried.eq_ignore_ascii_case(name);
+    let found = known && query_type == TYPE_A;
 
-    let mut answer = query.get(..2)?.to_vec();
-    answer.extend(if known { FOUND } else { NO_SUCH_NAME });
-    answer.extend([0, 1, 0, u8::from(found), 0, 0, 0, 0]);
-    answer.extend(question);
+    let mut response = query.get(..2)?.to_vec();
+    response.extend(if known { NO_ERROR } else { NXDOMAIN });
+    response.extend([0, 1, 0, u8::from(found), 0, 0, 0, 0]);
+    response.extend(question);
     if found {
-        // The name is the one at the question's place. It is good for five seconds, and has four bytes.
-        answer.extend([0xc0, 12]);
-        answer.extend(ADDRESS);
-        answer.extend(INTERNET);
-        answer.extend([0, 0, 0, 5, 0, 4]);
-        answer.extend(at.octets());
+        // A pointer to the name in the question; a TTL of five seconds; four bytes of data.
+        response.extend([0xc0, 12]);
+        response.extend(TYPE_A);
+        response.extend(CLASS_IN);
+        response.extend([0, 0, 0, 5, 0, 4]);
+        response.extend(address.octets());
     }
-    Some(answer)
+    Some(response)
 }
 
-/// The name that is asked for, and where it ends.
-fn question(query: &[u8]) -> Option<(String, usize)> {
+/// Returns the queried name and the offset of its end.
+fn queried_name(query: &[u8]) -> Option<(String, usize)> {
     let mut labels = Vec::new();
-    let mut here = HEADER;
+    let mut offset = HEADER;
     loop {
-        let length = usize::from(*query.get(here)?);
-        here += 1;
+        let length = usize::from(*query.get(offset)?);
+        offset += 1;
         if length == 0 {
-            return Some((labels.join("."), here));
+            return Some((labels.join("."), offset));
         }
-        labels.push(String::from_utf8_lossy(query.get(here..here + length)?).into_owned());
-        here += length;
+        labels.push(String::from_utf8_lossy(query.get(offset..offset + length)?).into_owned());
+        offset += length;
     }
 }
 
@@ -72,7 +72,7 @@ fn question(query: &[u8]) -> Option<(String, usize)> {
 mod tests {
     use super::*;
 
-    const HOME: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+    const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 
     fn query(name: &str, kind: u8) -> Vec<u8> {
         let mut query = vec![7, 9, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
@@ -85,27 +85,27 @@ mod tests {
     }
 
     #[test]
-    fn the_name_it_knows_has_its_address() {
-        let answer = answer(&query("Amperity.lab", 1), "amperity.lab", HOME).unwrap();
-        assert_eq!(answer[..8], [7, 9, 0x81, 0x80, 0, 1, 0, 1]);
-        assert!(answer.ends_with(&[0, 4, 10, 0, 0, 1]));
+    fn the_known_name_resolves_to_its_address() {
+        let response = respond(&query("Amperity.lab", 1), "amperity.lab", ADDRESS).unwrap();
+        assert_eq!(response[..8], [7, 9, 0x81, 0x80, 0, 1, 0, 1]);
+        assert!(response.ends_with(&[0, 4, 10, 0, 0, 1]));
     }
 
     #[test]
-    fn it_has_no_other_kind_of_address() {
-        let answer = answer(&query("amperity.lab", 28), "amperity.lab", HOME).unwrap();
-        assert_eq!(answer[2..8], [0x81, 0x80, 0, 1, 0, 0]);
+    fn the_known_name_has_no_records_of_other_types() {
+        let response = respond(&query("amperity.lab", 28), "amperity.lab", ADDRESS).unwrap();
+        assert_eq!(response[2..8], [0x81, 0x80, 0, 1, 0, 0]);
     }
 
     #[test]
     fn other_names_do_not_exist() {
-        let answer = answer(&query("amperity.lab.svc.cluster.local", 1), "amperity.lab", HOME).unwrap();
-        assert_eq!(answer[2..8], [0x81, 0x83, 0, 1, 0, 0]);
+        let response = respond(&query("amperity.lab.svc.cluster.local", 1), "amperity.lab", ADDRESS).unwrap();
+        assert_eq!(response[2..8], [0x81, 0x83, 0, 1, 0, 0]);
     }
 
     #[test]
-    fn what_is_no_query_has_no_answer() {
-        assert_eq!(answer(&[1, 2, 3], "amperity.lab", HOME), None);
-        assert_eq!(answer(&query("amperity.lab", 1)[..20], "amperity.lab", HOME), None);
+    fn invalid_queries_get_no_response() {
+        assert_eq!(respond(&[1, 2, 3], "amperity.lab", ADDRESS), None);
+        assert_eq!(respond(&query("amperity.lab", 1)[..20], "amperity.lab", ADDRESS), None);
     }
 }

@@ -1,4 +1,4 @@
-//! What the tests and the demo run against.
+//! The environment of the tests and the demo: simulated Amperity, real control plane, proxies.
 
 pub mod api_docs;
 pub mod apiserver_proxy;

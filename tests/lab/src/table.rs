@@ -1,5 +1,5 @@
-//! Owns the picture of a list of resources as `kubectl get` prints it.
-//! Never decides what is in it: columns and cells are the API server's.
+//! Owns a list of resources as text, in the format of `kubectl get`.
+//! Never chooses columns or cells: they come from the API server.
 
 use hyper::{Request, header};
 use kube::Client;
@@ -26,12 +26,12 @@ struct Row {
     cells: Vec<Value>,
 }
 
-/// The list (or the one resource) at that path of the API server, such as
-/// `/apis/example.com/v1/namespaces/x/things`, as `kubectl get` prints it,
-/// and with `wide` as `kubectl get -o wide` does. Nothing, not even the headers, when the list is empty.
+/// Returns the list (or the resource) at this path of the API server, such as
+/// `/apis/example.com/v1/namespaces/x/things`, as `kubectl get` prints it; with `wide`, as `kubectl get -o wide` does.
+/// An empty list gives an empty string.
 ///
 /// # Errors
-/// What the API server answered instead.
+/// If the request fails.
 pub async fn table(client: &Client, path: &str, wide: bool) -> Result<String, kube::Error> {
     let request = Request::get(path)
         .header(header::ACCEPT, "application/json;as=Table;v=v1;g=meta.k8s.io")
@@ -56,7 +56,7 @@ fn render(table: &Table, wide: bool) -> String {
     align(&lines)
 }
 
-/// A cell's text; like kubectl only as far as its first line break.
+/// Returns the text of a cell, cut at the first line break as kubectl does.
 fn cell(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
@@ -68,7 +68,7 @@ fn cell(value: &Value) -> String {
     }
 }
 
-/// Three spaces between columns, none narrower than six with them, and no padding behind the last.
+/// Aligns the columns: three spaces between them, a minimum width of six, and no padding after the last column.
 fn align(lines: &[Vec<String>]) -> String {
     let width = |column: usize| lines.iter().map(|line| line[column].chars().count() + 3).max().unwrap_or(0).max(6);
     let widths: Vec<usize> = (0..lines[0].len()).map(width).collect();
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_of_lower_priority_are_left_out() {
+    fn columns_with_a_priority_above_zero_are_left_out() {
         assert_eq!(
             render(&a_table(), false),
             "NAME           N     AGE\n\
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn wide_shows_every_column_and_the_first_line_of_a_cell() {
+    fn wide_shows_all_columns_and_the_first_line_of_each_cell() {
         assert_eq!(
             render(&a_table(), true),
             "NAME           N     MESSAGE   AGE\n\
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_list_shows_nothing() {
+    fn an_empty_list_prints_nothing() {
         let table = Table { rows: Vec::new(), ..a_table() };
         assert_eq!(render(&table, true), "");
     }

@@ -1,6 +1,6 @@
-//! Owns the simulated Amperity as a program: what pods of a real cluster reach it by, and the record that scripts read.
-//! Never decides what a right client does, and never keeps a run from one start to the next.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "it is there to be read in a terminal")]
+//! Owns the simulated Amperity as a program: its flags, its TLS and DNS for pods, and the request log for scripts.
+//! Never judges a client, and never keeps runs across restarts.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line program")]
 
 use std::{
     error::Error,
@@ -15,28 +15,29 @@ use std::{
 use jiff::Timestamp;
 use lab::{
     dns, examples,
-    simulator::{Fault, Recorded, Run, Simulator},
+    simulator::{Fault, RecordedRequest, Run, Simulator},
 };
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-const USAGE: &str = "usage: amperity-sim --listen ADDRESS:PORT --record FILE [--tls NAME,ADDRESS,... --ca FILE] [--dns NAME]
+const USAGE: &str =
+    "usage: amperity-sim --listen ADDRESS:PORT --record FILE [--tls NAME,ADDRESS,... --ca FILE] [--dns NAME]
 
-Knows the runs of examples/, and of the tenant acme2-max also
+Serves the runs of examples/, and for the tenant acme2-max also
   wf-quick-1 to wf-quick-50   stop at once
-  wf-slow-1 to wf-slow-50     answer a stop only after 5 seconds
-Takes the token demo-token, and the client demo-client with demo-secret.
-Writes a line of JSON to the record for each request when it arrives, and with --tls its authority's certificate to --ca.
-With --dns, it is also the name server at port 53 of that address, which knows the one name as its own.
-Ends with SIGTERM.";
+  wf-slow-1 to wf-slow-50     respond to a stop after 5 seconds
+Accepts the token demo-token, and the client demo-client with demo-secret.
+Writes a line of JSON to the record for each request when it arrives, and with --tls the CA certificate to --ca.
+With --dns, it also serves DNS at port 53 of its address, and resolves NAME to that address.
+Exits on SIGTERM.";
 
-/// How many runs of each kind there are beside those of the examples.
-const SPARE: usize = 50;
+/// Number of runs of each kind in addition to those of the examples.
+const ADDITIONAL_RUNS: usize = 50;
 
-/// Longer than a drain needs to begin, and shorter than it may take.
-const SLOW: Duration = Duration::from_secs(5);
+/// Longer than the start of a drain takes, shorter than the drain timeout.
+const SLOW_RESPONSE: Duration = Duration::from_secs(5);
 
-/// What the command line says.
+/// The command line options.
 struct Options {
     listen: SocketAddr,
     record: PathBuf,
@@ -85,18 +86,18 @@ async fn serve(options: &Options) -> Result<(), Box<dyn Error>> {
     let names: Vec<_> = options.tls.iter().flat_map(|(names, _)| names.split(',')).collect();
     let amperity = Simulator::start_at(options.listen, &names).await;
     if let Some((_, ca)) = &options.tls {
-        put(ca, &amperity.ca_pem())?;
+        write_atomically(ca, &amperity.ca_pem())?;
     }
-    examples::add_to(&amperity);
-    for n in 1..=SPARE {
+    examples::set_up(&amperity);
+    for n in 1..=ADDITIONAL_RUNS {
         amperity.add_run(examples::TENANT, Run::new(format!("wf-quick-{n}")).with_tasks(2));
         let slow = format!("wf-slow-{n}");
         amperity.add_run(examples::TENANT, Run::new(&slow).with_tasks(2));
-        amperity.always_on_stop(&slow, Fault::Slow(SLOW));
+        amperity.always_on_stop(&slow, Fault::Slow(SLOW_RESPONSE));
     }
     println!("serving {}", base_url(options.listen, options.tls.is_some()));
 
-    let mut end = signal(SignalKind::terminate())?;
+    let mut terminate = signal(SignalKind::terminate())?;
     let mut written = 0;
     let mut failed = None;
     let recording = amperity.wait_until(|requests| {
@@ -109,22 +110,22 @@ async fn serve(options: &Options) -> Result<(), Box<dyn Error>> {
         failed.is_some()
     });
     tokio::select! {
-        () = recording => Err(format!("the record cannot be written: {failed:?}").into()),
-        error = serve_names(options) => Err(format!("no names can be served: {error}").into()),
-        _ = end.recv() => Ok(()),
+        () = recording => Err(format!("cannot write the record: {failed:?}").into()),
+        error = serve_dns(options) => Err(format!("cannot serve DNS: {error}").into()),
+        _ = terminate.recv() => Ok(()),
     }
 }
 
-/// Serves the name where one is given; only a failure ends it.
-async fn serve_names(options: &Options) -> std::io::Error {
+/// Serves DNS if a name is given. Returns only if that fails.
+async fn serve_dns(options: &Options) -> std::io::Error {
     match (&options.dns, options.listen.ip()) {
         (None, _) => std::future::pending().await,
         (Some(name), IpAddr::V4(address)) => match dns::serve(SocketAddr::new(address.into(), 53), name, address).await
         {
-            Ok(()) => std::io::Error::other("it ended"),
+            Ok(()) => std::io::Error::other("the server stopped"),
             Err(error) => error,
         },
-        (Some(_), IpAddr::V6(_)) => std::io::Error::other("only for an address of version 4"),
+        (Some(_), IpAddr::V6(_)) => std::io::Error::other("--dns needs an IPv4 address"),
     }
 }
 
@@ -137,14 +138,15 @@ fn base_url(listen: SocketAddr, tls: bool) -> String {
     format!("{scheme}://{host}:{}/api", listen.port())
 }
 
-/// Whole or not at all, for those who wait for it.
-fn put(file: &Path, text: &str) -> std::io::Result<()> {
+/// Writes a file atomically, because scripts wait for it to exist.
+fn write_atomically(file: &Path, text: &str) -> std::io::Result<()> {
     let new = file.with_extension("new");
     std::fs::write(&new, text)?;
     std::fs::rename(new, file)
 }
 
-fn line(request: &Recorded) -> serde_json::Value {
+/// Returns the line of the record for a request.
+fn line(request: &RecordedRequest) -> serde_json::Value {
     let at = Timestamp::try_from(request.wall).map(|at| at.to_string()).unwrap_or_default();
     json!({
         "at": at,

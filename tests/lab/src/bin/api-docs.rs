@@ -1,6 +1,6 @@
-//! Owns the program behind `make api-docs`: a definition on stdin, the page on stdout.
+//! Owns the program of `make api-docs`: reads a CustomResourceDefinition from stdin and prints the page.
 //! Never reads or writes a file.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "that is what it is for")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line program")]
 
 use std::{io, process::ExitCode};
 
@@ -12,7 +12,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("api-docs: stdin is no CustomResourceDefinition in YAML: {error}");
+            eprintln!("api-docs: stdin is not a CustomResourceDefinition in YAML: {error}");
             ExitCode::FAILURE
         }
     }

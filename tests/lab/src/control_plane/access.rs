@@ -1,6 +1,5 @@
-//! Owns who may enter a control plane and with what: certificates, keys, tokens, kubeconfig files.
-//! Never writes outside the control plane's folder; whatever is written here is worth nothing once
-//! that folder is gone.
+//! Owns the users of a control plane and their credentials: certificates, keys, tokens, kubeconfig files.
+//! Never writes outside the control plane's folder, which is removed with it.
 
 use std::fs;
 use std::io;
@@ -9,22 +8,22 @@ use std::path::{Path, PathBuf};
 use kube::Config;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 
-/// Somebody the API server knows by a token.
+/// A user that the API server authenticates by a static token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum User {
-    /// May do everything (group `system:masters`).
+    /// Has all permissions (group `system:masters`).
     Admin,
-    /// Named `operator`, in no group: may do what a test binds to it with RBAC.
+    /// Named `operator`, in no group. Has the permissions that a test binds to it with RBAC.
     Operator,
-    /// Named `stranger`, in no group: somebody to whom nothing is granted.
+    /// Named `stranger`, in no group. Has no permissions unless a test grants some.
     Stranger,
 }
 
 impl User {
-    /// Everybody.
+    /// All users.
     pub const ALL: [Self; 3] = [Self::Admin, Self::Operator, Self::Stranger];
 
-    /// The name that a `RoleBinding` uses.
+    /// Returns the user name for a `RoleBinding`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Admin => "admin",
@@ -33,7 +32,7 @@ impl User {
         }
     }
 
-    /// The bearer token.
+    /// Returns the bearer token.
     pub fn token(self) -> &'static str {
         match self {
             Self::Admin => "admin-token",
@@ -50,7 +49,7 @@ impl User {
     }
 }
 
-/// The way to the API server.
+/// The API server's URL, the certificate authority, and the folder of the credential files.
 #[derive(Clone, Debug)]
 pub(super) struct Access {
     url: String,
@@ -59,13 +58,13 @@ pub(super) struct Access {
 }
 
 impl Access {
-    /// Writes all that the API server needs in order to start, and a kubeconfig for each user.
+    /// Writes the files that the API server needs to start, and a kubeconfig for each user.
     pub(super) fn create(folder: &Path, port: u16) -> io::Result<Self> {
         let authority_key = new_key();
-        let mut authority = CertificateParams::new(Vec::new()).expect("no names cannot be wrong");
+        let mut authority = CertificateParams::new(Vec::new()).expect("an empty list of names is valid");
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         authority.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        let certificate = authority.self_signed(&authority_key).expect("a fresh key signs");
+        let certificate = authority.self_signed(&authority_key).expect("a new key can sign");
         let issuer = Issuer::new(authority, authority_key);
 
         let server_key = new_key();
@@ -73,7 +72,7 @@ impl Access {
         let server = CertificateParams::new(names)
             .expect("these names are valid")
             .signed_by(&server_key, &issuer)
-            .expect("the authority signs");
+            .expect("the authority can sign");
 
         let account_key = new_key();
         let tokens: String = User::ALL
@@ -106,21 +105,22 @@ impl Access {
         &self.folder
     }
 
-    /// The same way in for a client inside this process.
+    /// Returns the configuration of a client in this process.
     pub(super) fn client_config(&self, user: User) -> Config {
         let mut config = Config::new(self.url.parse().expect("the URL is made of a port"));
         config.root_cert = Some(vec![self.authority.clone()]);
         config.auth_info.token = Some(user.token().into());
-        // A test sees each answer as it came.
+        // A test sees every response, also the failed ones.
         config.default_retry = false;
         config
     }
 
-    /// Where the kubeconfig of that name is.
+    /// Returns the path of the kubeconfig with this name.
     pub(super) fn kubeconfig_path(&self, name: &str) -> PathBuf {
         self.folder.join(format!("kubeconfig-{name}"))
     }
 
+    /// Writes a kubeconfig with this token and returns its path.
     pub(super) fn write_kubeconfig(&self, name: &str, token: &str) -> io::Result<PathBuf> {
         let path = self.kubeconfig_path(name);
         let (url, authority) = (&self.url, self.folder.join("ca.pem"));
@@ -146,5 +146,5 @@ users:
 }
 
 fn new_key() -> KeyPair {
-    KeyPair::generate().expect("ring makes a P-256 key")
+    KeyPair::generate().expect("ring can generate a P-256 key")
 }

@@ -1,5 +1,5 @@
-//! Owns getting a CustomResourceDefinition served.
-//! Never says that it is before a list of its resources was answered.
+//! Owns applying a CustomResourceDefinition and waiting until it is served.
+//! Never returns before a list of its resources succeeded.
 
 use std::error::Error;
 use std::time::Duration;
@@ -14,11 +14,11 @@ use serde_json::Value;
 const SERVED_WITHIN: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
 
-/// Applies it, and waits until each of its versions is served.
+/// Applies the definition and waits until each of its versions is served.
 pub(super) async fn apply(client: &Client, yaml: &str) -> Result<(), Box<dyn Error + Send + Sync>> {
-    // As the file has it, not through the Rust type, which would drop what it does not know.
+    // Not through the Rust type, which would drop unknown fields.
     let wanted: Value = serde_yaml_ng::from_str(yaml)?;
-    let name = wanted["metadata"]["name"].as_str().ok_or("it has no metadata.name")?;
+    let name = wanted["metadata"]["name"].as_str().ok_or("the manifest has no metadata.name")?;
     let crds: Api<CustomResourceDefinition> = Api::all(client.clone());
     let params = PatchParams::apply("lab").force();
     let crd = crds.patch(name, &params, &Patch::Apply(&wanted)).await?;
@@ -35,8 +35,8 @@ pub(super) async fn apply(client: &Client, yaml: &str) -> Result<(), Box<dyn Err
     .map_err(|_| format!("{} is not served after {} s", crd.name_any(), SERVED_WITHIN.as_secs()))?
 }
 
-/// Established comes first; the handler and the discovery documents, which kubectl needs, follow a
-/// moment later.
+/// Checks that resources can be listed and discovered. Both start to work a moment after the condition
+/// `Established`, and kubectl needs discovery.
 async fn is_served(client: &Client, crd: &CustomResourceDefinition, version: &str) -> bool {
     let names = &crd.spec.names;
     let kind = GroupVersionKind::gvk(&crd.spec.group, version, &names.kind);

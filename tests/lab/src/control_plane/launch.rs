@@ -1,5 +1,5 @@
-//! Owns the start of a control plane: its programs, its ports, its folder, and why it did not start.
-//! Never gives one out that is not ready, and never leaves one behind that did not get there.
+//! Owns the start of a control plane: programs, ports, folder, and the error of a failed start.
+//! Never returns a control plane that is not ready, and never leaves processes of a failed start running.
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
@@ -13,21 +13,20 @@ use super::access::{Access, User};
 use super::supervisor::{self, Ports, Supervisor};
 use super::{ControlPlane, wait_until_ready};
 
-/// How often a start is tried again because another process took one of the ports first.
+/// Maximum number of attempts when another process takes one of the ports first.
 const ATTEMPTS: usize = 5;
 
-/// Below the range that outgoing connections take their ports from. A port from that range could be
-/// taken while the API server is away;
-/// worse, a client that keeps dialling it could be given the very same port and be connected to itself.
+/// Below the range of ephemeral ports. A port of that range could be taken while the API server is down, and a client
+/// that retries the connection could get the same port as its source port and connect to itself.
 const PORTS: Range<u16> = 20_000..32_000;
 
-/// Why a control plane did not start.
+/// The error of a control plane that did not start.
 pub struct StartError {
     pub(super) message: String,
     pub(super) port_taken: bool,
 }
 
-/// Builds the programs if need be, and starts them on free ports.
+/// Builds the programs if they are missing, and starts them on free ports.
 pub(super) async fn launch() -> Result<ControlPlane, StartError> {
     let binaries = build(&[])?;
     let mut attempt = 1;
@@ -39,11 +38,11 @@ pub(super) async fn launch() -> Result<ControlPlane, StartError> {
     }
 }
 
-/// One attempt.
+/// Starts a control plane on these ports and waits until it is ready.
 pub(super) async fn launch_on(binaries: &Path, ports: Ports) -> Result<ControlPlane, StartError> {
     let folder = tempfile::Builder::new().prefix("control-plane-").tempdir()?;
     let supervisor = Supervisor::spawn(folder.path(), binaries, ports)?;
-    // The supervisor removes it from here on, also when this process cannot.
+    // From here on the supervisor removes it, also when this process is killed.
     let folder = folder.keep();
     let access = Access::create(&folder, ports.apiserver)?;
     let ready = async {
@@ -52,32 +51,32 @@ pub(super) async fn launch_on(binaries: &Path, ports: Ports) -> Result<ControlPl
     };
     let started = tokio::select! {
         biased;
-        fault = supervisor.failed() => Err(fault),
+        exit = supervisor.wait_for_unexpected_exit() => Err(exit),
         ready = ready => ready.map_err(|error| format!("{error}\n{}", supervisor::logs(&folder))),
     };
     match started {
         Ok(()) => Ok(ControlPlane { access, ports, supervisor }),
         Err(message) => {
             supervisor.close();
-            supervisor.gone().await;
+            supervisor.wait_until_gone().await;
             Err(StartError::new(message))
         }
     }
 }
 
-/// Where kubectl is, built first if need be.
+/// Returns the path of kubectl, and builds it if it is missing.
 ///
 /// # Errors
-/// When it cannot be built.
+/// If it cannot be built.
 pub fn kubectl() -> Result<PathBuf, StartError> {
     Ok(build(&["kubectl"])?.join("kubectl"))
 }
 
-/// Where the programs are, built first if need be. What it is doing goes to stderr as it happens.
-pub(super) fn build(more: &[&str]) -> Result<PathBuf, StartError> {
+/// Returns the folder of the programs, and builds them if they are missing. The progress is printed on stderr.
+pub(super) fn build(additional: &[&str]) -> Result<PathBuf, StartError> {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/control-plane/build.sh");
     let mut command = Command::new("/bin/sh");
-    let output = command.arg(script).args(more).stdin(Stdio::null()).stderr(Stdio::inherit()).output()?;
+    let output = command.arg(script).args(additional).stdin(Stdio::null()).stderr(Stdio::inherit()).output()?;
     if !output.status.success() {
         return Err(StartError::new(format!("{script} failed ({}), see its message above", output.status)));
     }
@@ -85,16 +84,16 @@ pub(super) fn build(more: &[&str]) -> Result<PathBuf, StartError> {
     Ok(PathBuf::from(folder.trim_end_matches('\n')))
 }
 
-/// Three different free ports. They are free no longer when another process is quicker.
+/// Returns three different free ports. Another process may still take one of them before it is used.
 pub(super) fn free_ports() -> io::Result<Ports> {
-    // All are held until all are known, so that they differ.
-    let held = [free_port()?, free_port()?, free_port()?];
+    // All listeners stay open until all ports are known, so that the ports differ.
+    let listeners = [free_port()?, free_port()?, free_port()?];
     let [apiserver, etcd, etcd_peer] =
-        [held[0].local_addr()?.port(), held[1].local_addr()?.port(), held[2].local_addr()?.port()];
+        [listeners[0].local_addr()?.port(), listeners[1].local_addr()?.port(), listeners[2].local_addr()?.port()];
     Ok(Ports { apiserver, etcd, etcd_peer })
 }
 
-/// A free port at a random place, so that processes that start together seldom choose the same.
+/// Binds a free port, starting at a random one, so that processes that start together seldom choose the same.
 pub(super) fn free_port() -> io::Result<TcpListener> {
     let random = RandomState::new().hash_one(std::process::id());
     let length = PORTS.end - PORTS.start;
@@ -113,7 +112,7 @@ impl fmt::Display for StartError {
     }
 }
 
-/// As it is displayed, because a test that unwraps it prints this, and the log lines in it are for reading.
+/// Same as `Display`: `unwrap` in a test prints this, and the log lines have to stay readable.
 impl fmt::Debug for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
@@ -122,7 +121,7 @@ impl fmt::Debug for StartError {
 
 impl StartError {
     fn new(message: String) -> Self {
-        // As Go and the C library put it.
+        // The wording of Go and of the C library.
         let port_taken = message.to_lowercase().contains("address already in use");
         Self { message: format!("the control plane did not start: {message}"), port_taken }
     }

@@ -1,6 +1,5 @@
-//! Owns a real control plane for tests and demo: etcd and kube-apiserver, how they start, and how a
-//! caller reaches them.
-//! Never leaves anything behind: processes and folder go away when this process ends, however it ends.
+//! Owns a real control plane for tests and demo: etcd and kube-apiserver, their start, and the clients for them.
+//! Never leaves processes or files behind, even if this process is killed.
 
 mod access;
 mod crd;
@@ -29,11 +28,11 @@ use self::launch::launch;
 pub use self::launch::{StartError, kubectl};
 use self::supervisor::{Ports, Supervisor};
 
-/// How long an API server may take until it is ready; 2 s are usual.
+/// Timeout for the API server to become ready; it usually takes 2 s.
 const READY_WITHIN: Duration = Duration::from_secs(90);
 const POLL: Duration = Duration::from_millis(50);
 
-/// A running control plane. Dropping it ends it; [`ControlPlane::stop`] also waits for that.
+/// A running control plane. Dropping it stops it; [`ControlPlane::stop`] also waits for the end.
 pub struct ControlPlane {
     access: Access,
     ports: Ports,
@@ -41,21 +40,20 @@ pub struct ControlPlane {
 }
 
 impl ControlPlane {
-    /// Starts a control plane of the caller's own, after building its programs if that was never
-    /// done (5 minutes, once), and waits until it is ready.
+    /// Starts a control plane for this caller only, and waits until it is ready. Builds its programs first if they
+    /// are missing (5 minutes, once).
     ///
     /// # Errors
-    /// The programs could not be built, or ended early, or were not ready in time; with the last
-    /// lines of their logs.
+    /// If the programs cannot be built, exit early or are not ready in time; with the last lines of their logs.
     pub async fn start() -> Result<Self, StartError> {
-        aside(launch()).await
+        run_isolated(launch()).await
     }
 
-    /// The one control plane that all tests of this process share, started at the first call. A
-    /// test keeps to a [`ControlPlane::namespace`] of its own.
+    /// Returns the control plane that all tests of this process share; the first call starts it. Each test uses its
+    /// own [`ControlPlane::namespace`].
     ///
     /// # Panics
-    /// When it did not start, then for each caller, with the reason.
+    /// If it did not start: for every caller, with the reason.
     pub async fn shared() -> &'static Self {
         static SHARED: OnceCell<Result<ControlPlane, StartError>> = OnceCell::const_new();
         match SHARED.get_or_init(Self::start).await {
@@ -64,166 +62,164 @@ impl ControlPlane {
         }
     }
 
-    /// A new client of the administrator that retries nothing. It belongs to the runtime of the caller.
+    /// Returns a new client of the administrator, without retries. It belongs to the caller's tokio runtime.
     ///
     /// # Panics
-    /// Outside a tokio runtime, and when a process of the control plane has ended.
+    /// Outside a tokio runtime, and if a process of the control plane has exited.
     pub fn client(&self) -> Client {
-        self.client_of(User::Admin)
+        self.client_for(User::Admin)
     }
 
-    /// As [`ControlPlane::client`], for another user.
+    /// Returns a new client of this user, as [`ControlPlane::client`] does.
     ///
     /// # Panics
     /// As [`ControlPlane::client`].
-    pub fn client_of(&self, user: User) -> Client {
-        if let Some(fault) = self.fault() {
-            panic!("the control plane is broken: {fault}");
+    pub fn client_for(&self, user: User) -> Client {
+        if let Some(exit) = self.unexpected_exit() {
+            panic!("the control plane has failed: {exit}");
         }
         Client::try_from(self.access.client_config(user)).expect("the configuration is complete")
     }
 
-    /// What the administrator's clients are made from.
+    /// Returns the configuration of the administrator's clients.
     pub fn client_config(&self) -> Config {
         self.access.client_config(User::Admin)
     }
 
-    /// The administrator's kubeconfig file, for kubectl and for a program under test.
+    /// Returns the path of the administrator's kubeconfig.
     pub fn kubeconfig_path(&self) -> PathBuf {
         self.kubeconfig_for(User::Admin)
     }
 
-    /// A user's kubeconfig file.
+    /// Returns the path of a user's kubeconfig.
     pub fn kubeconfig_for(&self, user: User) -> PathBuf {
         self.access.kubeconfig_path(user.name())
     }
 
-    /// A kubeconfig file with a token for an existing service account, good for an hour.
+    /// Writes a kubeconfig with a token of an existing service account, valid for an hour, and returns its path.
     ///
     /// # Panics
-    /// When the service account does not exist.
+    /// If the service account does not exist.
     pub async fn kubeconfig_for_service_account(&self, namespace: &str, name: &str) -> PathBuf {
-        let (config, at, account) = (self.client_config(), namespace.to_owned(), name.to_owned());
-        let answer = aside(async move {
-            let accounts: Api<ServiceAccount> = Api::namespaced(new_client(config), &at);
+        let (config, in_namespace, account) = (self.client_config(), namespace.to_owned(), name.to_owned());
+        let response = run_isolated(async move {
+            let accounts: Api<ServiceAccount> = Api::namespaced(new_client(config), &in_namespace);
             let request = TokenRequest::default();
             accounts.create_token_request(&account, &PostParams::default(), &request).await
         })
         .await;
-        let request = answer.unwrap_or_else(|error| panic!("no token for {namespace}/{name}: {error}"));
-        let token = request.status.expect("a granted request has a status").token;
+        let request = response.unwrap_or_else(|error| panic!("no token for {namespace}/{name}: {error}"));
+        let token = request.status.expect("a granted token request has a status").token;
         let file = format!("{namespace}-{name}");
-        self.access.write_kubeconfig(&file, &token).expect("the folder is there while self is")
+        self.access.write_kubeconfig(&file, &token).expect("the folder exists as long as self")
     }
 
-    /// The API server, `https://127.0.0.1:…`.
+    /// Returns the API server's URL, `https://127.0.0.1:PORT`.
     pub fn url(&self) -> &str {
         self.access.url()
     }
 
-    /// etcd, `http://127.0.0.1:…`, without authentication.
+    /// Returns etcd's URL, `http://127.0.0.1:PORT`. It needs no authentication.
     pub fn etcd_url(&self) -> String {
         format!("http://127.0.0.1:{}", self.ports.etcd)
     }
 
-    /// Creates a namespace with a name of its own. Delete none: without a controller manager it
-    /// would stay Terminating.
+    /// Creates a namespace with a generated name. Do not delete it: without a controller manager it would stay
+    /// Terminating.
     ///
     /// # Panics
-    /// When the API server refuses or is away.
+    /// If the request fails.
     pub async fn namespace(&self) -> String {
         let config = self.client_config();
         let namespace = Namespace {
             metadata: ObjectMeta { generate_name: Some("test-".to_owned()), ..ObjectMeta::default() },
             ..Namespace::default()
         };
-        let answer = aside(async move {
+        let response = run_isolated(async move {
             let namespaces: Api<Namespace> = Api::all(new_client(config));
             namespaces.create(&PostParams::default(), &namespace).await
         })
         .await;
-        let created = answer.unwrap_or_else(|error| panic!("no new namespace: {error}"));
-        created.metadata.name.expect("what was created has a name")
+        let created = response.unwrap_or_else(|error| panic!("cannot create a namespace: {error}"));
+        created.metadata.name.expect("a created object has a name")
     }
 
-    /// Applies a CustomResourceDefinition, given as YAML, and waits until its resources can be
-    /// listed. Applying the same one again is quick and changes nothing.
+    /// Applies a CustomResourceDefinition, given as YAML, and waits until its resources can be listed. Applying the
+    /// same one again is quick and changes nothing.
     ///
     /// # Panics
-    /// When the API server refuses it, with the reason, or does not serve it in time.
+    /// If the API server rejects it, with the reason, or does not serve it in time.
     pub async fn apply_crd(&self, yaml: &str) {
         let (config, yaml) = (self.client_config(), yaml.to_owned());
-        let applied = aside(async move { crd::apply(&new_client(config), &yaml).await }).await;
+        let applied = run_isolated(async move { crd::apply(&new_client(config), &yaml).await }).await;
         applied.unwrap_or_else(|error| panic!("the CRD was not applied: {error}"));
     }
 
-    /// Stops the API server where it is: connections stay open, and nothing is answered. For a
-    /// control plane of one's own, never for the shared one.
+    /// Pauses the API server (SIGSTOP): connections stay open without responses. Never for the shared control plane.
     ///
     /// # Panics
-    /// When the control plane is broken.
+    /// If the control plane has failed.
     pub async fn pause(&self) {
-        expect_obeyed(self.supervisor.pause_apiserver().await);
+        expect_healthy(self.supervisor.pause_apiserver().await);
     }
 
-    /// Lets a paused API server go on. It may need a moment: [`ControlPlane::ready`].
+    /// Resumes a paused API server. It may not be ready at once, see [`ControlPlane::ready`].
     ///
     /// # Panics
-    /// When the control plane is broken.
+    /// If the control plane has failed.
     pub async fn resume(&self) {
-        expect_obeyed(self.supervisor.resume_apiserver().await);
+        expect_healthy(self.supervisor.resume_apiserver().await);
     }
 
-    /// Kills the API server, also a paused one: connections are reset and new ones refused. What is
-    /// stored stays in etcd. Never for the shared one.
+    /// Kills the API server, also a paused one: connections are reset and new ones refused. The data stays in etcd.
+    /// Never for the shared control plane.
     ///
     /// # Panics
-    /// When the control plane is broken.
+    /// If the control plane has failed.
     pub async fn kill_apiserver(&self) {
-        expect_obeyed(self.supervisor.kill_apiserver().await);
+        expect_healthy(self.supervisor.kill_apiserver().await);
     }
 
-    /// Starts a killed API server again, on the same port and with the same data, and waits until
-    /// it is ready.
+    /// Starts a killed API server again, with the same port and data, and waits until it is ready.
     ///
     /// # Panics
-    /// When it does not get ready.
+    /// If it does not become ready in time.
     pub async fn start_apiserver(&self) {
-        expect_obeyed(self.supervisor.start_apiserver().await);
+        expect_healthy(self.supervisor.start_apiserver().await);
         self.ready().await;
     }
 
-    /// Waits until the API server says that it is ready.
+    /// Waits until `/readyz` of the API server succeeds.
     ///
     /// # Panics
-    /// When it does not get ready in time, or has ended.
+    /// If it does not become ready in time, or has exited.
     pub async fn ready(&self) {
         let config = self.client_config();
         tokio::select! {
-            ready = aside(async move { wait_until_ready(config).await }) => expect_obeyed(ready),
-            fault = self.failed() => panic!("the control plane is broken: {fault}"),
+            ready = run_isolated(async move { wait_until_ready(config).await }) => expect_healthy(ready),
+            exit = self.wait_for_unexpected_exit() => panic!("the control plane has failed: {exit}"),
         }
     }
 
-    /// Which process ended without being asked to, with the last lines of the logs.
-    pub fn fault(&self) -> Option<String> {
-        self.supervisor.fault()
+    /// Returns a description of a process that exited unexpectedly, with the last lines of the logs.
+    pub fn unexpected_exit(&self) -> Option<String> {
+        self.supervisor.unexpected_exit()
     }
 
-    /// Waits for a [`ControlPlane::fault`].
-    pub async fn failed(&self) -> String {
-        self.supervisor.failed().await
+    /// Waits for an [`ControlPlane::unexpected_exit`].
+    pub async fn wait_for_unexpected_exit(&self) -> String {
+        self.supervisor.wait_for_unexpected_exit().await
     }
 
-    /// Its processes by the names of their programs, `etcd` and `kube-apiserver`.
+    /// Returns the process ids by program name, `etcd` and `kube-apiserver`.
     pub fn processes(&self) -> BTreeMap<String, u32> {
         self.supervisor.processes()
     }
 
-    /// Ends both processes, removes the folder, and waits for that.
+    /// Stops both processes, removes the folder, and waits until that is done.
     pub async fn stop(self) {
         self.supervisor.close();
-        self.supervisor.gone().await;
+        self.supervisor.wait_until_gone().await;
     }
 }
 
@@ -240,8 +236,8 @@ async fn wait_until_ready(config: Config) -> Result<(), String> {
     let client = new_client(config);
     let ready = async {
         loop {
-            let request = Request::get("/readyz").body(Vec::new()).expect("a path and no body");
-            // An answer may never come while the API server is paused or only half up.
+            let request = Request::get("/readyz").body(Vec::new()).expect("the request is valid");
+            // A paused or starting API server may never respond.
             match tokio::time::timeout(Duration::from_secs(5), client.request_text(request)).await {
                 Ok(Ok(_)) => return,
                 Ok(Err(_)) | Err(_) => tokio::time::sleep(POLL).await,
@@ -258,17 +254,17 @@ fn new_client(config: Config) -> Client {
 }
 
 #[track_caller]
-fn expect_obeyed(result: Result<(), String>) {
-    result.unwrap_or_else(|error| panic!("the control plane is broken: {error}"));
+fn expect_healthy(result: Result<(), String>) {
+    result.unwrap_or_else(|error| panic!("the control plane has failed: {error}"));
 }
 
-/// Does the work on a thread and a runtime of its own: it may block, its clock is never paused, and
-/// it does not end with the runtime of a caller that shares its result.
-async fn aside<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+/// Runs a future on its own thread and runtime: it may block, its clock is never paused, and it does not end with the
+/// caller's runtime.
+async fn run_isolated<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
     let (done, result) = oneshot::channel();
     let thread = thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts");
-        // The caller may have given up waiting; then the result is dropped, which ends a control plane.
+        // If the caller no longer waits, the result is dropped, which stops a control plane.
         drop(done.send(runtime.block_on(work)));
     });
     match result.await {

@@ -1,6 +1,5 @@
-//! Owns the shell process that keeps etcd and kube-apiserver: its commands, and what it tells about them.
-//! Never speaks Kubernetes, and never depends on a tokio runtime: what it tells is read by a thread
-//! of its own.
+//! Owns the shell process that runs etcd and kube-apiserver: the commands to it and its reports.
+//! Never uses the Kubernetes API, and never depends on a tokio runtime: a thread reads the reports.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -14,7 +13,7 @@ use std::thread;
 
 use tokio::sync::watch;
 
-/// How many of a log's last lines tell what went wrong.
+/// Number of lines at the end of each log that an error message quotes.
 const TAIL_LINES: usize = 15;
 
 const APISERVER: &str = "kube-apiserver";
@@ -27,38 +26,37 @@ pub(super) struct Ports {
     pub(super) etcd_peer: u16,
 }
 
-/// What was heard from the shell process so far.
+/// What the shell process has reported so far.
 #[derive(Debug, Default)]
-struct Seen {
-    /// Each program that runs, and its process.
+struct State {
+    /// The running programs and their process ids.
     running: BTreeMap<String, u32>,
-    /// How many commands it answered.
-    answered: u64,
-    /// kube-apiserver was killed on purpose, so its end is no fault.
+    /// Number of commands that are done.
+    done: u64,
+    /// kube-apiserver was killed on purpose, so its exit is expected.
     killed: bool,
-    /// The end of everything was asked for.
+    /// The end of both programs was requested.
     closing: bool,
-    /// What ended that should run.
-    fault: Option<String>,
-    /// The shell process is gone, and with it both programs and the folder.
+    /// The first unexpected exit.
+    unexpected_exit: Option<String>,
+    /// The shell process has exited, after both programs, and the folder is removed.
     gone: bool,
 }
 
-/// The pipe to the shell process. When it closes, in whatever way, everything below ends.
+/// The pipe to the shell process. When it closes, for any reason, both programs are killed.
 struct Commands {
     pipe: Option<ChildStdin>,
     sent: u64,
 }
 
-/// A running shell process with etcd and kube-apiserver below it.
+/// A running shell process with etcd and kube-apiserver as its children.
 pub(super) struct Supervisor {
     commands: Mutex<Commands>,
-    seen: watch::Sender<Seen>,
+    state: watch::Sender<State>,
 }
 
 impl Supervisor {
-    /// Starts etcd at once; kube-apiserver waits for [`Supervisor::start_apiserver`]. From here on
-    /// the folder belongs to the shell process.
+    /// Starts etcd; [`Supervisor::start_apiserver`] starts kube-apiserver. From here on the shell process owns the folder.
     pub(super) fn spawn(folder: &Path, binaries: &Path, ports: Ports) -> io::Result<Self> {
         let mut child = Command::new("/bin/sh")
             .args(["-c", include_str!("supervisor.sh"), "control-plane"])
@@ -67,57 +65,59 @@ impl Supervisor {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
-            // A group of its own: Ctrl-C in a terminal reaches this process only, which may still
-            // have something to write, and the end follows its end.
+            // Its own process group: Ctrl-C in a terminal reaches this process only, which may still have something to
+            // write. The programs end after it.
             .process_group(0)
-            // etcd takes each of its settings from the environment too.
+            // etcd reads its settings from the environment, too.
             .env_clear()
             .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
             .spawn()?;
         let pipe = child.stdin.take();
-        let (seen, _) = watch::channel(Seen::default());
-        let listener = seen.clone();
+        let (state, _) = watch::channel(State::default());
+        let reported = state.clone();
         let folder = folder.to_owned();
         thread::Builder::new()
             .name("control-plane".to_owned())
-            .spawn(move || listen(&mut child, &listener, &folder))?;
-        Ok(Self { commands: Mutex::new(Commands { pipe, sent: 0 }), seen })
+            .spawn(move || read_reports(&mut child, &reported, &folder))?;
+        Ok(Self { commands: Mutex::new(Commands { pipe, sent: 0 }), state })
     }
 
     /// Starts kube-apiserver. It is not ready yet.
     pub(super) async fn start_apiserver(&self) -> Result<(), String> {
         if self.processes().contains_key(APISERVER) {
-            return Err("kube-apiserver runs already".to_owned());
+            return Err("kube-apiserver is already running".to_owned());
         }
-        self.seen.send_modify(|seen| seen.killed = false);
+        self.state.send_modify(|state| state.killed = false);
         self.command("start").await
     }
 
-    /// Kills kube-apiserver and waits for its end.
+    /// Kills kube-apiserver and waits until it has exited.
     pub(super) async fn kill_apiserver(&self) -> Result<(), String> {
-        self.seen.send_modify(|seen| seen.killed = true);
+        self.state.send_modify(|state| state.killed = true);
         self.command("kill").await
     }
 
-    /// Stops kube-apiserver where it is (SIGSTOP).
+    /// Pauses kube-apiserver (SIGSTOP).
     pub(super) async fn pause_apiserver(&self) -> Result<(), String> {
         self.command("pause").await
     }
 
-    /// Lets a paused kube-apiserver go on (SIGCONT).
+    /// Resumes a paused kube-apiserver (SIGCONT).
     pub(super) async fn resume_apiserver(&self) -> Result<(), String> {
         self.command("resume").await
     }
 
-    /// Sends one command and waits for its answer.
+    /// Sends one command and waits until it is done.
     async fn command(&self, word: &str) -> Result<(), String> {
-        let number = self
-            .send(word)
-            .map_err(|error| self.fault().unwrap_or_else(|| format!("the supervisor takes no commands: {error}")))?;
-        let mut seen = self.seen.subscribe();
-        let answered =
-            seen.wait_for(|seen| seen.answered >= number || seen.gone).await.expect("the sender lives as long as self");
-        if answered.answered >= number { Ok(()) } else { Err("the supervisor ended before it answered".to_owned()) }
+        let number = self.send(word).map_err(|error| {
+            self.unexpected_exit().unwrap_or_else(|| format!("cannot send a command to the supervisor: {error}"))
+        })?;
+        let mut states = self.state.subscribe();
+        let state = states
+            .wait_for(|state| state.done >= number || state.gone)
+            .await
+            .expect("the sender lives as long as self");
+        if state.done >= number { Ok(()) } else { Err("the supervisor exited before the command was done".to_owned()) }
     }
 
     fn send(&self, word: &str) -> io::Result<u64> {
@@ -128,34 +128,35 @@ impl Supervisor {
         Ok(commands.sent)
     }
 
-    /// What ended although nobody asked for it, with the last lines of the logs.
-    pub(super) fn fault(&self) -> Option<String> {
-        self.seen.borrow().fault.clone()
+    /// Returns a description of an unexpected exit, with the last lines of the logs.
+    pub(super) fn unexpected_exit(&self) -> Option<String> {
+        self.state.borrow().unexpected_exit.clone()
     }
 
-    /// Waits until something ends although nobody asked for it.
-    pub(super) async fn failed(&self) -> String {
-        let mut seen = self.seen.subscribe();
-        let seen = seen.wait_for(|seen| seen.fault.is_some()).await.expect("the sender lives as long as self");
-        seen.fault.clone().expect("just waited for")
+    /// Waits for an unexpected exit and returns its description.
+    pub(super) async fn wait_for_unexpected_exit(&self) -> String {
+        let mut states = self.state.subscribe();
+        let state =
+            states.wait_for(|state| state.unexpected_exit.is_some()).await.expect("the sender lives as long as self");
+        state.unexpected_exit.clone().expect("the condition of the wait")
     }
 
-    /// The processes below the shell process by the names of their programs.
+    /// Returns the process ids of the running programs by name.
     pub(super) fn processes(&self) -> BTreeMap<String, u32> {
-        self.seen.borrow().running.clone()
+        self.state.borrow().running.clone()
     }
 
-    /// Closes the pipe: both programs end, and the folder goes away.
+    /// Closes the pipe: both programs are killed, and the folder is removed.
     pub(super) fn close(&self) {
-        self.seen.send_modify(|seen| seen.closing = true);
+        self.state.send_modify(|state| state.closing = true);
         let mut commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
         commands.pipe = None;
     }
 
-    /// Waits until both programs and the folder are gone.
-    pub(super) async fn gone(&self) {
-        let mut seen = self.seen.subscribe();
-        seen.wait_for(|seen| seen.gone).await.expect("the sender lives as long as self");
+    /// Waits until both programs have exited and the folder is removed.
+    pub(super) async fn wait_until_gone(&self) {
+        let mut states = self.state.subscribe();
+        states.wait_for(|state| state.gone).await.expect("the sender lives as long as self");
     }
 }
 
@@ -165,37 +166,37 @@ impl Drop for Supervisor {
     }
 }
 
-/// Takes in what the shell process tells, until it is gone.
-fn listen(child: &mut Child, seen: &watch::Sender<Seen>, folder: &Path) {
-    let told = child.stdout.take().expect("its stdout is piped");
-    for line in BufReader::new(told).lines().map_while(Result::ok) {
+/// Reads the reports of the shell process until it exits.
+fn read_reports(child: &mut Child, state: &watch::Sender<State>, folder: &Path) {
+    let stdout = child.stdout.take().expect("its stdout is piped");
+    for line in BufReader::new(stdout).lines().map_while(Result::ok) {
         let mut words = line.split(' ');
-        let (what, name, value) = (words.next(), words.next(), words.next());
-        seen.send_modify(|seen| match (what, name, value) {
-            (Some("done"), _, _) => seen.answered += 1,
+        let (event, name, value) = (words.next(), words.next(), words.next());
+        state.send_modify(|state| match (event, name, value) {
+            (Some("done"), _, _) => state.done += 1,
             (Some("started"), Some(name), Some(process)) => {
-                seen.running.extend(process.parse().map(|process| (name.to_owned(), process)).ok());
+                state.running.extend(process.parse().map(|process| (name.to_owned(), process)).ok());
             }
             (Some("ended"), Some(name), Some(status)) => {
-                seen.running.remove(name);
-                let expected = seen.closing || (seen.killed && name == APISERVER);
-                if !expected && seen.fault.is_none() {
-                    seen.fault = Some(format!("{name} ended with status {status}\n{}", logs(folder)));
+                state.running.remove(name);
+                let expected = state.closing || (state.killed && name == APISERVER);
+                if !expected && state.unexpected_exit.is_none() {
+                    state.unexpected_exit = Some(format!("{name} exited with status {status}\n{}", logs(folder)));
                 }
             }
             (_, _, _) => {}
         });
     }
     let status = child.wait();
-    seen.send_modify(|seen| {
-        seen.gone = true;
-        if !seen.closing && seen.fault.is_none() {
-            seen.fault = Some(format!("the supervisor ended: {status:?}"));
+    state.send_modify(|state| {
+        state.gone = true;
+        if !state.closing && state.unexpected_exit.is_none() {
+            state.unexpected_exit = Some(format!("the supervisor exited: {status:?}"));
         }
     });
 }
 
-/// The last lines of every log in the folder.
+/// Returns the last lines of every log in the folder.
 pub(super) fn logs(folder: &Path) -> String {
     let mut text = String::new();
     for name in ["supervisor", "etcd", APISERVER] {
@@ -205,7 +206,7 @@ pub(super) fn logs(folder: &Path) -> String {
         let lines: Vec<_> = log.lines().collect();
         let tail = &lines[lines.len().saturating_sub(TAIL_LINES)..];
         if !tail.is_empty() {
-            writeln!(text, "--- {name}.log\n{}", tail.join("\n")).expect("a String takes everything");
+            writeln!(text, "--- {name}.log\n{}", tail.join("\n")).expect("writing to a String cannot fail");
         }
     }
     text

@@ -1,16 +1,16 @@
-# Owns the two processes of a control plane and its folder: they end with this script, and this script ends with its stdin.
-# Never lets a process out of sight: each is started, signalled and waited for by its own pid.
+# Owns the two processes and the folder of a control plane: they end with this script, and this script ends when its stdin closes.
+# Never signals a process by name: each is started, signalled and waited for by its pid.
 #
-# Arguments: the folder, the binaries' folder, then the ports of the API server, of etcd and of etcd's peers.
-# Commands come on stdin, a word a line, each answered by `done`. On stdout beside that: `started NAME PID`, `ended NAME STATUS`.
+# Arguments: the folder, the folder of the programs, then the ports of the API server, of etcd clients and of etcd peers.
+# Stdin: commands, one word per line. Stdout: `done` after each command, `started NAME PID`, and `ended NAME STATUS`.
 folder=$1 binaries=$2 port=$3 etcd_port=$4 peer_port=$5
 exec 2>>"$folder/supervisor.log"
 
-# Only the end of stdin leads to the end below, and nothing cuts that short: no signal, and not that nobody listens any more.
+# Only the end of stdin starts the cleanup below. Nothing interrupts it, neither a signal nor a closed stdout.
 trap '' INT TERM HUP PIPE
 
-# Runs a program below a subshell that tells when it started and when it ended. The fifo holds this script until the pid file is there;
-# it is a new one each time, since the writer of a line may still have it open when the next line is waited for.
+# Runs a program in a subshell that reports its start and its end. The fifo blocks this script until the pid file exists.
+# Each call makes a new fifo, because the previous writer may still have the old one open.
 run() {
   name=$1
   shift
@@ -76,7 +76,7 @@ while read -r command; do
   echo "done"
 done
 
-# Killed, not asked: nothing of it is kept, and a paused process would not answer.
+# SIGKILL: no data is kept, and a paused process would not handle SIGTERM.
 signal KILL kube-apiserver
 signal KILL etcd
 wait

@@ -1,5 +1,5 @@
-//! Owns the names of everything that can go wrong with an answer, and which request meets which fault.
-//! Never touches a run or a connection: the handler carries a fault out.
+//! Owns the faults of the simulated API, and the choice of the fault for a request.
+//! Never touches a run or a connection: the handler applies a fault.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -8,120 +8,120 @@ use std::time::{Duration, SystemTime};
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::record::Kind;
+use super::request_log::Kind;
 
-/// Whether and when a stop that met a fault takes effect all the same. Of no importance to reads and tokens.
+/// Whether and when a stop request with a fault takes effect. Ignored for reads and token requests.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Took {
-    /// The run never heard of it.
+pub enum StopEffect {
+    /// The run is not stopped.
     NoEffect,
-    /// The run was stopped exactly as by a stop that is answered properly.
-    Effect,
-    /// The run is stopped this long after the stop arrived (a held stop: after it passed `BeforeEffect`), whatever
-    /// became of its connection. It counts as an effect from then on, and not at all if the run has ended meanwhile.
-    Late(Duration),
+    /// The run is stopped as without the fault.
+    Immediate,
+    /// The run is stopped this long after the request arrived (a held request: after it passed `BeforeEffect`), also
+    /// if the connection was closed. It counts as an effect from then on, and not at all if the run ended before.
+    Delayed(Duration),
 }
 
-/// The `Retry-After` of an answer.
+/// The `Retry-After` header of a response.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum RetryAfter {
-    /// The header is missing.
+    /// No header.
     None,
     /// A number of seconds.
     Seconds(u64),
-    /// An HTTP date (IMF-fixdate) so many seconds ahead of the wall clock; it may lie in the past.
+    /// An HTTP date (IMF-fixdate), in seconds from now by the wall clock; negative values are in the past.
     Date(i64),
-    /// Anything else.
+    /// Any other value.
     Text(String),
 }
 
-/// The body of an error answer.
+/// The body of an error response.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum ErrorBody {
     /// The documented error object.
     ErrorJson,
-    /// A gateway's page.
+    /// A gateway's HTML page.
     Html,
     /// A gateway's JSON object: `{"message": "no Route matched with those values"}`.
     OtherJson,
-    /// The error object of OAuth 2: `{"error": "invalid_client"}`. Amperity's own for a token request only.
+    /// The error object of OAuth 2, `{"error": "invalid_client"}`. Amperity itself sends it for token requests only.
     OAuthJson,
-    /// Nothing.
+    /// No body.
     Empty,
 }
 
-/// What happens to one request instead of the proper answer.
+/// A fault that replaces the normal response to one request.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Fault {
-    /// 429, without an effect.
+    /// 429 without an effect.
     TooManyRequests {
-        /// Its `Retry-After`.
+        /// The `Retry-After` header.
         retry_after: RetryAfter,
     },
-    /// Some status.
+    /// A status code with a body.
     Status {
-        /// The status.
+        /// The status code.
         code: u16,
-        /// Whether the stop took effect before.
-        effect: Took,
-        /// What the answer carries.
+        /// The effect of a stop request.
+        effect: StopEffect,
+        /// The response body.
         body: ErrorBody,
     },
-    /// The connection is reset (TCP RST) without an answer.
-    Reset(Took),
-    /// No answer ever comes; the connection stays until the client leaves or the simulator ends.
-    NoAnswer(Took),
-    /// The request waits so long, and then has its effect and its proper answer.
+    /// The connection is reset (TCP RST) without a response.
+    Reset(StopEffect),
+    /// No response; the connection stays open until the client or the simulator closes it.
+    NoResponse(StopEffect),
+    /// The effect and the normal response come after this delay.
     Slow(Duration),
-    /// 200 and a page, as a proxy's login has it.
-    HtmlWith200(Took),
+    /// 200 and an HTML page, like the login page of a proxy.
+    HtmlWith200(StopEffect),
     /// 200 and the record of a run with another id.
-    WrongId(Took),
-    /// A redirect, without an effect.
+    WrongId(StopEffect),
+    /// A redirect without an effect.
     Redirect {
-        /// The status.
+        /// The status code.
         code: u16,
-        /// The header `Location`.
+        /// The `Location` header.
         location: String,
     },
-    /// 200 and a JSON string that goes on for ever.
-    EndlessBody(Took),
-    /// The proper effect, and a proper answer with so many tasks.
+    /// 200 and a JSON string that never ends.
+    EndlessBody(StopEffect),
+    /// The normal effect, and the normal response with this number of tasks.
     ManyTasks(usize),
-    /// 202 without a body, with effect.
+    /// 202 without a body; the stop takes effect.
     Accepted202,
-    /// 200 and any body.
-    JsonWith200(Value, Took),
-    /// Some status and any bytes, sent as `application/json`.
+    /// 200 and this JSON body.
+    JsonWith200(Value, StopEffect),
+    /// A status code with any bytes as `application/json`.
     Raw {
-        /// The status.
+        /// The status code.
         code: u16,
-        /// The body.
+        /// The response body.
         body: Vec<u8>,
-        /// Whether the stop took effect before.
-        effect: Took,
+        /// The effect of a stop request.
+        effect: StopEffect,
     },
-    /// Another fault, with a `Retry-After` on its answer.
+    /// Another fault with a `Retry-After` header on its response.
     WithRetryAfter(Box<Fault>, RetryAfter),
-    /// Another fault, with this header on its answer, in place of one of the same name.
+    /// Another fault with this header on its response, replacing one of the same name.
     WithHeader(Box<Fault>, String, String),
 }
 
-/// Headers to set on an answer: names and values.
+/// Names and values of headers to set on a response.
 pub(super) type Headers = Vec<(String, String)>;
 
 impl Fault {
-    /// The same with a `Retry-After` on its answer, also where that is a 5xx.
+    /// Adds a `Retry-After` header to the response, whatever its status code.
     pub fn with_retry_after(self, retry_after: RetryAfter) -> Self {
         Fault::WithRetryAfter(Box::new(self), retry_after)
     }
 
-    /// The same with this header on its answer, in place of one of the same name; the name in lower case.
+    /// Adds this header to the response, replacing one of the same name. The name is in lower case.
     pub fn with_header(self, name: &str, value: &str) -> Self {
         Fault::WithHeader(Box::new(self), name.to_owned(), value.to_owned())
     }
 
-    /// The fault without the headers around it, and these headers, the innermost first.
+    /// Returns the fault without the headers around it, and these headers, the innermost first.
     pub(super) fn unwrapped(self, wall: SystemTime) -> (Self, Headers) {
         let (inner, header) = if let Fault::WithRetryAfter(inner, after) = self {
             (inner, after.header(wall).map(|value| ("retry-after".to_owned(), value)))
@@ -135,25 +135,26 @@ impl Fault {
         (fault, headers)
     }
 
-    /// Whether and when a stop that meets it takes effect.
-    pub(super) fn took(&self) -> Took {
+    /// Returns whether and when a stop request with this fault takes effect.
+    pub(super) fn effect(&self) -> StopEffect {
         match self {
-            Fault::TooManyRequests { .. } | Fault::Redirect { .. } => Took::NoEffect,
-            Fault::Slow(_) | Fault::ManyTasks(_) | Fault::Accepted202 => Took::Effect,
-            Fault::Status { effect: took, .. }
-            | Fault::Reset(took)
-            | Fault::NoAnswer(took)
-            | Fault::HtmlWith200(took)
-            | Fault::WrongId(took)
-            | Fault::EndlessBody(took)
-            | Fault::JsonWith200(_, took)
-            | Fault::Raw { effect: took, .. } => *took,
-            Fault::WithRetryAfter(fault, _) | Fault::WithHeader(fault, ..) => fault.took(),
+            Fault::TooManyRequests { .. } | Fault::Redirect { .. } => StopEffect::NoEffect,
+            Fault::Slow(_) | Fault::ManyTasks(_) | Fault::Accepted202 => StopEffect::Immediate,
+            Fault::Status { effect, .. }
+            | Fault::Reset(effect)
+            | Fault::NoResponse(effect)
+            | Fault::HtmlWith200(effect)
+            | Fault::WrongId(effect)
+            | Fault::EndlessBody(effect)
+            | Fault::JsonWith200(_, effect)
+            | Fault::Raw { effect, .. } => *effect,
+            Fault::WithRetryAfter(fault, _) | Fault::WithHeader(fault, ..) => fault.effect(),
         }
     }
 }
 
 impl RetryAfter {
+    /// Returns the value of the header, if it is present.
     pub(super) fn header(&self, wall: SystemTime) -> Option<String> {
         match self {
             RetryAfter::None => None,
@@ -170,23 +171,23 @@ fn http_date(wall: SystemTime, seconds_ahead: i64) -> String {
     then.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string()
 }
 
-type Choice = dyn FnMut(Kind, &str) -> Option<Fault> + Send;
+type ChooseFault = dyn FnMut(Kind, &str) -> Option<Fault> + Send;
 
-/// Chooses the fault of a request that no other one waits for.
-pub(super) struct Rule(pub(super) Box<Choice>);
+/// A function that chooses the fault of a request without a queued or permanent one.
+pub(super) struct FaultRule(pub(super) Box<ChooseFault>);
 
-impl fmt::Debug for Rule {
+impl fmt::Debug for FaultRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Rule")
+        f.write_str("FaultRule")
     }
 }
 
-/// The faults that wait for requests, by run; those of tokens have an empty key. A queued one is used up, a standing
-/// one is met when none is queued.
+/// The faults of later requests by run id; token requests have an empty key. A queued fault is used once; the permanent
+/// one applies while none is queued.
 #[derive(Debug, Default)]
 pub(super) struct Faults {
     queued: HashMap<String, VecDeque<Fault>>,
-    standing: HashMap<String, Fault>,
+    permanent: HashMap<String, Fault>,
 }
 
 impl Faults {
@@ -194,16 +195,16 @@ impl Faults {
         self.queued.entry(key.to_owned()).or_default().extend(faults);
     }
 
-    pub(super) fn stand(&mut self, key: &str, fault: Fault) {
-        self.standing.insert(key.to_owned(), fault);
+    pub(super) fn set_permanent(&mut self, key: &str, fault: Fault) {
+        self.permanent.insert(key.to_owned(), fault);
     }
 
     pub(super) fn next(&mut self, key: &str) -> Option<Fault> {
-        self.queued.get_mut(key).and_then(VecDeque::pop_front).or_else(|| self.standing.get(key).cloned())
+        self.queued.get_mut(key).and_then(VecDeque::pop_front).or_else(|| self.permanent.get(key).cloned())
     }
 
     pub(super) fn clear(&mut self) {
         self.queued.clear();
-        self.standing.clear();
+        self.permanent.clear();
     }
 }

@@ -1,5 +1,5 @@
-//! Owns what the simulated API does with one request: the documented checks, then a fault or the proper answer.
-//! Never touches a connection: a reset or a silence is returned as a value, and the server carries it out.
+//! Owns the handling of one request by the simulated API: the documented checks, then a fault or the normal response.
+//! Never touches a connection: a reset or a missing response is returned as a value, and the server applies it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,18 +8,18 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::HoldPoint;
-use super::answer::{Answer, Reply};
-use super::fault::{ErrorBody, Fault, Headers, Took};
-use super::record::{Entry, Kind, Recorded};
-use super::run::{Again, Phase, Run, StopAnswerTasks};
+use super::api_state::{ApiState, Shared};
+use super::fault::{ErrorBody, Fault, Headers, StopEffect};
+use super::request_log::{EntryId, Kind, RecordedRequest};
+use super::response::{Reply, ResponseSpec};
+use super::run::{Phase, RepeatedStop, Run, StopResponseTasks};
 use super::tokens::form;
-use super::world::{Shared, World};
 
 const TOKEN_PATH: &str = "/api/v0/oauth2/token";
 const RUNS_PATH: &str = "/api/workflow/runs/";
 
-/// What a request asks for, and for which run, by its method and path alone.
-pub(super) fn asked(method: &str, path: &str) -> (Kind, Option<String>) {
+/// Returns the kind of a request and its run id, from method and path.
+pub(super) fn classify(method: &str, path: &str) -> (Kind, Option<String>) {
     let path = path.split_once('?').map_or(path, |(path, _)| path);
     if path == TOKEN_PATH {
         let kind = if method == "POST" { Kind::Token } else { Kind::Other };
@@ -34,293 +34,300 @@ pub(super) fn asked(method: &str, path: &str) -> (Kind, Option<String>) {
         (None, "GET") => (rest, Kind::Read),
         (None, _) => (rest, Kind::Other),
     };
-    // A slash at the end, or one more segment, is a path that nobody knows.
+    // A trailing slash or another segment makes the path unknown.
     if id.is_empty() || id.contains('/') {
         return (Kind::Other, None);
     }
     (kind, Some(id.to_owned()))
 }
 
-/// One request from its checks to its answer.
-pub(super) async fn handle(shared: &Arc<Shared>, entry: Entry, call: &Recorded) -> Reply {
-    if let Some(over) = over_the_limit(shared, call) {
-        return over.into();
+/// Checks one request and returns its reply.
+pub(super) async fn handle(shared: &Arc<Shared>, entry: EntryId, request: &RecordedRequest) -> Reply {
+    if let Some(response) = rate_limit_response(shared, request) {
+        return response.into();
     }
-    let reply = match call.kind {
-        Kind::Stop => stop(shared, entry, call).await,
-        Kind::Read => read(shared, call).await,
-        Kind::Token => token(shared, call).await,
+    let reply = match request.kind {
+        Kind::Stop => stop(shared, entry, request).await,
+        Kind::Read => read(shared, request).await,
+        Kind::Token => token(shared, request).await,
         Kind::Other => {
-            let known = call.run_id.is_some() || call.path.split('?').next() == Some(TOKEN_PATH);
+            let known = request.run_id.is_some() || request.path.split('?').next() == Some(TOKEN_PATH);
             let status = if known { 405 } else { 404 };
-            refusal(&mut shared.world(), status, "No such route").into()
+            error_response(&mut shared.lock(), status, "No such route").into()
         }
     };
-    if let (Reply::Answer(answer), Some(tenant)) = (&reply, &call.tenant)
-        && answer.status == 429
+    if let (Reply::Response(response), Some(tenant)) = (&reply, &request.tenant)
+        && response.status == 429
     {
-        shared.world().limit.release(tenant, call.at);
+        shared.lock().limit.release(tenant, request.at);
     }
     reply
 }
 
-fn over_the_limit(shared: &Shared, call: &Recorded) -> Option<Answer> {
-    let tenant = call.tenant.as_deref().filter(|_| call.kind != Kind::Other)?;
-    let world = &mut *shared.world();
-    if world.limit.admit(tenant, call.at) {
+/// Returns the response to a request above the rate limit.
+fn rate_limit_response(shared: &Shared, request: &RecordedRequest) -> Option<ResponseSpec> {
+    let tenant = request.tenant.as_deref().filter(|_| request.kind != Kind::Other)?;
+    let state = &mut *shared.lock();
+    if state.limit.admit(tenant, request.at) {
         return None;
     }
-    let retry_after = world.limit.retry_after.as_ref();
-    let retry_after = retry_after.and_then(|after| after.header(call.wall));
-    let answer = refusal(world, 429, "Rate limit exceeded");
-    Some(answer.header("retry-after", retry_after))
+    let retry_after = state.limit.retry_after.as_ref();
+    let retry_after = retry_after.and_then(|after| after.header(request.wall));
+    let response = error_response(state, 429, "Rate limit exceeded");
+    Some(response.header("retry-after", retry_after))
 }
 
-/// What one request meets instead of its proper answer, and headers of the answer.
-struct Met {
+/// The fault of one request, and headers to set on its response.
+struct Injected {
     fault: Option<Fault>,
     headers: Headers,
 }
 
-impl Met {
-    /// Takes the fault of this request, and waits if it says so.
-    async fn by(shared: &Shared, call: &Recorded) -> Self {
-        let fault = shared.world().fault(call.kind, call.run_id.as_deref().unwrap_or_default());
-        let unwrapped = fault.map(|fault| fault.unwrapped(call.wall));
+impl Injected {
+    /// Takes the fault of this request, and waits if it is a delay.
+    async fn take(shared: &Shared, request: &RecordedRequest) -> Self {
+        let fault = shared.lock().fault(request.kind, request.run_id.as_deref().unwrap_or_default());
+        let unwrapped = fault.map(|fault| fault.unwrapped(request.wall));
         let (fault, headers) = unwrapped.map_or_else(Default::default, |(fault, headers)| (Some(fault), headers));
         if let Some(Fault::Slow(time)) = fault {
             tokio::time::sleep(time).await;
         }
-        Met { fault, headers }
+        Injected { fault, headers }
     }
 
-    fn on(self, reply: Reply) -> Reply {
-        let Reply::Answer(answer) = reply else { return reply };
-        let set = |answer: Answer, (name, value)| answer.set_header(name, value);
-        self.headers.into_iter().fold(answer, set).into()
+    fn set_headers(self, reply: Reply) -> Reply {
+        let Reply::Response(response) = reply else { return reply };
+        let set = |response: ResponseSpec, (name, value)| response.set_header(name, value);
+        self.headers.into_iter().fold(response, set).into()
     }
 }
 
-async fn stop(shared: &Arc<Shared>, entry: Entry, call: &Recorded) -> Reply {
-    let target = match checked(&mut shared.world(), call) {
+async fn stop(shared: &Arc<Shared>, entry: EntryId, request: &RecordedRequest) -> Reply {
+    let target = match validate(&mut shared.lock(), request) {
         Ok(target) => target,
-        Err(refused) => return refused.into(),
+        Err(response) => return response.into(),
     };
-    let met = Met::by(shared, call).await;
-    let reply = stop_of(shared, entry, call, target, met.fault.as_ref()).await;
-    met.on(reply)
+    let injected = Injected::take(shared, request).await;
+    let reply = stop_reply(shared, entry, request, target, injected.fault.as_ref()).await;
+    injected.set_headers(reply)
 }
 
-async fn stop_of(
+async fn stop_reply(
     shared: &Arc<Shared>,
-    entry: Entry,
-    call: &Recorded,
+    entry: EntryId,
+    request: &RecordedRequest,
     (tenant, run_id): (&str, &str),
     fault: Option<&Fault>,
 ) -> Reply {
-    shared.pass(HoldPoint::BeforeEffect).await;
-    let before = match fault.map_or(Took::Effect, Fault::took) {
-        Took::Effect => Some(effect(shared, entry, tenant, run_id)),
-        Took::Late(delay) => {
-            late_effect(shared, entry, (tenant.to_owned(), run_id.to_owned()), delay);
+    shared.wait_at(HoldPoint::BeforeEffect).await;
+    let before = match fault.map_or(StopEffect::Immediate, Fault::effect) {
+        StopEffect::Immediate => Some(stop_run(shared, entry, tenant, run_id)),
+        StopEffect::Delayed(delay) => {
+            stop_run_later(shared, entry, (tenant.to_owned(), run_id.to_owned()), delay);
             None
         }
-        Took::NoEffect => None,
+        StopEffect::NoEffect => None,
     };
-    shared.pass(HoldPoint::AfterEffect).await;
-    if let Some(reply) = faulty(shared, fault, call) {
+    shared.wait_at(HoldPoint::AfterEffect).await;
+    if let Some(reply) = fault_reply(shared, fault, request) {
         return reply;
     }
-    let (again, record) = with_run(shared, tenant, run_id, |run| (run.again, stop_answer(run, fault)));
-    let world = &mut *shared.world();
-    match (before, again) {
-        (None | Some(Phase::Active), _) | (_, Again::Unchanged200) => Answer::json(200, &record),
-        (_, Again::BadRequest400) => refusal(world, 400, "The workflow is not running"),
-        (_, Again::Conflict409) => refusal(world, 409, "The workflow is not running"),
+    let (repeated, record) = with_run(shared, tenant, run_id, |run| (run.on_repeated_stop, stop_record(run, fault)));
+    let state = &mut *shared.lock();
+    match (before, repeated) {
+        (None | Some(Phase::Active), _) | (_, RepeatedStop::Unchanged200) => ResponseSpec::json(200, &record),
+        (_, RepeatedStop::BadRequest400) => error_response(state, 400, "The workflow is not running"),
+        (_, RepeatedStop::Conflict409) => error_response(state, 409, "The workflow is not running"),
     }
     .into()
 }
 
-/// Stops a run. Returns how far it had come before.
-fn effect(shared: &Shared, entry: Entry, tenant: &str, run_id: &str) -> Phase {
+/// Stops a run and returns its previous phase.
+fn stop_run(shared: &Shared, entry: EntryId, tenant: &str, run_id: &str) -> Phase {
     let now = Instant::now();
     let before = with_run(shared, tenant, run_id, |run| run.stop(now));
     if matches!(before, Phase::Active | Phase::Stopping) {
-        shared.journal.effect(entry, run_id);
+        shared.requests.record_effect(entry, run_id);
     }
     before
 }
 
-/// Stops a run later, unless the simulator ends before. Neither the client nor the connection matters any more.
-fn late_effect(shared: &Arc<Shared>, entry: Entry, (tenant, run_id): (String, String), delay: Duration) {
+/// Stops a run after a delay, unless the simulator is dropped before. Does not depend on the connection.
+fn stop_run_later(shared: &Arc<Shared>, entry: EntryId, (tenant, run_id): (String, String), delay: Duration) {
     let (shared, at) = (Arc::clone(shared), Instant::now() + delay);
     tokio::spawn(async move {
         let mut ended = shared.ended.subscribe();
         tokio::select! {
             () = tokio::time::sleep_until(at) => {
-                effect(&shared, entry, &tenant, &run_id);
+                stop_run(&shared, entry, &tenant, &run_id);
             }
             _ = ended.wait_for(|ended| *ended) => {}
         }
     });
 }
 
-async fn read(shared: &Shared, call: &Recorded) -> Reply {
-    let (tenant, run_id) = match checked(&mut shared.world(), call) {
+async fn read(shared: &Shared, request: &RecordedRequest) -> Reply {
+    let (tenant, run_id) = match validate(&mut shared.lock(), request) {
         Ok(target) => target,
-        Err(refused) => return refused.into(),
+        Err(response) => return response.into(),
     };
-    let verbose = match call.parameter("view") {
+    let verbose = match request.parameter("view") {
         None | Some("overview") => false,
         Some("verbose") => true,
-        Some(_) => return refusal(&mut shared.world(), 400, "Unknown view").into(),
+        Some(_) => return error_response(&mut shared.lock(), 400, "Unknown view").into(),
     };
-    let met = Met::by(shared, call).await;
-    let reply = read_of(shared, call, (tenant, run_id), verbose, met.fault.as_ref());
-    met.on(reply)
+    let injected = Injected::take(shared, request).await;
+    let reply = read_reply(shared, request, (tenant, run_id), verbose, injected.fault.as_ref());
+    injected.set_headers(reply)
 }
 
-fn read_of(
+fn read_reply(
     shared: &Shared,
-    call: &Recorded,
+    request: &RecordedRequest,
     (tenant, run_id): (&str, &str),
     verbose: bool,
     fault: Option<&Fault>,
 ) -> Reply {
-    if let Some(reply) = faulty(shared, fault, call) {
+    if let Some(reply) = fault_reply(shared, fault, request) {
         return reply;
     }
     let (unreadable, record) = with_run(shared, tenant, run_id, |run| {
         let now = Instant::now();
         let run = run.as_read(now);
         let mut record = if verbose { run.record(now) } else { run.overview(now) };
-        let tasks = tasks_of(fault).or(verbose.then_some(run.tasks));
+        let tasks = task_count(fault).or(verbose.then_some(run.tasks));
         if let Some(tasks) = tasks {
             record.insert("task_instances".to_owned(), run.task_instances(tasks, now));
         }
-        (run.unreadable, named(fault, record.into()))
+        (run.unreadable, with_id(fault, record.into()))
     });
     match unreadable {
-        Some(status) => refusal(&mut shared.world(), status, "The run cannot be read"),
-        None => Answer::json(200, &record),
+        Some(status) => error_response(&mut shared.lock(), status, "The run cannot be read"),
+        None => ResponseSpec::json(200, &record),
     }
     .into()
 }
 
-async fn token(shared: &Shared, call: &Recorded) -> Reply {
-    let Some(tenant) = call.tenant.as_deref() else {
-        return refusal(&mut shared.world(), 400, "X-Amperity-Tenant is missing").into();
+async fn token(shared: &Shared, request: &RecordedRequest) -> Reply {
+    let Some(tenant) = request.tenant.as_deref() else {
+        return error_response(&mut shared.lock(), 400, "X-Amperity-Tenant is missing").into();
     };
-    let met = Met::by(shared, call).await;
-    let reply = faulty(shared, met.fault.as_ref(), call).unwrap_or_else(|| token_of(shared, call, tenant));
-    met.on(reply)
+    let injected = Injected::take(shared, request).await;
+    let reply =
+        fault_reply(shared, injected.fault.as_ref(), request).unwrap_or_else(|| token_reply(shared, request, tenant));
+    injected.set_headers(reply)
 }
 
-fn token_of(shared: &Shared, call: &Recorded, tenant: &str) -> Reply {
-    let fields = form(&call.body);
+fn token_reply(shared: &Shared, request: &RecordedRequest, tenant: &str) -> Reply {
+    let fields = form(&request.body);
     let field = |name: &str| fields.get(name).map_or("", String::as_str);
-    let world = &mut *shared.world();
+    let state = &mut *shared.lock();
     if field("grant_type") != "client_credentials" {
-        return refusal(world, 400, "Unsupported grant type").into();
+        return error_response(state, 400, "Unsupported grant type").into();
     }
-    let (id, secret) = &world.tokens.client;
+    let (id, secret) = &state.tokens.client;
     if field("client_id") != id || field("client_secret") != secret {
-        return refusal(world, 401, "Invalid client").into();
+        return error_response(state, 401, "Invalid client").into();
     }
-    let answer = json!({
-        "access_token": world.tokens.issue(tenant, Instant::now()),
+    let body = json!({
+        "access_token": state.tokens.issue(tenant, Instant::now()),
         "token_type": "Bearer",
-        "expires_in": world.tokens.expires_in,
+        "expires_in": state.tokens.expires_in,
     });
-    Answer::json(200, &answer).into()
+    ResponseSpec::json(200, &body).into()
 }
 
-/// The documented checks of a call for a run: its tenant and its run's id, or the refusal.
-fn checked<'a>(world: &mut World, call: &'a Recorded) -> Result<(&'a str, &'a str), Answer> {
-    // A header wins over the query's parameter.
-    let version = call.header("api-version").or_else(|| call.parameter("api_version"));
+/// Makes the documented checks of a request for a run. Returns tenant and run id, or the error response.
+fn validate<'a>(state: &mut ApiState, request: &'a RecordedRequest) -> Result<(&'a str, &'a str), ResponseSpec> {
+    // The header takes precedence over the query parameter.
+    let version = request.header("api-version").or_else(|| request.parameter("api_version"));
     match version {
         Some("2024-04-01") => {}
-        Some("2023-01-01") => return Err(refusal(world, 400, "API version no longer supported")),
-        Some(_) | None => return Err(refusal(world, 401, "Invalid API version identifier")),
+        Some("2023-01-01") => return Err(error_response(state, 400, "API version no longer supported")),
+        Some(_) | None => return Err(error_response(state, 401, "Invalid API version identifier")),
     }
-    let Some(tenant) = call.tenant.as_deref() else {
-        return Err(refusal(world, 400, "The header amperity-tenant is missing"));
+    let Some(tenant) = request.tenant.as_deref() else {
+        return Err(error_response(state, 400, "The header amperity-tenant is missing"));
     };
-    let token = call.header("authorization").unwrap_or_default();
+    let token = request.header("authorization").unwrap_or_default();
     let token = token.strip_prefix("Bearer ").unwrap_or_default();
-    if !world.tokens.good(token, tenant, Instant::now()) {
-        return Err(refusal(world, 401, "Invalid or expired token"));
+    if !state.tokens.is_valid(token, tenant, Instant::now()) {
+        return Err(error_response(state, 401, "Invalid or expired token"));
     }
-    if call.kind == Kind::Stop && !call.body.is_empty() {
-        return Err(refusal(world, 400, "This call takes no body"));
+    if request.kind == Kind::Stop && !request.body.is_empty() {
+        return Err(error_response(state, 400, "This call takes no body"));
     }
-    let run_id = call.run_id.as_deref().unwrap_or_default();
-    if world.run(tenant, run_id).is_none() {
-        return Err(refusal(world, 404, "Workflow run not found"));
+    let run_id = request.run_id.as_deref().unwrap_or_default();
+    if state.run(tenant, run_id).is_none() {
+        return Err(error_response(state, 404, "Workflow run not found"));
     }
     Ok((tenant, run_id))
 }
 
-/// The reply of a fault, unless it is one that only changes the proper answer.
-fn faulty(shared: &Shared, fault: Option<&Fault>, call: &Recorded) -> Option<Reply> {
-    let answer = match fault? {
+/// Returns the reply of a fault, or `None` if it only changes the normal response.
+fn fault_reply(shared: &Shared, fault: Option<&Fault>, request: &RecordedRequest) -> Option<Reply> {
+    let response = match fault? {
         Fault::TooManyRequests { retry_after } => {
-            let retry_after = retry_after.header(call.wall);
-            let answer = refusal(&mut shared.world(), 429, "Rate limit exceeded");
-            answer.header("retry-after", retry_after)
+            let retry_after = retry_after.header(request.wall);
+            let response = error_response(&mut shared.lock(), 429, "Rate limit exceeded");
+            response.header("retry-after", retry_after)
         }
         Fault::Status { code, body, .. } => match body {
-            ErrorBody::ErrorJson => refusal(&mut shared.world(), *code, "Something went wrong"),
-            ErrorBody::Html => Answer::page(*code),
-            ErrorBody::OtherJson => Answer::other_json(*code),
-            ErrorBody::OAuthJson => Answer::oauth_error(*code),
-            ErrorBody::Empty => Answer::empty(*code),
+            ErrorBody::ErrorJson => error_response(&mut shared.lock(), *code, "Something went wrong"),
+            ErrorBody::Html => ResponseSpec::page(*code),
+            ErrorBody::OtherJson => ResponseSpec::other_json(*code),
+            ErrorBody::OAuthJson => ResponseSpec::oauth_error(*code),
+            ErrorBody::Empty => ResponseSpec::empty(*code),
         },
         Fault::Reset(_) => return Some(Reply::Reset),
-        Fault::NoAnswer(_) => return Some(Reply::Never),
-        Fault::HtmlWith200(_) => Answer::page(200),
-        Fault::Redirect { code, location } => Answer::empty(*code).header("location", Some(location.clone())),
-        Fault::EndlessBody(_) => Answer::endless(call.run_id.as_deref().unwrap_or_default()),
-        Fault::Accepted202 => Answer::empty(202),
-        Fault::JsonWith200(body, _) => Answer::json(200, body),
-        Fault::Raw { code, body, .. } => Answer::raw(*code, body.clone()),
-        // Unwrapped before.
-        Fault::WithRetryAfter(fault, _) | Fault::WithHeader(fault, ..) => return faulty(shared, Some(fault), call),
+        Fault::NoResponse(_) => return Some(Reply::Never),
+        Fault::HtmlWith200(_) => ResponseSpec::page(200),
+        Fault::Redirect { code, location } => ResponseSpec::empty(*code).header("location", Some(location.clone())),
+        Fault::EndlessBody(_) => ResponseSpec::endless(request.run_id.as_deref().unwrap_or_default()),
+        Fault::Accepted202 => ResponseSpec::empty(202),
+        Fault::JsonWith200(body, _) => ResponseSpec::json(200, body),
+        Fault::Raw { code, body, .. } => ResponseSpec::raw(*code, body.clone()),
+        // Already unwrapped by `Injected::take`.
+        Fault::WithRetryAfter(fault, _) | Fault::WithHeader(fault, ..) => {
+            return fault_reply(shared, Some(fault), request);
+        }
         Fault::Slow(_) | Fault::WrongId(_) | Fault::ManyTasks(_) => return None,
     };
-    Some(answer.into())
+    Some(response.into())
 }
 
-fn stop_answer(run: &Run, fault: Option<&Fault>) -> Value {
+/// Returns the body of the response to a stop.
+fn stop_record(run: &Run, fault: Option<&Fault>) -> Value {
     let now = Instant::now();
     let mut record = run.record(now);
-    let tasks = match run.stop_answer_tasks {
-        StopAnswerTasks::Absent => None,
-        StopAnswerTasks::Empty => Some(0),
-        StopAnswerTasks::Full => Some(run.tasks),
+    let tasks = match run.stop_response_tasks {
+        StopResponseTasks::Absent => None,
+        StopResponseTasks::Empty => Some(0),
+        StopResponseTasks::Full => Some(run.tasks),
     };
-    if let Some(tasks) = tasks_of(fault).or(tasks) {
+    if let Some(tasks) = task_count(fault).or(tasks) {
         record.insert("task_instances".to_owned(), run.task_instances(tasks, now));
     }
-    named(fault, record.into())
+    with_id(fault, record.into())
 }
 
-fn tasks_of(fault: Option<&Fault>) -> Option<usize> {
+fn task_count(fault: Option<&Fault>) -> Option<usize> {
     if let Some(Fault::ManyTasks(count)) = fault { Some(*count) } else { None }
 }
 
-fn named(fault: Option<&Fault>, mut record: Value) -> Value {
+/// Replaces the run id if the fault says so.
+fn with_id(fault: Option<&Fault>, mut record: Value) -> Value {
     if let Some(Fault::WrongId(_)) = fault {
         record["id"] = json!("wf-19700101-00000-other");
     }
     record
 }
 
-fn with_run<T>(shared: &Shared, tenant: &str, id: &str, ask: impl FnOnce(&mut Run) -> T) -> T {
-    ask(shared.world().run(tenant, id).expect("the checks found this run, and a run is never taken away"))
+fn with_run<T>(shared: &Shared, tenant: &str, id: &str, use_run: impl FnOnce(&mut Run) -> T) -> T {
+    use_run(shared.lock().run(tenant, id).expect("the checks found this run, and runs are never removed"))
 }
 
-fn refusal(world: &mut World, status: u16, message: &str) -> Answer {
-    Answer::error(status, message, &world.next_request_id())
+/// Creates a response with the documented error object.
+fn error_response(state: &mut ApiState, status: u16, message: &str) -> ResponseSpec {
+    ResponseSpec::error(status, message, &state.next_request_id())
 }

@@ -1,20 +1,20 @@
-//! Owns the handle by which a test starts the simulated Amperity API, tells it what to do, and asks what arrived.
-//! Never decides what a right client does: it answers as documented or as it was told, and records everything.
+//! Owns the simulated Amperity API: a test starts it, configures runs and faults, and reads the recorded requests.
+//! Never judges a client: it responds as documented or as configured, and records everything.
 //!
-//! A request is judged in this order: rate limit, the documented checks, then a fault, then the proper answer.
-//! A request that fails a check uses up no fault. What has arrived takes its course even if the client leaves.
+//! A request is processed in this order: rate limit, the documented checks, a fault, the normal response. A request that
+//! fails a check uses up no fault. A request that has arrived is processed even if the client disconnects.
 
-mod answer;
+mod api_state;
 mod fault;
 mod handler;
 pub mod proxy;
-mod record;
+mod request_log;
+mod response;
 mod run;
 mod server;
 mod task;
 mod tls;
 mod tokens;
-mod world;
 
 #[cfg(test)]
 mod tests;
@@ -28,14 +28,14 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
-pub use fault::{ErrorBody, Fault, RetryAfter, Took};
-pub use record::{Kind, Recorded};
-pub use run::{Again, Run, StopAnswerTasks};
+pub use fault::{ErrorBody, Fault, RetryAfter, StopEffect};
+pub use request_log::{Kind, RecordedRequest};
+pub use run::{RepeatedStop, Run, StopResponseTasks};
 
-use fault::Rule;
-use world::Shared;
+use api_state::Shared;
+use fault::FaultRule;
 
-/// Any free port.
+/// A free loopback port.
 const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// The simulated API. It serves until it is dropped.
@@ -43,30 +43,30 @@ pub struct Simulator {
     shared: Arc<Shared>,
     address: SocketAddr,
     tls: Option<(TlsAcceptor, String)>,
-    serving: Option<JoinHandle<()>>,
+    server: Option<JoinHandle<()>>,
 }
 
-/// Where held stops wait.
+/// The point at which stop requests are held.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum HoldPoint {
-    /// The stop has arrived, and the run does not know of it.
+    /// The request has arrived and the run is not stopped yet.
     BeforeEffect,
-    /// The run was stopped, and the client does not know of it.
+    /// The run is stopped and the response is not sent yet.
     AfterEffect,
 }
 
-/// Holds stops until it is released or dropped.
-#[must_use = "stops are held only as long as this lives"]
+/// A hold on stop requests that ends when it is released or dropped.
+#[must_use = "stops are held only until this is dropped"]
 #[derive(Debug)]
 pub struct Hold(Arc<Semaphore>);
 
 impl Hold {
-    /// Lets one stop pass, now or when it comes.
+    /// Lets one stop request pass: a held one or the next one.
     pub fn release_one(&self) {
         self.0.add_permits(1);
     }
 
-    /// Lets all pass that wait, and holds no more.
+    /// Lets all held stop requests pass, and holds no more.
     pub fn release(self) {}
 }
 
@@ -77,24 +77,24 @@ impl Drop for Hold {
 }
 
 impl Simulator {
-    /// Serves `http://127.0.0.1:PORT`.
+    /// Starts a simulator at `http://127.0.0.1:PORT`.
     pub async fn start() -> Self {
         Simulator::start_with(LOOPBACK, None).await
     }
 
-    /// Serves `https://localhost:PORT` with a certificate for `localhost`, 127.0.0.1 and `*.amperity.test`.
+    /// Starts a simulator at `https://localhost:PORT` with a certificate for `localhost`, 127.0.0.1 and `*.amperity.test`.
     pub async fn start_tls() -> Self {
         Simulator::start_with(LOOPBACK, Some(tls::acceptor(&["localhost", "127.0.0.1", "*.amperity.test"]))).await
     }
 
-    /// Serves at this address, with TLS where there are names or addresses for its certificate.
+    /// Starts a simulator at this address. Names or addresses for a certificate enable TLS.
     pub async fn start_at(address: SocketAddr, names: &[&str]) -> Self {
         Simulator::start_with(address, (!names.is_empty()).then(|| tls::acceptor(names))).await
     }
 
     async fn start_with(address: SocketAddr, tls: Option<(TlsAcceptor, String)>) -> Self {
         let (listener, address) = server::bind(address).await;
-        let mut simulator = Simulator { shared: Arc::new(Shared::new()), address, tls, serving: None };
+        let mut simulator = Simulator { shared: Arc::new(Shared::new()), address, tls, server: None };
         simulator.serve(listener);
         simulator
     }
@@ -102,37 +102,37 @@ impl Simulator {
     fn serve(&mut self, listener: tokio::net::TcpListener) {
         let tls = self.tls.as_ref().map(|(acceptor, _)| acceptor.clone());
         let shared = Arc::clone(&self.shared);
-        self.serving = Some(tokio::spawn(server::serve(listener, tls, shared)));
+        self.server = Some(tokio::spawn(server::serve(listener, tls, shared)));
     }
 
-    /// From now on connections are refused, and those that stand are closed. What has arrived takes its course.
+    /// Refuses new connections and closes the existing ones. Requests that have arrived are still processed.
     pub async fn go_offline(&mut self) {
-        if let Some(serving) = self.serving.take() {
-            serving.abort();
-            // Only a task that has ended has surely closed its sockets.
-            let _ = serving.await;
+        if let Some(server) = self.server.take() {
+            server.abort();
+            // The sockets are closed when the task has ended.
+            let _ = server.await;
         }
     }
 
-    /// Serves again at the same address.
+    /// Accepts connections again, at the same address.
     pub async fn go_online(&mut self) {
-        if self.serving.is_none() {
+        if self.server.is_none() {
             let (listener, _) = server::bind(self.address).await;
             self.serve(listener);
         }
     }
 
-    /// The authority that signed the server's certificate; empty without TLS.
+    /// Returns the CA certificate as PEM; empty without TLS.
     pub fn ca_pem(&self) -> String {
         self.tls.as_ref().map(|(_, pem)| pem.clone()).unwrap_or_default()
     }
 
-    /// Where it listens.
+    /// Returns the address it listens at.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Scheme, host and port.
+    /// Returns scheme, host and port.
     pub fn origin(&self) -> String {
         match &self.tls {
             Some(_) => format!("https://localhost:{}", self.address.port()),
@@ -140,154 +140,156 @@ impl Simulator {
         }
     }
 
-    /// What the operator's base URL is to be.
+    /// Returns the base URL for the operator.
     pub fn base_url(&self) -> String {
         format!("{}/api", self.origin())
     }
 
-    /// Adds a run, or puts it in the place of one with its id. Its own times count from now.
+    /// Adds a run, or replaces the one with its id. Its times count from now.
     pub fn add_run(&self, tenant: &str, mut run: Run) {
         run.add(tenant, Instant::now(), SystemTime::now());
-        self.shared.world().put(tenant, run);
+        self.shared.lock().add_run(tenant, run);
     }
 
-    /// The state in which a run is now, also where reads are stale.
+    /// Returns the current state of a run, also if reads are stale.
     pub fn state(&self, tenant: &str, run_id: &str) -> Option<String> {
         let now = Instant::now();
-        self.shared.world().run(tenant, run_id).map(|run| run.state(now))
+        self.shared.lock().run(tenant, run_id).map(|run| run.state(now))
     }
 
-    /// Only these tokens are good from now on, for every tenant; those that were issued are not. At first: `good-token`.
+    /// Makes these the only valid tokens, for every tenant; issued tokens become invalid. Initially `good-token`.
     pub fn set_tokens<T: Into<String>>(&self, tokens: impl IntoIterator<Item = T>) {
         let tokens = tokens.into_iter().map(Into::into).collect();
-        self.shared.world().tokens.replace(tokens);
+        self.shared.lock().tokens.replace(tokens);
     }
 
-    /// The client that gets tokens. At first: `good-client` and `good-secret`. Issued tokens stay good.
+    /// Sets the client that may fetch tokens. Initially `good-client` with `good-secret`. Issued tokens stay valid.
     pub fn set_client(&self, id: &str, secret: &str) {
-        self.shared.world().tokens.client = (id.to_owned(), secret.to_owned());
+        self.shared.lock().tokens.client = (id.to_owned(), secret.to_owned());
     }
 
-    /// How long tokens that are issued from now on are good. At first: 3600 s.
+    /// Sets the lifetime of tokens that are issued from now on, in seconds. Initially 3600.
     pub fn set_expires_in(&self, seconds: u64) {
-        self.shared.world().tokens.expires_in = seconds;
+        self.shared.lock().tokens.expires_in = seconds;
     }
 
-    /// How many stops, reads and token requests of one tenant are taken in any sliding second. At first: any number.
-    pub fn limit(&self, per_second: Option<usize>) {
-        self.shared.world().limit.per_second = per_second;
+    /// Sets the rate limit: stops, reads and token requests of one tenant in any sliding second. Initially none.
+    pub fn set_rate_limit(&self, per_second: Option<usize>) {
+        self.shared.lock().limit.per_second = per_second;
     }
 
-    /// The `Retry-After` of a 429 over the limit. At first: none.
-    pub fn retry_after_on_limit(&self, retry_after: Option<RetryAfter>) {
-        self.shared.world().limit.retry_after = retry_after;
+    /// Sets the `Retry-After` of a 429 above the rate limit. Initially none.
+    pub fn set_rate_limit_retry_after(&self, retry_after: Option<RetryAfter>) {
+        self.shared.lock().limit.retry_after = retry_after;
     }
 
-    /// A header that every answer has from now on, e.g. `Deprecation`.
-    pub fn add_answer_header(&self, name: &str, value: &str) {
+    /// Adds a header, e.g. `Deprecation`, to every later response.
+    pub fn add_response_header(&self, name: &str, value: &str) {
         let header = (name.to_owned(), value.to_owned());
-        self.shared.world().answer_headers.push(header);
+        self.shared.lock().response_headers.push(header);
     }
 
-    /// What the next stops of this run meet, one each.
+    /// Queues faults for the next stops of this run, one each.
     pub fn on_stop(&self, run_id: &str, faults: impl IntoIterator<Item = Fault>) {
-        self.shared.world().on_stop.queue(run_id, faults);
+        self.shared.lock().on_stop.queue(run_id, faults);
     }
 
-    /// What the next reads of this run meet, one each.
+    /// Queues faults for the next reads of this run, one each.
     pub fn on_read(&self, run_id: &str, faults: impl IntoIterator<Item = Fault>) {
-        self.shared.world().on_read.queue(run_id, faults);
+        self.shared.lock().on_read.queue(run_id, faults);
     }
 
-    /// What the next requests for a token meet, one each.
+    /// Queues faults for the next token requests, one each.
     pub fn on_token(&self, faults: impl IntoIterator<Item = Fault>) {
-        self.shared.world().on_token.queue("", faults);
+        self.shared.lock().on_token.queue("", faults);
     }
 
-    /// What every stop of this run meets for which none is queued.
+    /// Sets the fault of every stop of this run while none is queued.
     pub fn always_on_stop(&self, run_id: &str, fault: Fault) {
-        self.shared.world().on_stop.stand(run_id, fault);
+        self.shared.lock().on_stop.set_permanent(run_id, fault);
     }
 
-    /// What every read of this run meets for which none is queued.
+    /// Sets the fault of every read of this run while none is queued.
     pub fn always_on_read(&self, run_id: &str, fault: Fault) {
-        self.shared.world().on_read.stand(run_id, fault);
+        self.shared.lock().on_read.set_permanent(run_id, fault);
     }
 
-    /// What every request for a token meets for which none is queued.
+    /// Sets the fault of every token request while none is queued.
     pub fn always_on_token(&self, fault: Fault) {
-        self.shared.world().on_token.stand("", fault);
+        self.shared.lock().on_token.set_permanent("", fault);
     }
 
-    /// What any request meets for which no fault is queued or standing, by what it asks for and for which run (empty
-    /// where a token is asked for).
-    pub fn rule(&self, rule: impl FnMut(Kind, &str) -> Option<Fault> + Send + 'static) {
-        self.shared.world().rule = Some(Rule(Box::new(rule)));
+    /// Sets a function that chooses the fault of requests without a queued or permanent one, by kind and run id (empty
+    /// for token requests).
+    pub fn set_fault_rule(&self, rule: impl FnMut(Kind, &str) -> Option<Fault> + Send + 'static) {
+        self.shared.lock().rule = Some(FaultRule(Box::new(rule)));
     }
 
-    /// Takes back every fault: queued, standing and by rule.
+    /// Removes all faults: queued, permanent and by rule.
     pub fn clear_faults(&self) {
-        let world = &mut *self.shared.world();
-        world.rule = None;
-        world.on_stop.clear();
-        world.on_read.clear();
-        world.on_token.clear();
+        let state = &mut *self.shared.lock();
+        state.rule = None;
+        state.on_stop.clear();
+        state.on_read.clear();
+        state.on_token.clear();
     }
 
-    /// Stops that arrive from now on are recorded and wait at this point.
+    /// Holds stop requests that arrive from now on at this point. They are recorded at arrival.
     pub fn hold_stops(&self, point: HoldPoint) -> Hold {
-        Hold(self.shared.world().hold(point))
+        Hold(self.shared.lock().hold(point))
     }
 
-    /// What waits at this hold goes on waiting; what arrives from now on passes.
-    pub fn pass_others(&self, hold: &Hold) {
-        self.shared.world().pass_others(&hold.0);
+    /// Lets stop requests that arrive from now on pass this hold; those that are held stay held.
+    pub fn pass_new_stops(&self, hold: &Hold) {
+        self.shared.lock().pass_new_stops(&hold.0);
     }
 
-    /// Every request since the start or the last `forget`, in order of arrival.
-    pub fn requests(&self) -> Vec<Recorded> {
-        self.shared.journal.records().to_vec()
+    /// Returns all requests since the start or the last `clear_requests`, in order of arrival.
+    pub fn requests(&self) -> Vec<RecordedRequest> {
+        self.shared.requests.records().to_vec()
     }
 
-    /// How many stops of this run arrived, whatever became of them.
+    /// Returns the number of stop requests that arrived for this run.
     pub fn stops(&self, run_id: &str) -> usize {
         self.count(Kind::Stop, run_id)
     }
 
-    /// How many reads of this run arrived, whatever became of them.
+    /// Returns the number of reads that arrived for this run.
     pub fn reads(&self, run_id: &str) -> usize {
         self.count(Kind::Read, run_id)
     }
 
-    /// How many stops reached this run while it was active or already stopping.
+    /// Returns the number of stop requests that reached this run while it was active or stopping.
     pub fn effects(&self, run_id: &str) -> usize {
-        self.shared.journal.effects(run_id)
+        self.shared.requests.effects(run_id)
     }
 
-    /// Whether each stop that ever arrived for this run took effect so far, in order of arrival. `forget` leaves it.
-    pub fn took_effect(&self, run_id: &str) -> Vec<bool> {
-        self.shared.journal.stops(run_id)
+    /// Returns for each stop request of this run whether it took effect so far, in order of arrival. Not affected by
+    /// `clear_requests`.
+    pub fn stop_effects(&self, run_id: &str) -> Vec<bool> {
+        self.shared.requests.stops(run_id)
     }
 
-    /// The largest number of requests of this tenant that arrived within any one second, refused ones included.
+    /// Returns the largest number of requests of this tenant that arrived within one second, rejected ones included.
     pub fn max_in_any_second(&self, tenant: &str) -> usize {
-        let records = self.shared.journal.records();
+        let records = self.shared.requests.records();
         let of_tenant = records.iter().filter(|request| request.tenant.as_deref() == Some(tenant));
-        record::max_in_any_second(of_tenant.map(|request| request.at).collect())
+        request_log::max_in_any_second(of_tenant.map(|request| request.at).collect())
     }
 
-    /// Waits until the record satisfies this. It is asked again at each change; it may ask the simulator as well.
-    pub async fn wait_until(&self, enough: impl FnMut(&[Recorded]) -> bool) {
-        self.shared.journal.wait_until(enough).await;
+    /// Waits until the recorded requests satisfy this condition, which is checked after each change. It may use the
+    /// simulator.
+    pub async fn wait_until(&self, condition: impl FnMut(&[RecordedRequest]) -> bool) {
+        self.shared.requests.wait_until(condition).await;
     }
 
-    /// Forgets the record and the counts, not the runs.
-    pub fn forget(&self) {
-        self.shared.journal.forget();
+    /// Clears the recorded requests and the counts, not the runs.
+    pub fn clear_requests(&self) {
+        self.shared.requests.clear();
     }
 
     fn count(&self, kind: Kind, run_id: &str) -> usize {
-        let records = self.shared.journal.records();
+        let records = self.shared.requests.records();
         let of_run = records.iter().filter(|request| request.kind == kind && request.run_id.as_deref() == Some(run_id));
         of_run.count()
     }
@@ -296,8 +298,8 @@ impl Simulator {
 impl Drop for Simulator {
     fn drop(&mut self) {
         self.shared.ended.send_replace(true);
-        if let Some(serving) = &self.serving {
-            serving.abort();
+        if let Some(server) = &self.server {
+            server.abort();
         }
     }
 }

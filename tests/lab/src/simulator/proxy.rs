@@ -1,5 +1,5 @@
-//! Owns a plain HTTP proxy that tunnels, for tests of `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`.
-//! Never looks into a tunnel.
+//! Owns a forward proxy for tests of `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`.
+//! Never reads the data in a tunnel.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,55 +8,55 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 
-/// Serves until it is dropped.
+/// A proxy that serves until it is dropped.
 #[derive(Debug)]
 pub struct Proxy {
     address: SocketAddr,
-    seen: Arc<Mutex<Vec<String>>>,
-    serving: JoinHandle<()>,
+    requests: Arc<Mutex<Vec<String>>>,
+    server: JoinHandle<()>,
 }
 
 impl Proxy {
-    /// A proxy that connects to whatever it is asked for.
+    /// Starts a proxy that connects to the requested host.
     pub async fn start() -> Self {
-        Proxy::start_towards(None).await
+        Proxy::start_with_upstream(None).await
     }
 
-    /// A proxy that connects to this address, if there is one, whatever name it is asked for, as a private DNS would.
-    pub async fn start_towards(upstream: Option<SocketAddr>) -> Self {
+    /// Starts a proxy that connects to `upstream`, if given, whatever host is requested.
+    pub async fn start_with_upstream(upstream: Option<SocketAddr>) -> Self {
         let (listener, address) = super::server::bind(super::LOOPBACK).await;
-        let seen = Arc::<Mutex<Vec<String>>>::default();
-        let serving = tokio::spawn(serve(listener, upstream, Arc::clone(&seen)));
-        Proxy { address, seen, serving }
+        let requests = Arc::<Mutex<Vec<String>>>::default();
+        let server = tokio::spawn(serve(listener, upstream, Arc::clone(&requests)));
+        Proxy { address, requests, server }
     }
 
-    /// `http://127.0.0.1:PORT`.
+    /// Returns `http://127.0.0.1:PORT`.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// What it was asked for so far: `CONNECT host:port`, or `GET http://host:port/path`.
-    pub fn seen(&self) -> Vec<String> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Returns the requests so far: `CONNECT host:port`, or `GET http://host:port/path`.
+    pub fn requests(&self) -> Vec<String> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        self.serving.abort();
+        self.server.abort();
     }
 }
 
-async fn serve(listener: TcpListener, upstream: Option<SocketAddr>, seen: Arc<Mutex<Vec<String>>>) {
+async fn serve(listener: TcpListener, upstream: Option<SocketAddr>, requests: Arc<Mutex<Vec<String>>>) {
     let mut tunnels = JoinSet::new();
     while let Ok((client, _)) = listener.accept().await {
-        tunnels.spawn(tunnel(client, upstream, Arc::clone(&seen)));
+        tunnels.spawn(tunnel(client, upstream, Arc::clone(&requests)));
         while tunnels.try_join_next().is_some() {}
     }
 }
 
-/// Nothing where the client or the other side leaves: then the tunnel just ends.
-async fn tunnel(mut client: TcpStream, upstream: Option<SocketAddr>, seen: Arc<Mutex<Vec<String>>>) -> Option<()> {
+/// Forwards one connection until either side closes it. Errors just end it.
+async fn tunnel(mut client: TcpStream, upstream: Option<SocketAddr>, requests: Arc<Mutex<Vec<String>>>) -> Option<()> {
     let mut head = Vec::new();
     while !head.windows(4).any(|window| window == b"\r\n\r\n") {
         if client.read_buf(&mut head).await.ok()? == 0 {
@@ -66,7 +66,7 @@ async fn tunnel(mut client: TcpStream, upstream: Option<SocketAddr>, seen: Arc<M
     let text = String::from_utf8_lossy(&head).into_owned();
     let mut words = text.split(' ');
     let (method, target) = (words.next()?, words.next()?);
-    seen.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{method} {target}"));
+    requests.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{method} {target}"));
     let authority = target.trim_start_matches("http://").split('/').next()?;
     let mut server = match upstream {
         Some(upstream) => TcpStream::connect(upstream).await.ok()?,
@@ -75,7 +75,7 @@ async fn tunnel(mut client: TcpStream, upstream: Option<SocketAddr>, seen: Arc<M
     if method == "CONNECT" {
         client.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await.ok()?;
     } else {
-        // A server must take the absolute form as well, so the head goes on as it is.
+        // Servers must accept the absolute form, so the head is forwarded unchanged.
         server.write_all(&head).await.ok()?;
     }
     copy_bidirectional(&mut client, &mut server).await.ok()?;

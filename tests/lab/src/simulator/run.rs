@@ -1,5 +1,5 @@
-//! Owns a simulated run: what a test says about it, the state it is in at an instant, and its JSON.
-//! Never reads a clock: the instant is passed in, so that a test's paused time moves a run as well.
+//! Owns a simulated run: its settings, its state at an instant, and its JSON.
+//! Never reads the clock to compute a state: the instant is a parameter, so that paused time applies to runs.
 
 use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
@@ -10,50 +10,50 @@ use tokio::time::Instant;
 
 use super::task;
 
-/// What a stop answers in `task_instances`. The documentation contradicts itself here, so all three occur.
+/// The field `task_instances` in the response to a stop. The documentation contradicts itself, so all three are possible.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub enum StopAnswerTasks {
+pub enum StopResponseTasks {
     /// The field is missing.
     #[default]
     Absent,
     /// The field is an empty list.
     Empty,
-    /// The field has every task, as the verbose view has it.
+    /// The field has all tasks, as in the verbose view.
     Full,
 }
 
-/// What a stop answers when the run is already stopping or has ended. Undocumented, so all three occur.
+/// The response to a stop of a run that is already stopping or has ended. Undocumented, so all three are possible.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub enum Again {
-    /// 200 and the record as it was.
+pub enum RepeatedStop {
+    /// 200 and the unchanged record.
     #[default]
     Unchanged200,
-    /// 400 with an error body.
+    /// 400 with an error object.
     BadRequest400,
-    /// 409 with an error body.
+    /// 409 with an error object.
     Conflict409,
 }
 
-/// One workflow run. Without further words it is `running`, has no tasks, and a stop ends it at once.
+/// A workflow run. By default it is `running`, has no tasks, and a stop ends it at once.
 #[derive(Clone, Debug)]
 pub struct Run {
     pub(super) id: String,
-    pub(super) again: Again,
+    pub(super) on_repeated_stop: RepeatedStop,
     pub(super) unreadable: Option<u16>,
-    pub(super) stop_answer_tasks: StopAnswerTasks,
+    pub(super) stop_response_tasks: StopResponseTasks,
     pub(super) tasks: usize,
     tenant: String,
     active_state: String,
     ends_on_its_own: Option<(String, Duration)>,
     stopped_state: &'static str,
     stops_in: Duration,
-    stale_for: Duration,
+    stale_reads_for: Duration,
     stopped: Option<Instant>,
     added: Instant,
     added_wall: SystemTime,
 }
 
-/// How far a run has come at one instant.
+/// The phase of a run at an instant.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) enum Phase {
     Active,
@@ -62,94 +62,94 @@ pub(super) enum Phase {
 }
 
 impl Run {
-    /// A run in the state `running`.
+    /// Creates a run in the state `running`.
     pub fn new(id: impl Into<String>) -> Self {
         Run {
             id: id.into(),
-            again: Again::default(),
+            on_repeated_stop: RepeatedStop::default(),
             unreadable: None,
-            stop_answer_tasks: StopAnswerTasks::default(),
+            stop_response_tasks: StopResponseTasks::default(),
             tasks: 0,
             tenant: String::new(),
             active_state: "running".to_owned(),
             ends_on_its_own: None,
             stopped_state: "canceled",
             stops_in: Duration::ZERO,
-            stale_for: Duration::ZERO,
+            stale_reads_for: Duration::ZERO,
             stopped: None,
             added: Instant::now(),
             added_wall: SystemTime::UNIX_EPOCH,
         }
     }
 
-    /// What its state is called while it is active, e.g. `scheduled` or a value nobody has published.
+    /// Sets the name of its state while it is active, e.g. `scheduled` or an undocumented value.
     pub fn in_state(mut self, state: impl Into<String>) -> Self {
         self.active_state = state.into();
         self
     }
 
-    /// How many task instances it has.
+    /// Sets its number of task instances.
     pub fn with_tasks(mut self, count: usize) -> Self {
         self.tasks = count;
         self
     }
 
-    /// After a stop it reads `stopping` for so long, and ends then.
+    /// Sets how long it is `stopping` after a stop, before it ends.
     pub fn stops_in(mut self, time: Duration) -> Self {
         self.stops_in = time;
         self
     }
 
-    /// Reads do not see a stop until this long after its effect: they answer as if it had not happened. The answer to
-    /// a stop is never stale.
-    pub fn stale_for(mut self, time: Duration) -> Self {
-        self.stale_for = time;
+    /// Makes reads stale: they do not show a stop until this long after its effect. The response to a stop is never
+    /// stale.
+    pub fn stale_reads_for(mut self, time: Duration) -> Self {
+        self.stale_reads_for = time;
         self
     }
 
-    /// After a stop it ends as `failed`, with an error that has data, and failed tasks.
+    /// Lets it end as `failed` after a stop, with an error that has data, and failed tasks.
     pub fn failing_with_error(mut self) -> Self {
         self.stopped_state = "failed";
         self
     }
 
-    /// It has ended already.
+    /// Lets it have ended already, in this state.
     pub fn ended(self, state: impl Into<String>) -> Self {
         self.ends_on_its_own(state, Duration::ZERO)
     }
 
-    /// It ends in this state so long after it was added, even while it is stopping.
+    /// Lets it end in this state on its own, this long after it was added, even while it is stopping.
     pub fn ends_on_its_own(mut self, state: impl Into<String>, after: Duration) -> Self {
         self.ends_on_its_own = Some((state.into(), after));
         self
     }
 
-    /// Every read of it answers this status.
+    /// Sets the status code of all reads of it.
     pub fn unreadable(mut self, status: u16) -> Self {
         self.unreadable = Some(status);
         self
     }
 
-    /// What a stop answers in `task_instances`.
-    pub fn stop_answer_tasks(mut self, tasks: StopAnswerTasks) -> Self {
-        self.stop_answer_tasks = tasks;
+    /// Sets the field `task_instances` in the response to a stop.
+    pub fn stop_response_tasks(mut self, tasks: StopResponseTasks) -> Self {
+        self.stop_response_tasks = tasks;
         self
     }
 
-    /// What a stop answers when it is already stopping or has ended.
-    pub fn again(mut self, answer: Again) -> Self {
-        self.again = answer;
+    /// Sets the response to a stop when it is already stopping or has ended.
+    pub fn on_repeated_stop(mut self, response: RepeatedStop) -> Self {
+        self.on_repeated_stop = response;
         self
     }
 
-    /// Puts the run into the world: its own times count from here.
+    /// Sets tenant and start: its times count from here.
     pub(super) fn add(&mut self, tenant: &str, now: Instant, wall: SystemTime) {
         tenant.clone_into(&mut self.tenant);
         self.added = now;
         self.added_wall = wall;
     }
 
-    /// A stop arrives. Returns how far the run had come before it.
+    /// Handles a stop request. Returns the phase before it.
     pub(super) fn stop(&mut self, now: Instant) -> Phase {
         let before = self.phase(now);
         if before == Phase::Active {
@@ -158,25 +158,26 @@ impl Run {
         before
     }
 
-    /// The run as a read sees it.
+    /// Returns the run as a read shows it.
     pub(super) fn as_read(&self, now: Instant) -> Cow<'_, Run> {
         match self.stopped {
-            Some(at) if now < at + self.stale_for => Cow::Owned(Run { stopped: None, ..self.clone() }),
+            Some(at) if now < at + self.stale_reads_for => Cow::Owned(Run { stopped: None, ..self.clone() }),
             Some(_) | None => Cow::Borrowed(self),
         }
     }
 
+    /// Returns the phase at this instant.
     pub(super) fn phase(&self, now: Instant) -> Phase {
-        let by_itself = self.ends_on_its_own.as_ref().map(|(state, after)| (state.as_str(), self.added + *after));
+        let on_its_own = self.ends_on_its_own.as_ref().map(|(state, after)| (state.as_str(), self.added + *after));
         let by_stop = self.stopped.map(|at| (self.stopped_state, at + self.stops_in));
-        let end = [by_itself, by_stop].into_iter().flatten().min_by_key(|(_, at)| *at);
+        let end = [on_its_own, by_stop].into_iter().flatten().min_by_key(|(_, at)| *at);
         if let Some((state, at)) = end.filter(|(_, at)| *at <= now) {
             return Phase::Ended { state: state.to_owned(), at };
         }
         if self.stopped.is_some() { Phase::Stopping } else { Phase::Active }
     }
 
-    /// The state as it is on the wire.
+    /// Returns the state as sent in a response.
     pub(super) fn state(&self, now: Instant) -> String {
         match self.phase(now) {
             Phase::Active => self.active_state.clone(),
@@ -185,7 +186,7 @@ impl Run {
         }
     }
 
-    /// The record without tasks, as a stop answers it.
+    /// Returns the record without tasks, as in the response to a stop.
     pub(super) fn record(&self, now: Instant) -> Map<String, Value> {
         let mut record = self.overview(now);
         let state = self.state(now);
@@ -207,7 +208,7 @@ impl Run {
         record
     }
 
-    /// The default view.
+    /// Returns the default view.
     pub(super) fn overview(&self, now: Instant) -> Map<String, Value> {
         let mut record = Map::new();
         let mut put = |name: &str, value: Value| record.insert(name.to_owned(), value);
@@ -223,20 +224,20 @@ impl Run {
         record
     }
 
-    /// So many task instances, in states that go with the run's own.
+    /// Returns this number of task instances, in states that match the run's state.
     pub(super) fn task_instances(&self, count: usize, now: Instant) -> Value {
         let ended_at = match self.phase(now) {
             Phase::Ended { at, .. } => Some(self.wall_time(at)),
             Phase::Active | Phase::Stopping => None,
         };
-        let of = task::Of {
+        let context = task::TaskContext {
             run_id: &self.id,
             tenant: &self.tenant,
             run_state: &self.state(now),
             created_at: &self.created_at(),
             ended_at: ended_at.as_deref(),
         };
-        (0..count).map(|index| of.task(index)).collect()
+        (0..count).map(|index| context.task(index)).collect()
     }
 
     fn created_at(&self) -> String {
@@ -248,7 +249,7 @@ impl Run {
     }
 }
 
-/// The documented error of a run that a person stopped, or one of a failed run.
+/// Returns the documented error of a run that a person stopped, or an error of a failed run.
 fn run_error(state: &str) -> Option<Value> {
     match state {
         "canceled" | "stopped" => Some(json!({

@@ -1,5 +1,5 @@
-//! Owns the listener and its connections: HTTP/1.1 with or without TLS, arrival times, resets and silences.
-//! Never looks into a request beyond what the record needs: the handler does.
+//! Owns the listener and its connections: HTTP/1.1 with or without TLS, arrival times, resets, and missing responses.
+//! Never interprets a request beyond what its record needs: the handler does that.
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,37 +19,38 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
-use super::answer::{Payload, Reply};
+use super::api_state::Shared;
 use super::handler;
-use super::record::{Kind, Recorded};
-use super::world::Shared;
+use super::request_log::{Kind, RecordedRequest};
+use super::response::{Payload, Reply};
 
 const LARGEST_BODY: usize = 1024 * 1024;
 
-/// Ends a connection without an answer.
+/// An error that makes hyper close the connection without a response.
 #[derive(Debug)]
-struct Broken;
+struct ConnectionClosed;
 
-impl std::fmt::Display for Broken {
+impl std::fmt::Display for ConnectionClosed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("the simulator broke the connection")
+        f.write_str("the simulator closed the connection")
     }
 }
 
-impl std::error::Error for Broken {}
+impl std::error::Error for ConnectionClosed {}
 
+/// Binds a listener. Returns it with its address.
 pub(super) async fn bind(address: SocketAddr) -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind(address).await.expect("the address can be bound");
     let address = listener.local_addr().expect("a bound socket has an address");
     (listener, address)
 }
 
-/// Serves until its task is aborted; its connections end with it.
+/// Serves until its task is aborted, which also closes the connections.
 pub(super) async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
-            // Only out of file descriptors does this fail: the next round tries again.
+            // Accepting fails only if no file descriptor is free; the loop tries again.
             Ok((stream, _)) = listener.accept() => {
                 connections.spawn(connection(stream, tls.clone(), Arc::clone(&shared)));
             }
@@ -59,7 +60,7 @@ pub(super) async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, share
 }
 
 async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
-    // A second name for the same socket, for hyper and TLS take the first one.
+    // A second file descriptor of the same socket, because hyper and TLS own the first one.
     let Ok(socket) = stream.as_fd().try_clone_to_owned() else {
         return;
     };
@@ -69,7 +70,7 @@ async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, shared: Arc<Sha
     match tls {
         None => http(stream, socket, shared).await,
         Some(tls) => {
-            // A client that does not trust the certificate leaves here.
+            // Fails for a client that does not trust the certificate.
             if let Ok(stream) = tls.accept(stream).await {
                 http(stream, socket, shared).await;
             }
@@ -78,59 +79,63 @@ async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, shared: Arc<Sha
 }
 
 async fn http(stream: impl AsyncRead + AsyncWrite + Unpin, socket: OwnedFd, shared: Arc<Shared>) {
-    let service = service_fn(|request| one(request, &socket, Arc::clone(&shared)));
-    // Errors are the clients that left and the connections broken on purpose.
+    let service = service_fn(|request| handle(request, &socket, Arc::clone(&shared)));
+    // Errors mean that the client disconnected or that a fault closed the connection.
     let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }
 
-async fn one(request: Request<Incoming>, socket: &OwnedFd, shared: Arc<Shared>) -> Result<Response<Payload>, Broken> {
+async fn handle(
+    request: Request<Incoming>,
+    socket: &OwnedFd,
+    shared: Arc<Shared>,
+) -> Result<Response<Payload>, ConnectionClosed> {
     let (at, wall) = (Instant::now(), SystemTime::now());
     let (head, body) = request.into_parts();
-    let mut call = recorded(&head, at, wall);
-    let entry = shared.journal.note(call.clone());
+    let mut record = new_record(&head, at, wall);
+    let entry = shared.requests.add(record.clone());
 
     let body = Limited::new(body, LARGEST_BODY).collect().await;
-    let body = body.map_err(|_| Broken)?.to_bytes();
+    let body = body.map_err(|_| ConnectionClosed)?.to_bytes();
     if !body.is_empty() {
-        call.body = String::from_utf8_lossy(&body).into_owned();
-        shared.journal.amend(entry, |record| record.body.clone_from(&call.body));
+        record.body = String::from_utf8_lossy(&body).into_owned();
+        shared.requests.update(entry, |logged| logged.body.clone_from(&record.body));
     }
 
-    // A task of its own: what has arrived takes its course, whether or not the client waits for the answer.
+    // A separate task: the request is processed even if the client disconnects.
     let task = tokio::spawn({
         let shared = Arc::clone(&shared);
         async move {
             let mut ended = shared.ended.subscribe();
             tokio::select! {
-                reply = handler::handle(&shared, entry, &call) => reply,
+                reply = handler::handle(&shared, entry, &record) => reply,
                 _ = ended.wait_for(|ended| *ended) => Reply::Never,
             }
         }
     });
-    match task.await.map_err(|_| Broken)? {
-        Reply::Answer(answer) => {
-            shared.journal.amend(entry, |record| record.answered = Some(answer.status));
-            let answer = shared
-                .world()
-                .answer_headers
+    match task.await.map_err(|_| ConnectionClosed)? {
+        Reply::Response(response) => {
+            shared.requests.update(entry, |logged| logged.response_status = Some(response.status));
+            let response = shared
+                .lock()
+                .response_headers
                 .iter()
-                .fold(answer, |answer, (name, value)| answer.header(name, Some(value.clone())));
-            Ok(answer.into_response())
+                .fold(response, |response, (name, value)| response.header(name, Some(value.clone())));
+            Ok(response.into_response())
         }
         Reply::Reset => {
-            // The kernel then answers the close, which follows from the error, with RST instead of FIN.
+            // Makes the kernel send RST instead of FIN when the error closes the socket.
             let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
-            Err(Broken)
+            Err(ConnectionClosed)
         }
-        // hyper drops this when the client leaves.
+        // hyper drops this future when the client disconnects.
         Reply::Never => std::future::pending().await,
     }
 }
 
-fn recorded(head: &hyper::http::request::Parts, at: Instant, wall: SystemTime) -> Recorded {
+fn new_record(head: &hyper::http::request::Parts, at: Instant, wall: SystemTime) -> RecordedRequest {
     let method = head.method.as_str().to_owned();
     let path = head.uri.path_and_query().map_or_else(|| head.uri.to_string(), ToString::to_string);
-    let (kind, run_id) = handler::asked(&method, &path);
+    let (kind, run_id) = handler::classify(&method, &path);
     let headers: std::collections::HashMap<_, _> = head
         .headers
         .iter()
@@ -143,7 +148,7 @@ fn recorded(head: &hyper::http::request::Parts, at: Instant, wall: SystemTime) -
         Kind::Token => headers.get("x-amperity-tenant"),
         Kind::Stop | Kind::Read | Kind::Other => headers.get("amperity-tenant"),
     };
-    Recorded {
+    RecordedRequest {
         at,
         wall,
         kind,
@@ -153,7 +158,7 @@ fn recorded(head: &hyper::http::request::Parts, at: Instant, wall: SystemTime) -
         run_id,
         headers,
         body: String::new(),
-        answered: None,
+        response_status: None,
         effect: false,
     }
 }

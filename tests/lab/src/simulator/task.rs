@@ -1,10 +1,10 @@
 //! Owns the JSON of a simulated task instance.
-//! Never decides how a run goes on: a task's state follows from its run's.
+//! Never chooses the state of a run: a task's state is derived from it.
 
 use serde_json::{Value, json};
 
-/// What all tasks of one run have in common.
-pub(super) struct Of<'a> {
+/// The fields that all tasks of a run share.
+pub(super) struct TaskContext<'a> {
     pub(super) run_id: &'a str,
     pub(super) tenant: &'a str,
     pub(super) run_state: &'a str,
@@ -12,13 +12,13 @@ pub(super) struct Of<'a> {
     pub(super) ended_at: Option<&'a str>,
 }
 
-impl Of<'_> {
-    /// The task at this place. Every third one had succeeded before anything else happened.
+impl TaskContext<'_> {
+    /// Returns the task with this index. Every third one has succeeded before the stop.
     pub(super) fn task(&self, index: usize) -> Value {
         let done = index.is_multiple_of(3);
         let state = if done { "succeeded" } else { self.run_state };
         let ended_at = if done { Some(self.created_at) } else { self.ended_at };
-        // Both spellings of a number occur on the wire.
+        // The API sends both forms of a number.
         let timeout_ms = if index.is_multiple_of(2) { json!(3_600_000.0) } else { json!(7_200_000) };
         let mut task = json!({
             "id": format!("wft-20240619-{index}-9Kx3Qb"),
@@ -35,7 +35,7 @@ impl Of<'_> {
             "state_changed_at": ended_at.unwrap_or(self.created_at),
             "unheard_of_field": [index, "added later"],
         });
-        // A task that has not ended has no such field at all, where other services would write null.
+        // The API omits the field of a task that has not ended, instead of sending null.
         if let Some(ended_at) = ended_at {
             task["ended_at"] = json!(ended_at);
         }

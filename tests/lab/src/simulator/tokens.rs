@@ -1,5 +1,5 @@
-//! Owns which bearer tokens are good, and issues new ones for client credentials.
-//! Never lets a token it issued for one tenant open another.
+//! Owns the valid bearer tokens, and issues tokens for client credentials.
+//! Never accepts an issued token for another tenant.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 #[derive(Debug)]
 pub(super) struct Tokens {
-    /// Good for every tenant, without an end.
+    /// Valid for every tenant, without expiry.
     pub(super) fixed: HashSet<String>,
     pub(super) client: (String, String),
     pub(super) expires_in: u64,
@@ -19,7 +19,7 @@ pub(super) struct Tokens {
 #[derive(Debug)]
 struct Issued {
     tenant: String,
-    until: Instant,
+    expires_at: Instant,
 }
 
 impl Tokens {
@@ -33,27 +33,29 @@ impl Tokens {
         }
     }
 
-    /// Only these are good from now on.
+    /// Makes these the only valid tokens.
     pub(super) fn replace(&mut self, tokens: HashSet<String>) {
         self.fixed = tokens;
         self.issued.clear();
     }
 
+    /// Issues a token for this tenant.
     pub(super) fn issue(&mut self, tenant: &str, now: Instant) -> String {
         self.count += 1;
         let token = format!("tok-{}", self.count);
-        let issued = Issued { tenant: tenant.to_owned(), until: now + Duration::from_secs(self.expires_in) };
+        let issued = Issued { tenant: tenant.to_owned(), expires_at: now + Duration::from_secs(self.expires_in) };
         self.issued.insert(token.clone(), issued);
         token
     }
 
-    pub(super) fn good(&self, token: &str, tenant: &str, now: Instant) -> bool {
+    /// Checks that a token is valid for this tenant.
+    pub(super) fn is_valid(&self, token: &str, tenant: &str, now: Instant) -> bool {
         self.fixed.contains(token)
-            || self.issued.get(token).is_some_and(|issued| issued.tenant == tenant && now < issued.until)
+            || self.issued.get(token).is_some_and(|issued| issued.tenant == tenant && now < issued.expires_at)
     }
 }
 
-/// The fields of a form body. Credentials may hold any byte, so they are decoded.
+/// Returns the decoded fields of a form body. Credentials may contain any byte.
 pub(super) fn form(body: &str) -> HashMap<String, String> {
     body.split('&').filter_map(|pair| pair.split_once('=')).map(|(key, value)| (decoded(key), decoded(value))).collect()
 }

@@ -1,13 +1,13 @@
-//! Owns the demo from beginning to end: start, samples, table, verdict, and the exit code.
-//! Never reaches a cluster or an Amperity but those that it starts itself.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "the demo is there to be read in a terminal")]
+//! Owns the steps of the demo: start, samples, table, comparison, and the exit code.
+//! Never uses a cluster or an Amperity other than those that it starts.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line program")]
 
+mod comparison;
+mod display;
+mod environment;
 mod operator;
 mod samples;
-mod show;
 mod signals;
-mod stage;
-mod verdict;
 
 use std::{error::Error, fs, path::Path, process::ExitCode, time::Duration};
 
@@ -19,23 +19,23 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::{samples::Sample, show::LiveTable, signals::Signals, stage::Stage};
+use crate::{display::LiveTable, environment::Environment, samples::Sample, signals::Signals};
 
 const NAMESPACE: &str = "default";
 const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples");
 
-/// All samples have finished by then; usually it takes ten seconds.
+/// Timeout for all samples to finish; it usually takes 10 s.
 const FINISHES_WITHIN: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(200);
 
-/// With all that comes before and after; more only where the API server does not answer.
-const PERFORMS_WITHIN: Duration = Duration::from_secs(90);
+/// Timeout for all steps together. Exceeded only if the API server does not respond.
+const COMPLETES_WITHIN: Duration = Duration::from_secs(90);
 
-/// What ended the demo before its time.
-pub enum Ended {
-    /// Something is wrong, as the text says.
+/// The reason of an early exit.
+pub enum EarlyExit {
+    /// An error, with its message.
     Failed(String),
-    /// A signal came; the exit code.
+    /// A signal, with the exit code for it.
     Interrupted(u8),
 }
 
@@ -52,99 +52,96 @@ async fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let ended = match Signals::listen() {
+    let result = match Signals::listen() {
         Ok(mut signals) => run(keep, &mut signals).await,
-        Err(error) => Err(Ended::Failed(format!("signals cannot be caught: {error}"))),
+        Err(error) => Err(EarlyExit::Failed(format!("cannot handle signals: {error}"))),
     };
-    match ended {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Ended::Failed(why)) => {
-            eprintln!("demo: failed: {why}");
+        Err(EarlyExit::Failed(message)) => {
+            eprintln!("demo: failed: {message}");
             ExitCode::FAILURE
         }
-        Err(Ended::Interrupted(code)) => {
-            eprintln!("demo: interrupted; everything it started has ended");
+        Err(EarlyExit::Interrupted(code)) => {
+            eprintln!("demo: interrupted; all processes are stopped");
             ExitCode::from(code)
         }
     }
 }
 
-/// One run; whatever comes of it, what it started has ended.
-async fn run(keep: bool, signals: &mut Signals) -> Result<(), Ended> {
-    let stage = Stage::start(signals).await?;
-    let mut ended = tokio::select! {
-        outcome = timeout(PERFORMS_WITHIN, perform(&stage)) => match outcome {
-            Ok(outcome) => outcome.map_err(|why| Ended::Failed(why.to_string())),
-            Err(_) => Err(Ended::Failed("the API server does not answer".to_owned())),
+/// Runs the demo, and stops everything it started before it returns.
+async fn run(keep: bool, signals: &mut Signals) -> Result<(), EarlyExit> {
+    let environment = Environment::start(signals).await?;
+    let mut result = tokio::select! {
+        steps = timeout(COMPLETES_WITHIN, run_steps(&environment)) => match steps {
+            Ok(outcome) => outcome.map_err(|message| EarlyExit::Failed(message.to_string())),
+            Err(_) => Err(EarlyExit::Failed("the API server does not respond".to_owned())),
         },
-        fault = stage.broke() => Err(Ended::Failed(fault)),
-        code = signals.next() => Err(Ended::Interrupted(code)),
+        exit = environment.wait_for_unexpected_exit() => Err(EarlyExit::Failed(exit)),
+        code = signals.next() => Err(EarlyExit::Interrupted(code)),
     };
-    if let Err(Ended::Failed(why)) = &ended {
-        eprintln!("\nthe end of the operator's log:\n{}\n", stage.operator.log_tail());
+    if let Err(EarlyExit::Failed(message)) = &result {
+        eprintln!("\nthe last lines of the operator's log:\n{}\n", environment.operator.log_tail());
         if keep {
-            // The last word comes only after Ctrl-C.
-            eprintln!("demo: failed: {why}");
+            // `main` prints it only after Ctrl-C.
+            eprintln!("demo: failed: {message}");
         }
     }
-    if keep && !matches!(ended, Err(Ended::Interrupted(_))) {
-        say_what_to_try(&stage);
+    if keep && !matches!(result, Err(EarlyExit::Interrupted(_))) {
+        print_suggestions(&environment);
         tokio::select! {
-            fault = stage.broke() => ended = Err(Ended::Failed(fault)),
-            // That is how it is meant to end.
-            _ = signals.next() => println!("\nending everything"),
+            exit = environment.wait_for_unexpected_exit() => result = Err(EarlyExit::Failed(exit)),
+            // The expected end, not an early exit.
+            _ = signals.next() => println!("\nstopping everything"),
         }
     }
-    stage.end().await;
-    ended
+    environment.stop().await;
+    result
 }
 
-/// Applies the samples, shows them until all have finished, and compares.
-async fn perform(stage: &Stage) -> Outcome {
-    let client = stage.client();
-    // The API server makes this namespace itself, a moment after its start.
+/// Applies the samples, shows them until all have finished, and compares the results.
+async fn run_steps(environment: &Environment) -> Outcome {
+    let client = environment.client();
+    // The API server creates this namespace itself, a moment after its start.
     apply_text(&client, "{apiVersion: v1, kind: Namespace, metadata: {name: default}}").await?;
     let samples = samples::samples();
     for file in std::iter::once(samples::SECRET).chain(samples.iter().map(|sample| sample.file)) {
         let text = fs::read_to_string(Path::new(EXAMPLES).join(file)).map_err(|error| format!("{file}: {error}"))?;
-        apply_text(&client, &text).await.map_err(|error| format!("examples/{file} was not applied: {error}"))?;
+        apply_text(&client, &text).await.map_err(|error| format!("cannot apply examples/{file}: {error}"))?;
         println!("applied         examples/{file}");
     }
-    let resources = finished(&client, &samples).await?;
+    let resources = wait_until_finished(&client, &samples).await?;
     println!();
-    show::wide(&client).await?;
+    display::wide(&client).await?;
     let resource = |name: &str| resources.iter().find(|resource| resource["metadata"]["name"] == name);
     let mut differences = Vec::new();
     for sample in &samples {
-        let resource = resource(sample.name).ok_or_else(|| format!("{} is gone", sample.name))?;
+        let resource = resource(sample.name).ok_or_else(|| format!("{} does not exist any more", sample.name))?;
         if sample.name == samples::FAILING {
-            show::status(sample.name, resource);
+            display::status(sample.name, resource);
         }
-        differences.extend(verdict::differences(sample, resource, &stage.amperity));
+        differences.extend(comparison::differences(sample, resource, &environment.amperity));
     }
     if !differences.is_empty() {
         return Err(differences.join("\n").into());
     }
-    println!(
-        "Each of the {} stops ended as it must, and Amperity received exactly one request for each.",
-        samples.len()
-    );
+    println!("All {} stops ended as expected, and Amperity received exactly one request for each.", samples.len());
     Ok(())
 }
 
-/// Shows the table until every sample has finished; all resources as they are then.
-async fn finished(client: &Client, samples: &[Sample]) -> Result<Vec<Value>, Box<dyn Error + Send + Sync>> {
+/// Shows the table until all samples have finished, and returns all resources.
+async fn wait_until_finished(client: &Client, samples: &[Sample]) -> Result<Vec<Value>, Box<dyn Error + Send + Sync>> {
     let stops: Api<DynamicObject> =
         Api::namespaced_with(client.clone(), NAMESPACE, &resource("workflow.amperity.com/v1alpha1", "WorkflowRunStop"));
     let mut live = LiveTable::new(client.clone());
     let deadline = Instant::now() + FINISHES_WITHIN;
     loop {
-        // In this order, so that the last picture shows all ends.
+        // The table is fetched after the list, so that the last one shows all samples finished.
         let list = stops.list(&ListParams::default()).await?;
         live.show().await?;
         let resources: Vec<_> = list.items.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
         let is_finished = |name: &str| {
-            resources.iter().any(|resource| resource["metadata"]["name"] == name && verdict::is_finished(resource))
+            resources.iter().any(|resource| resource["metadata"]["name"] == name && comparison::is_finished(resource))
         };
         let missing: Vec<_> = samples.iter().map(|sample| sample.name).filter(|name| !is_finished(name)).collect();
         if missing.is_empty() {
@@ -158,17 +155,17 @@ async fn finished(client: &Client, samples: &[Sample]) -> Result<Vec<Value>, Box
     }
 }
 
-/// Applies every document of a manifest as `kubectl apply --server-side` does.
+/// Applies all documents of a manifest, like `kubectl apply --server-side`.
 async fn apply_text(client: &Client, text: &str) -> Outcome {
     for document in serde_yaml_ng::Deserializer::from_str(text) {
         let document = Value::deserialize(document)?;
-        let word = |pointer: &str| document.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-        let of = resource(word("/apiVersion"), word("/kind"));
-        let api: Api<DynamicObject> = match of.kind.as_str() {
-            "Namespace" => Api::all_with(client.clone(), &of),
-            _ => Api::namespaced_with(client.clone(), NAMESPACE, &of),
+        let field = |pointer: &str| document.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+        let api_resource = resource(field("/apiVersion"), field("/kind"));
+        let api: Api<DynamicObject> = match api_resource.kind.as_str() {
+            "Namespace" => Api::all_with(client.clone(), &api_resource),
+            _ => Api::namespaced_with(client.clone(), NAMESPACE, &api_resource),
         };
-        api.patch(word("/metadata/name"), &PatchParams::apply("demo"), &Patch::Apply(&document)).await?;
+        api.patch(field("/metadata/name"), &PatchParams::apply("demo"), &Patch::Apply(&document)).await?;
     }
     Ok(())
 }
@@ -178,8 +175,8 @@ fn resource(api_version: &str, kind: &str) -> ApiResource {
     ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind))
 }
 
-fn say_what_to_try(stage: &Stage) {
-    let kubeconfig = stage.plane.kubeconfig_path();
+fn print_suggestions(environment: &Environment) {
+    let kubeconfig = environment.plane.kubeconfig_path();
     println!(
         "\nEverything keeps running until Ctrl-C. In another terminal, in this folder:
 
@@ -192,12 +189,12 @@ fn say_what_to_try(stage: &Stage) {
   tail -f {}
 
 Without kubectl: export PATH=\"$(sh tests/lab/control-plane/build.sh kubectl):$PATH\" builds one.
-Nobody can add a run to the simulated Amperity from outside, but these of the tenant {} are still there:
+Runs cannot be added to the simulated Amperity from outside. These runs of the tenant {} are still unused:
 
 {}
   sed 's/stop-nightly/mine/; s/wf-demo-1/wf-demo-9/' examples/stop.yaml | kubectl apply -f -",
         kubeconfig.display(),
-        stage.operator.log_path().display(),
+        environment.operator.log_path().display(),
         samples::TENANT,
         samples::SPARE_RUNS,
     );

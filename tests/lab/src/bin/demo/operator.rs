@@ -1,5 +1,5 @@
-//! Owns the operator's process, through the shell process that keeps it, and the demo's folder with its log.
-//! Never outlives this process, however that ends: the keeper reads a pipe of it.
+//! Owns the operator's process, which runs under a shell process, and the demo's folder with the log.
+//! Never outlives this process: the shell process stops the operator when its stdin closes.
 
 use std::{
     fs, io,
@@ -17,62 +17,62 @@ use tokio::{
 
 const PROGRAM: &str = "workflow-run-stop-operator";
 
-/// The keeper gives the operator 10 s.
-const ENDS_WITHIN: Duration = Duration::from_secs(15);
+/// Longer than the 10 s that supervisor.sh gives the operator.
+const STOPS_WITHIN: Duration = Duration::from_secs(15);
 
-/// How many of the log's last lines tell what went wrong.
+/// Number of lines at the end of the log that an error message quotes.
 const TAIL_LINES: usize = 40;
 
 /// The running operator.
 pub struct Operator {
-    keeper: Child,
-    /// When it closes, in whatever way, the operator is told to end and the folder goes away.
+    supervisor: Child,
+    /// When it closes, the operator gets SIGTERM and the folder is removed.
     pipe: ChildStdin,
     status: watch::Receiver<Option<String>>,
     folder: PathBuf,
 }
 
 impl Operator {
-    /// Starts the binary that cargo put beside this one.
+    /// Starts the binary in the folder of this program.
     pub fn start(kubeconfig: &Path, base_url: &str) -> io::Result<Self> {
         let program = std::env::current_exe()?.with_file_name(PROGRAM);
         if !program.is_file() {
-            return Err(io::Error::other(format!("{} is missing: start the demo by `make demo`", program.display())));
+            return Err(io::Error::other(format!("{} is missing: start the demo with `make demo`", program.display())));
         }
-        // The keeper removes it from here on, also when this process cannot.
+        // From here on the supervisor removes it, also when this process is killed.
         let folder = tempfile::Builder::new().prefix("demo-").tempdir()?.keep();
-        let mut keeper = Command::new("/bin/sh")
-            .args(["-c", include_str!("keeper.sh"), "demo-keeper"])
+        let mut supervisor = Command::new("/bin/sh")
+            .args(["-c", include_str!("supervisor.sh"), "demo-supervisor"])
             .arg(&folder)
             .arg(program)
             .args(["--amperity-base-url", base_url, "--log-format", "text"])
-            // The port is any free one. What is in flight need not be waited for as long as in a cluster.
+            // Any free port, and a shorter drain than in a cluster.
             .args(["--http-addr", "127.0.0.1:0", "--drain-timeout", "5s"])
-            // Each flag is a variable too, and so is the way to some other cluster: none of the caller's may reach it.
+            // The caller's environment may set flags of the operator or point to another cluster.
             .env_clear()
             .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
             .env("KUBECONFIG", kubeconfig)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
-            // A group of its own: Ctrl-C in a terminal reaches this process only, which ends things in their order.
+            // Its own process group: Ctrl-C in a terminal reaches this process only, which stops everything in order.
             .process_group(0)
             .spawn()?;
-        let pipe = keeper.stdin.take().expect("its stdin is piped");
-        let told = keeper.stdout.take().expect("its stdout is piped");
+        let pipe = supervisor.stdin.take().expect("its stdin is piped");
+        let stdout = supervisor.stdout.take().expect("its stdout is piped");
         let (sender, status) = watch::channel(None);
         tokio::spawn(async move {
-            let line = BufReader::new(told).lines().next_line().await;
+            let line = BufReader::new(stdout).lines().next_line().await;
             let status = line.ok().flatten().unwrap_or_else(|| "unknown".to_owned());
             sender.send_replace(Some(status));
-            // As long as somebody may ask.
+            // Keeps the channel open for later readers.
             sender.closed().await;
         });
-        Ok(Self { keeper, pipe, status, folder })
+        Ok(Self { supervisor, pipe, status, folder })
     }
 
-    /// Waits until it has ended by itself; its exit status.
-    pub async fn ended(&self) -> String {
+    /// Waits until the operator has exited and returns its exit status.
+    pub async fn exited(&self) -> String {
         let mut status = self.status.clone();
         match status.wait_for(Option::is_some).await {
             Ok(status) => status.clone().unwrap_or_default(),
@@ -80,11 +80,12 @@ impl Operator {
         }
     }
 
+    /// Returns the path of the log.
     pub fn log_path(&self) -> PathBuf {
         self.folder.join("operator.log")
     }
 
-    /// The last lines of its log.
+    /// Returns the last lines of the log.
     pub fn log_tail(&self) -> String {
         let log = fs::read(self.log_path()).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
@@ -92,11 +93,11 @@ impl Operator {
         lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
     }
 
-    /// Tells it to end and waits for that.
-    pub async fn end(mut self) {
+    /// Stops the operator and waits until it has exited.
+    pub async fn stop(mut self) {
         drop(self.pipe);
-        if timeout(ENDS_WITHIN, self.keeper.wait()).await.is_err() {
-            eprintln!("the operator's keeper (process {:?}) does not end", self.keeper.id());
+        if timeout(STOPS_WITHIN, self.supervisor.wait()).await.is_err() {
+            eprintln!("the operator's supervisor (process {:?}) does not exit", self.supervisor.id());
         }
     }
 }

@@ -1,29 +1,29 @@
-//! Owns the samples: the runs that the simulated Amperity has, the manifests that stop them, and how each must end.
-//! Never looks at what came of them.
+//! Owns the samples: the runs of the simulated Amperity, the manifests that stop them, and the expected results.
+//! Never reads the actual results.
 
 pub use lab::examples::TENANT;
 use lab::{examples, simulator::Simulator};
 use serde_json::{Value, json};
 
-/// Applied before any sample.
+/// The manifest that is applied before the samples.
 pub const SECRET: &str = "secret.yaml";
 
-/// A manifest in `examples/`, and how its stop must end.
+/// A manifest in `examples/`, and the expected result of its stop.
 pub struct Sample {
     pub file: &'static str,
     pub name: &'static str,
     pub run: &'static str,
     pub state: Option<&'static str>,
-    /// Every condition, in the order of [`crate::verdict::CONDITIONS`].
+    /// All conditions, in the order of `comparison::CONDITIONS`.
     pub conditions: &'static [&'static str],
     pub error: Value,
-    /// The states of the tasks; nothing where none were ever told of.
+    /// The states of the tasks; `None` if the status has no tasks.
     pub tasks: Option<&'static [&'static str]>,
-    /// How many stops reached the run while there was something to stop.
+    /// Number of stop requests that took effect.
     pub effects: usize,
 }
 
-/// The samples that the demo applies.
+/// Returns the samples that the demo applies.
 pub fn samples() -> [Sample; 4] {
     [
         Sample {
@@ -91,20 +91,20 @@ pub fn samples() -> [Sample; 4] {
     ]
 }
 
-/// The sample whose whole status is shown.
+/// The sample whose complete status is printed.
 pub const FAILING: &str = "stop-failing";
 
-/// What runs are there beside those of the samples, for who keeps the demo running.
+/// Runs that no sample uses, for a demo with `--keep`.
 pub const SPARE_RUNS: &str = "  wf-demo-5   takes 20 s to stop        examples/stop-another.yaml
   wf-demo-6   stops at once             examples/stop-suspended.yaml
   wf-demo-7   takes 5 s to stop         examples/stop-with-limits.yaml
   wf-demo-8   takes 5 s to stop         examples/client-credentials.yaml
-  wf-demo-9   takes 5 s, has 200 tasks  for a manifest of your own
+  wf-demo-9   takes 5 s, has 200 tasks  for your own manifest
 ";
 
-/// An Amperity with every run that a manifest in `examples/` names, but the unknown one.
+/// Starts a simulated Amperity with all runs that the manifests in `examples/` name, except the unknown one.
 pub async fn simulated_amperity() -> Simulator {
     let amperity = Simulator::start().await;
-    examples::add_to(&amperity);
+    examples::set_up(&amperity);
     amperity
 }

@@ -1,11 +1,11 @@
-//! Owns the signals that ask the demo to end.
-//! Never ends anything itself.
+//! Owns the signals that stop the demo.
+//! Never stops anything itself.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Ctrl-C and its kin. From here on they end nothing by themselves.
+/// SIGINT, SIGTERM and SIGHUP, without their default action of ending the process.
 pub struct Signals {
     interrupt: Signal,
     terminate: Signal,
@@ -13,6 +13,7 @@ pub struct Signals {
 }
 
 impl Signals {
+    /// Installs the signal handlers.
     pub fn listen() -> io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
@@ -21,7 +22,7 @@ impl Signals {
         })
     }
 
-    /// Waits for one; the exit code that tells of it, as shells have it.
+    /// Waits for a signal and returns the exit code for it, 128 plus its number.
     pub async fn next(&mut self) -> u8 {
         let kind = tokio::select! {
             _ = self.interrupt.recv() => SignalKind::interrupt(),

@@ -1,6 +1,5 @@
-//! Owns the proof that a control plane's processes end when they should, are missed when they
-//! should not, and leave nothing.
-//! Never touches the shared control plane's processes, except in a process that is there to be killed.
+//! Owns the tests of the end of a control plane: pause and kill, cleanup, and reports of unexpected exits.
+//! Never touches the processes of the shared control plane, except in the child process that a test kills.
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
@@ -15,8 +14,8 @@ use super::super::ControlPlane;
 use super::super::launch::{build, free_port, free_ports, launch_on};
 use super::config_maps;
 
-/// Set for the process that a test starts in order to kill it.
-const VICTIM: &str = "LAB_CONTROL_PLANE_VICTIM";
+/// Environment variable of the child process that a test starts and kills; also the prefix of its report.
+const CHILD: &str = "LAB_CONTROL_PLANE_CHILD";
 
 fn sh(script: &str) -> bool {
     let command = Command::new("/bin/sh").args(["-c", script]).stderr(Stdio::null()).status();
@@ -27,13 +26,13 @@ fn is_alive(process: u32) -> bool {
     sh(&format!("kill -0 {process}"))
 }
 
-async fn until(what: &str, mut is_true: impl FnMut() -> bool) {
+async fn wait_until(what: &str, mut is_true: impl FnMut() -> bool) {
     let waited = tokio::time::timeout(Duration::from_secs(30), async {
         while !is_true() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     });
-    assert!(waited.await.is_ok(), "not within 30 s: {what}");
+    assert!(waited.await.is_ok(), "not true within 30 s: {what}");
 }
 
 #[tokio::test]
@@ -43,8 +42,8 @@ async fn the_api_server_can_be_paused_and_killed_and_keeps_its_data() {
 
     plane.pause().await;
     let client = plane.client();
-    let unanswered = tokio::time::timeout(Duration::from_millis(500), config_maps(client.clone(), &namespace)).await;
-    assert!(unanswered.is_err(), "a paused API server answered");
+    let timed_out = tokio::time::timeout(Duration::from_millis(500), config_maps(client.clone(), &namespace)).await;
+    assert!(timed_out.is_err(), "a paused API server responded");
     plane.resume().await;
     plane.ready().await;
     assert!(config_maps(client, &namespace).await.is_ok());
@@ -52,11 +51,11 @@ async fn the_api_server_can_be_paused_and_killed_and_keeps_its_data() {
     plane.pause().await;
     plane.kill_apiserver().await;
     let refused = config_maps(plane.client(), &namespace).await.unwrap_err();
-    assert!(!matches!(refused, kube::Error::Api(_)), "a killed API server answered: {refused}");
+    assert!(!matches!(refused, kube::Error::Api(_)), "a killed API server responded: {refused}");
     plane.start_apiserver().await;
     let namespaces: Api<Namespace> = Api::all(plane.client());
     assert!(namespaces.get(&namespace).await.is_ok());
-    assert_eq!(plane.fault(), None);
+    assert_eq!(plane.unexpected_exit(), None);
     plane.stop().await;
 }
 
@@ -73,19 +72,19 @@ async fn stopping_ends_both_processes_and_removes_the_folder() {
 }
 
 #[tokio::test]
-async fn a_process_that_dies_is_noticed() {
+async fn an_exited_process_is_reported_with_its_log() {
     let plane = ControlPlane::start().await.unwrap();
     let etcd = plane.processes()["etcd"];
     assert!(sh(&format!("kill -KILL {etcd}")));
-    let fault = plane.failed().await;
-    assert!(fault.starts_with("etcd ended with status 137\n") && fault.contains("--- etcd.log\n"), "{fault}");
+    let exit = plane.wait_for_unexpected_exit().await;
+    assert!(exit.starts_with("etcd exited with status 137\n") && exit.contains("--- etcd.log\n"), "{exit}");
     let folder = plane.access.folder().to_owned();
     drop(plane);
-    until("a dropped one's folder is gone", || !folder.exists()).await;
+    wait_until("the folder of a dropped control plane is removed", || !folder.exists()).await;
 }
 
 #[tokio::test]
-async fn a_taken_port_is_told_apart_from_other_failures() {
+async fn a_taken_port_is_distinguished_from_other_errors() {
     let mut ports = free_ports().unwrap();
     let taken = free_port().unwrap();
     ports.etcd = taken.local_addr().unwrap().port();
@@ -96,63 +95,63 @@ async fn a_taken_port_is_told_apart_from_other_failures() {
 }
 
 #[tokio::test]
-async fn nothing_is_left_after_the_process_that_started_one_was_killed() {
-    // To the process alone, as a time limit or the out-of-memory killer does it.
-    let remains = a_victim_ended_by("kill -KILL $victim").await;
-    remains.are_gone().await;
+async fn nothing_is_left_after_the_parent_process_is_killed() {
+    // To this process only, like a timeout or the out-of-memory killer.
+    let leftovers = end_a_child_with("kill -KILL $child").await;
+    leftovers.are_gone().await;
 }
 
 #[tokio::test]
 async fn nothing_is_left_after_ctrl_c_in_a_terminal() {
-    // To the whole process group, as a terminal does it.
-    let remains = a_victim_ended_by("kill -INT -$victim").await;
-    remains.are_gone().await;
+    // To the whole process group, like a terminal.
+    let leftovers = end_a_child_with("kill -INT -$child").await;
+    leftovers.are_gone().await;
 }
 
-struct Remains {
+struct Leftovers {
     processes: Vec<u32>,
     folder: PathBuf,
 }
 
-impl Remains {
+impl Leftovers {
     async fn are_gone(self) {
-        until("both processes are gone", || !self.processes.iter().any(|&process| is_alive(process))).await;
-        until("the folder is gone", || !self.folder.exists()).await;
+        wait_until("both processes have exited", || !self.processes.iter().any(|&process| is_alive(process))).await;
+        wait_until("the folder is removed", || !self.folder.exists()).await;
     }
 }
 
-/// Lets another process start a control plane, and ends that process.
-async fn a_victim_ended_by(signal: &str) -> Remains {
-    let mut victim = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "control_plane::tests::ending::victim", "--ignored", "--nocapture"])
-        .env(VICTIM, "1")
+/// Starts a child process that starts a control plane, and sends this signal to the child.
+async fn end_a_child_with(signal: &str) -> Leftovers {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "control_plane::tests::ending::child", "--ignored", "--nocapture"])
+        .env(CHILD, "1")
         .process_group(0)
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let told = BufReader::new(victim.stdout.take().unwrap());
+    let stdout = BufReader::new(child.stdout.take().unwrap());
     let line =
-        told.lines().map(Result::unwrap).find_map(|line| line.split_once(VICTIM).map(|(_, rest)| rest.to_owned()));
-    let line = line.expect("the victim started a control plane");
+        stdout.lines().map(Result::unwrap).find_map(|line| line.split_once(CHILD).map(|(_, rest)| rest.to_owned()));
+    let line = line.expect("the child starts a control plane");
     let mut words = line.split_whitespace();
     let folder = PathBuf::from(words.next().unwrap());
     let processes: Vec<u32> = words.map(|word| word.parse().unwrap()).collect();
     assert_eq!(processes.len(), 2);
     assert!(processes.iter().all(|&process| is_alive(process)) && folder.exists());
 
-    assert!(sh(&signal.replace("$victim", &victim.id().to_string())));
-    assert!(!victim.wait().unwrap().success());
-    Remains { processes, folder }
+    assert!(sh(&signal.replace("$child", &child.id().to_string())));
+    assert!(!child.wait().unwrap().success());
+    Leftovers { processes, folder }
 }
 
 #[tokio::test]
 #[ignore = "started by the tests above, which kill it"]
-#[expect(clippy::print_stdout, reason = "stdout tells the test that started this process what to look for")]
-async fn victim() {
-    if std::env::var_os(VICTIM).is_some() {
+#[expect(clippy::print_stdout, reason = "the test that started this process reads stdout")]
+async fn child() {
+    if std::env::var_os(CHILD).is_some() {
         let plane = ControlPlane::shared().await;
         let processes = plane.processes();
-        println!("{VICTIM} {} {} {}", plane.access.folder().display(), processes["etcd"], processes["kube-apiserver"]);
+        println!("{CHILD} {} {} {}", plane.access.folder().display(), processes["etcd"], processes["kube-apiserver"]);
         std::future::pending::<()>().await;
     }
 }

@@ -1,5 +1,5 @@
-//! Owns the proof that a control plane starts, lets its users in and serves them.
-//! Never touches the shared control plane's processes.
+//! Owns the tests of a control plane's start, users and API.
+//! Never touches the processes of the shared control plane.
 
 mod ending;
 
@@ -56,7 +56,7 @@ fn code(error: &kube::Error) -> Option<u16> {
 }
 
 #[tokio::test]
-async fn the_shared_one_gives_each_caller_a_namespace_of_its_own() {
+async fn each_caller_of_the_shared_control_plane_gets_its_own_namespace() {
     let plane = ControlPlane::shared().await;
     let (first, second) = (plane.namespace().await, plane.namespace().await);
     assert_ne!(first, second);
@@ -64,7 +64,7 @@ async fn the_shared_one_gives_each_caller_a_namespace_of_its_own() {
 }
 
 #[test]
-fn the_shared_one_outlives_the_runtime_that_started_it() {
+fn the_shared_control_plane_outlives_the_runtime_that_started_it() {
     let urls = [(), ()].map(|()| {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         runtime.block_on(async {
@@ -78,7 +78,7 @@ fn the_shared_one_outlives_the_runtime_that_started_it() {
 }
 
 #[tokio::test]
-async fn the_api_server_is_of_the_pinned_version() {
+async fn the_api_server_has_the_pinned_version() {
     let version = ControlPlane::shared().await.client().apiserver_version().await.unwrap();
     let pinned = include_str!("../../../control-plane/kubernetes/go.mod");
     if std::env::var_os("KUBEBUILDER_ASSETS").is_none() {
@@ -87,18 +87,18 @@ async fn the_api_server_is_of_the_pinned_version() {
 }
 
 #[tokio::test]
-async fn a_kubeconfig_lets_its_user_in_and_rbac_decides_the_rest() {
+async fn a_kubeconfig_authenticates_its_user_and_rbac_authorizes_it() {
     let plane = ControlPlane::shared().await;
     let namespace = plane.namespace().await;
     let admin = client_from(&plane.kubeconfig_path()).await;
     assert!(config_maps(admin, &namespace).await.is_ok());
     let operator = client_from(&plane.kubeconfig_for(User::Operator)).await;
     assert_eq!(code(&config_maps(operator, &namespace).await.unwrap_err()), Some(403));
-    assert_eq!(code(&config_maps(plane.client_of(User::Stranger), &namespace).await.unwrap_err()), Some(403));
+    assert_eq!(code(&config_maps(plane.client_for(User::Stranger), &namespace).await.unwrap_err()), Some(403));
 }
 
 #[tokio::test]
-async fn a_service_account_gets_a_kubeconfig_of_its_own() {
+async fn a_kubeconfig_of_a_service_account_authenticates_as_that_account() {
     let plane = ControlPlane::shared().await;
     let namespace = plane.namespace().await;
     let accounts: Api<ServiceAccount> = Api::namespaced(plane.client(), &namespace);
@@ -110,10 +110,10 @@ async fn a_service_account_gets_a_kubeconfig_of_its_own() {
 }
 
 #[tokio::test]
-async fn an_applied_crd_is_served_and_listed_as_kubectl_does() {
+async fn resources_of_an_applied_crd_are_listed_as_by_kubectl() {
     let plane = ControlPlane::shared().await;
     let namespace = plane.namespace().await;
-    // Tests that start together apply the same one.
+    // Concurrent tests apply the same definition.
     tokio::join!(plane.apply_crd(CRD), plane.apply_crd(CRD), plane.apply_crd(CRD));
     let client = plane.client();
     let path = format!("/apis/lab.example.com/v1/namespaces/{namespace}/things");
@@ -134,7 +134,7 @@ async fn an_applied_crd_is_served_and_listed_as_kubectl_does() {
 
 #[tokio::test]
 #[should_panic(expected = "the CRD was not applied")]
-async fn a_wrong_crd_is_refused_with_the_reason() {
+async fn an_invalid_crd_is_rejected_with_the_reason() {
     ControlPlane::shared().await.apply_crd(&CRD.replace("plural: things", "plural: others")).await;
 }
 
@@ -149,7 +149,7 @@ fn binaries_named_by_the_environment_are_used() {
 }
 
 #[test]
-fn a_missing_go_is_told_in_one_line() {
+fn a_missing_go_toolchain_is_reported_in_one_line() {
     let output = build_script().output().unwrap();
     assert!(!output.status.success());
     assert!(output.stdout.is_empty());
@@ -157,7 +157,7 @@ fn a_missing_go_is_told_in_one_line() {
     assert!(message.contains("Go >= 1.26 is needed") && message.lines().count() == 1, "{message}");
 }
 
-/// The script in an environment that has nothing, not even a PATH to something.
+/// Returns the build script with an empty environment and a PATH without programs.
 fn build_script() -> Command {
     let mut command = Command::new("/bin/sh");
     command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/control-plane/build.sh"));

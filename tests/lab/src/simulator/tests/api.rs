@@ -1,22 +1,22 @@
-//! Owns the tests of what is documented: checks, runs, tokens, the rate limit.
+//! Owns the tests of the documented behaviour: checks, runs, tokens, rate limit.
 //! Never uses a fault.
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::super::{Again, RetryAfter, Run, Simulator, StopAnswerTasks};
+use super::super::{RepeatedStop, RetryAfter, Run, Simulator, StopResponseTasks};
 use super::{Call, RUN, TENANT, simulator_with};
 
 #[tokio::test]
 async fn a_stop_ends_a_run_without_tasks_at_once_with_the_documented_error() {
     let simulator = simulator_with(Run::new(RUN)).await;
 
-    let answer = Call::stop().send(&simulator).await;
+    let response = Call::stop().send(&simulator).await;
 
-    assert_eq!(answer.status, 200);
-    assert_eq!(answer.header("content-type"), Some("application/json"));
-    let run = answer.json();
+    assert_eq!(response.status, 200);
+    assert_eq!(response.header("content-type"), Some("application/json"));
+    let run = response.json();
     assert_eq!(run["id"], RUN);
     assert_eq!(run["state"], "canceled");
     assert_eq!(run["tenant"], TENANT);
@@ -33,7 +33,7 @@ async fn a_stop_ends_a_run_without_tasks_at_once_with_the_documented_error() {
 }
 
 #[tokio::test]
-async fn every_documented_check_refuses_with_its_status_and_an_error_object() {
+async fn every_documented_check_fails_with_its_status_and_an_error_object() {
     let simulator = simulator_with(Run::new(RUN)).await;
     let unknown_run = Call::new("POST", "/api/workflow/runs/wf-unknown/stop");
     let with_query =
@@ -54,9 +54,9 @@ async fn every_documented_check_refuses_with_its_status_and_an_error_object() {
         (400, "an unknown view", Call::new("GET", format!("/api/workflow/runs/{RUN}?view=all"))),
     ];
     for (status, what, call) in refused {
-        let answer = call.send(&simulator).await;
-        assert_eq!(answer.status, status, "{what}");
-        let error = answer.json();
+        let response = call.send(&simulator).await;
+        assert_eq!(response.status, status, "{what}");
+        let error = response.json();
         assert_eq!(error["status"], status, "{what}");
         assert!(error["message"].is_string() && error["request_id"].is_string(), "{what}");
     }
@@ -65,7 +65,7 @@ async fn every_documented_check_refuses_with_its_status_and_an_error_object() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_run_with_a_task_is_stopping_for_its_time_and_canceled_then() {
+async fn a_run_with_tasks_is_stopping_for_its_time_and_then_canceled() {
     let run = Run::new(RUN).with_tasks(4).stops_in(Duration::from_secs(20));
     let simulator = simulator_with(run).await;
 
@@ -78,7 +78,7 @@ async fn a_run_with_a_task_is_stopping_for_its_time_and_canceled_then() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_run_may_end_by_itself_even_while_it_is_stopping() {
+async fn a_run_can_end_on_its_own_while_it_is_stopping() {
     let run = Run::new(RUN).stops_in(Duration::from_secs(20)).ends_on_its_own("succeeded", Duration::from_secs(10));
     let simulator = simulator_with(run).await;
 
@@ -105,7 +105,7 @@ async fn a_run_that_fails_while_it_stops_has_an_error_with_data_and_failed_tasks
 }
 
 #[tokio::test]
-async fn only_the_verbose_view_has_tasks_and_details() {
+async fn tasks_and_details_are_in_the_verbose_view_only() {
     let simulator = simulator_with(Run::new(RUN).with_tasks(2)).await;
     let overview = Call::new("GET", format!("/api/workflow/runs/{RUN}"));
 
@@ -121,22 +121,24 @@ async fn only_the_verbose_view_has_tasks_and_details() {
 }
 
 #[tokio::test]
-async fn a_stop_answers_tasks_as_it_was_told() {
-    for (tasks, answered) in
-        [(StopAnswerTasks::Absent, None), (StopAnswerTasks::Empty, Some(0)), (StopAnswerTasks::Full, Some(2))]
+async fn the_response_to_a_stop_has_tasks_as_configured() {
+    for (tasks, expected) in
+        [(StopResponseTasks::Absent, None), (StopResponseTasks::Empty, Some(0)), (StopResponseTasks::Full, Some(2))]
     {
-        let run = Run::new(RUN).with_tasks(2).stop_answer_tasks(tasks);
+        let run = Run::new(RUN).with_tasks(2).stop_response_tasks(tasks);
         let simulator = simulator_with(run).await;
         let run = Call::stop().send(&simulator).await.json();
         let found = run.get("task_instances").and_then(Value::as_array).map(Vec::len);
-        assert_eq!(found, answered, "{tasks:?}");
+        assert_eq!(found, expected, "{tasks:?}");
     }
 }
 
 #[tokio::test]
-async fn a_second_stop_answers_as_it_was_told_and_is_counted_while_the_run_is_stopping() {
-    for (again, status) in [(Again::Unchanged200, 200), (Again::BadRequest400, 400), (Again::Conflict409, 409)] {
-        let run = Run::new(RUN).stops_in(Duration::from_secs(60)).again(again);
+async fn the_response_to_a_second_stop_is_configurable_and_the_stop_counts_as_an_effect() {
+    for (repeated, status) in
+        [(RepeatedStop::Unchanged200, 200), (RepeatedStop::BadRequest400, 400), (RepeatedStop::Conflict409, 409)]
+    {
+        let run = Run::new(RUN).stops_in(Duration::from_secs(60)).on_repeated_stop(repeated);
         let simulator = simulator_with(run).await;
         assert_eq!(Call::stop().send(&simulator).await.status, 200);
         assert_eq!(Call::stop().send(&simulator).await.status, status);
@@ -148,9 +150,9 @@ async fn a_second_stop_answers_as_it_was_told_and_is_counted_while_the_run_is_st
 async fn a_stop_of_an_ended_run_has_no_effect() {
     let simulator = simulator_with(Run::new(RUN).ended("succeeded")).await;
 
-    let answer = Call::stop().send(&simulator).await;
+    let response = Call::stop().send(&simulator).await;
 
-    assert_eq!((answer.status, answer.json()["state"].as_str()), (200, Some("succeeded")));
+    assert_eq!((response.status, response.json()["state"].as_str()), (200, Some("succeeded")));
     assert_eq!((simulator.stops(RUN), simulator.effects(RUN)), (1, 0));
 }
 
@@ -163,14 +165,14 @@ async fn an_unreadable_run_can_be_stopped_but_not_read() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_issued_token_is_good_for_its_tenant_and_its_time() {
+async fn an_issued_token_is_valid_for_its_tenant_until_it_expires() {
     let simulator = simulator_with(Run::new(RUN)).await;
     simulator.add_run("socktown", Run::new(RUN));
     simulator.set_expires_in(100);
 
-    let answer = Call::token().send(&simulator).await.json();
-    assert_eq!(answer["access_token"], "tok-1");
-    assert_eq!(answer["expires_in"], 100);
+    let response = Call::token().send(&simulator).await.json();
+    assert_eq!(response["access_token"], "tok-1");
+    assert_eq!(response["expires_in"], 100);
 
     let read = Call::read().header("authorization", "Bearer tok-1");
     let elsewhere = read.clone().header("amperity-tenant", "socktown");
@@ -181,7 +183,7 @@ async fn an_issued_token_is_good_for_its_tenant_and_its_time() {
 }
 
 #[tokio::test]
-async fn a_token_is_issued_only_to_the_right_client_and_replacing_tokens_ends_it() {
+async fn a_token_is_issued_to_the_valid_client_only_and_ends_when_tokens_are_replaced() {
     let simulator = simulator_with(Run::new(RUN)).await;
     let wrong = "grant_type=client_credentials&client_id=good-client&client_secret=x";
 
@@ -201,11 +203,11 @@ async fn a_token_is_issued_only_to_the_right_client_and_replacing_tokens_ends_it
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_limit_counts_every_kind_in_a_sliding_second_but_no_429() {
+async fn the_rate_limit_counts_all_kinds_of_requests_in_a_sliding_second_except_429s() {
     let simulator = Simulator::start().await;
     simulator.add_run(TENANT, Run::new(RUN));
     simulator.add_run("socktown", Run::new(RUN));
-    simulator.limit(Some(3));
+    simulator.set_rate_limit(Some(3));
 
     let mut statuses = Vec::new();
     for call in [Call::stop(), Call::read(), Call::token(), Call::read(), Call::stop()] {
@@ -215,7 +217,7 @@ async fn the_limit_counts_every_kind_in_a_sliding_second_but_no_429() {
     let elsewhere = Call::read().header("amperity-tenant", "socktown");
     assert_eq!(elsewhere.send(&simulator).await.status, 200);
 
-    simulator.retry_after_on_limit(Some(RetryAfter::Seconds(7)));
+    simulator.set_rate_limit_retry_after(Some(RetryAfter::Seconds(7)));
     assert_eq!(Call::read().send(&simulator).await.header("retry-after"), Some("7"));
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(Call::read().send(&simulator).await.status, 200);

@@ -1,4 +1,4 @@
-//! Owns the tests of everything that can go wrong on purpose.
+//! Owns the tests of the injected faults and of held stops.
 //! Never repeats the documented checks.
 
 use std::io::ErrorKind;
@@ -10,12 +10,12 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::super::Took::{Effect, NoEffect};
+use super::super::StopEffect::{Immediate, NoEffect};
 use super::super::{ErrorBody, Fault, HoldPoint, RetryAfter, Run, Simulator};
 use super::{Call, RUN, TENANT, simulator_with};
 
 #[tokio::test]
-async fn queued_faults_are_met_in_order_and_then_the_api_is_itself() {
+async fn queued_faults_apply_in_order_and_then_the_api_responds_normally() {
     let simulator = simulator_with(Run::new(RUN)).await;
     let status = |code, effect, body| Fault::Status { code, effect, body };
     simulator.on_stop(
@@ -32,39 +32,39 @@ async fn queued_faults_are_met_in_order_and_then_the_api_is_itself() {
         ],
     );
 
-    let answer = Call::stop().send(&simulator).await;
-    assert_eq!((answer.status, &answer.json()["status"]), (503, &json!(503)));
-    let answer = Call::stop().send(&simulator).await;
-    assert_eq!((answer.status, answer.header("content-type")), (502, Some("text/html")));
-    let answer = Call::stop().send(&simulator).await;
-    assert_eq!((answer.status, answer.body.as_str()), (404, ""));
-    let answer = Call::stop().send(&simulator).await;
-    assert_eq!((answer.status, answer.header("retry-after")), (429, Some("soon")));
-    let answer = Call::stop().send(&simulator).await;
-    assert_eq!((answer.status, answer.header("location")), (302, Some("https://login.example.com/")));
-    let answer = Call::stop().send(&simulator).await;
-    assert_eq!((answer.status, answer.header("content-type")), (200, Some("text/html")));
-    let answer = Call::stop().send(&simulator).await;
-    assert_eq!(answer.status, 200);
-    assert_ne!(answer.json()["id"], RUN);
-    let answer = Call::stop().send(&simulator).await;
-    assert_eq!((answer.status, answer.body.as_str()), (200, "[1]"));
+    let response = Call::stop().send(&simulator).await;
+    assert_eq!((response.status, &response.json()["status"]), (503, &json!(503)));
+    let response = Call::stop().send(&simulator).await;
+    assert_eq!((response.status, response.header("content-type")), (502, Some("text/html")));
+    let response = Call::stop().send(&simulator).await;
+    assert_eq!((response.status, response.body.as_str()), (404, ""));
+    let response = Call::stop().send(&simulator).await;
+    assert_eq!((response.status, response.header("retry-after")), (429, Some("soon")));
+    let response = Call::stop().send(&simulator).await;
+    assert_eq!((response.status, response.header("location")), (302, Some("https://login.example.com/")));
+    let response = Call::stop().send(&simulator).await;
+    assert_eq!((response.status, response.header("content-type")), (200, Some("text/html")));
+    let response = Call::stop().send(&simulator).await;
+    assert_eq!(response.status, 200);
+    assert_ne!(response.json()["id"], RUN);
+    let response = Call::stop().send(&simulator).await;
+    assert_eq!((response.status, response.body.as_str()), (200, "[1]"));
     assert_eq!(simulator.effects(RUN), 0);
 
-    let answer = Call::stop().send(&simulator).await;
-    assert_eq!(answer.json()["state"], "canceled");
+    let response = Call::stop().send(&simulator).await;
+    assert_eq!(response.json()["state"], "canceled");
     assert_eq!((simulator.stops(RUN), simulator.effects(RUN)), (9, 1));
 }
 
 #[tokio::test]
-async fn a_fault_with_effect_stops_the_run_exactly_as_a_stop_does() {
+async fn a_fault_with_an_immediate_effect_stops_the_run_like_a_normal_stop() {
     let body = ErrorBody::Empty;
     for fault in [
-        Fault::Status { code: 500, effect: Effect, body },
-        Fault::HtmlWith200(Effect),
-        Fault::WrongId(Effect),
+        Fault::Status { code: 500, effect: Immediate, body },
+        Fault::HtmlWith200(Immediate),
+        Fault::WrongId(Immediate),
         Fault::Accepted202,
-        Fault::JsonWith200(json!({}), Effect),
+        Fault::JsonWith200(json!({}), Immediate),
     ] {
         let simulator = simulator_with(Run::new(RUN)).await;
         simulator.on_stop(RUN, [fault.clone()]);
@@ -75,7 +75,7 @@ async fn a_fault_with_effect_stops_the_run_exactly_as_a_stop_does() {
 }
 
 #[tokio::test]
-async fn a_standing_fault_is_met_until_it_is_cleared() {
+async fn a_permanent_fault_applies_until_it_is_cleared() {
     let simulator = simulator_with(Run::new(RUN)).await;
     simulator.always_on_stop(RUN, Fault::HtmlWith200(NoEffect));
     let (code, body) = (500, ErrorBody::Empty);
@@ -93,20 +93,20 @@ async fn a_standing_fault_is_met_until_it_is_cleared() {
 }
 
 #[tokio::test]
-async fn a_429_as_a_fault_does_not_count_into_the_limit_and_may_name_a_date() {
+async fn an_injected_429_does_not_count_towards_the_rate_limit_and_can_have_a_date() {
     let simulator = simulator_with(Run::new(RUN)).await;
-    simulator.limit(Some(1));
+    simulator.set_rate_limit(Some(1));
     simulator.on_read(RUN, [Fault::TooManyRequests { retry_after: RetryAfter::Date(120) }]);
 
-    let answer = Call::read().send(&simulator).await;
-    let date = answer.header("retry-after").expect("a date");
-    assert_eq!(answer.status, 429);
+    let response = Call::read().send(&simulator).await;
+    let date = response.header("retry-after").expect("a date");
+    assert_eq!(response.status, 429);
     assert_eq!((date.len(), &date[3..5], &date[25..]), (29, ", ", " GMT"));
     assert_eq!(Call::read().send(&simulator).await.status, 200);
 }
 
-/// A connection on which a stop was written by hand.
-async fn written_stop(simulator: &Simulator) -> TcpStream {
+/// Writes a stop request to a new TCP connection.
+async fn write_stop(simulator: &Simulator) -> TcpStream {
     let mut stream = TcpStream::connect(simulator.address()).await.expect("connected");
     let request = format!(
         "POST /api/workflow/runs/{RUN}/stop HTTP/1.1\r\nhost: localhost\r\n\
@@ -118,39 +118,39 @@ async fn written_stop(simulator: &Simulator) -> TcpStream {
 }
 
 #[tokio::test]
-async fn a_reset_is_a_reset_and_not_an_orderly_close() {
+async fn a_reset_is_a_tcp_rst_and_not_a_normal_close() {
     let simulator = simulator_with(Run::new(RUN)).await;
-    simulator.on_stop(RUN, [Fault::Reset(Effect)]);
-    let mut stream = written_stop(&simulator).await;
+    simulator.on_stop(RUN, [Fault::Reset(Immediate)]);
+    let mut stream = write_stop(&simulator).await;
 
-    let error = stream.read_u8().await.expect_err("no answer");
+    let error = stream.read_u8().await.expect_err("no response");
 
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     assert_eq!(simulator.effects(RUN), 1);
-    assert_eq!(simulator.requests()[0].answered, None);
+    assert_eq!(simulator.requests()[0].response_status, None);
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_answer_comes_however_long_the_client_waits() {
+async fn a_request_with_the_no_response_fault_gets_none_within_an_hour() {
     let simulator = simulator_with(Run::new(RUN)).await;
-    simulator.on_stop(RUN, [Fault::NoAnswer(Effect)]);
-    let mut stream = written_stop(&simulator).await;
-    // Paused time runs on as soon as all wait for something, the network included: so not before this.
+    simulator.on_stop(RUN, [Fault::NoResponse(Immediate)]);
+    let mut stream = write_stop(&simulator).await;
+    // Paused time advances when all tasks wait, also for the network. The request has to arrive before that.
     simulator.wait_until(|requests| requests.iter().any(|request| request.effect)).await;
 
     let byte = tokio::time::timeout(Duration::from_secs(3600), stream.read_u8()).await;
 
     assert!(byte.is_err());
-    assert_eq!(simulator.requests()[0].answered, None);
+    assert_eq!(simulator.requests()[0].response_status, None);
 }
 
 #[tokio::test]
-async fn those_who_wait_for_no_answer_are_let_go_when_the_simulator_ends() {
+async fn connections_without_a_response_are_closed_when_the_simulator_is_dropped() {
     let simulator = simulator_with(Run::new(RUN)).await;
-    simulator.on_stop(RUN, [Fault::NoAnswer(NoEffect)]);
+    simulator.on_stop(RUN, [Fault::NoResponse(NoEffect)]);
     let stop = tokio::spawn({
         let stream = TcpStream::connect(simulator.address()).await.expect("connected");
-        Call::stop().begin_over(stream)
+        Call::stop().send_on(stream)
     });
     simulator.wait_until(|requests| requests.len() == 1).await;
 
@@ -160,7 +160,7 @@ async fn those_who_wait_for_no_answer_are_let_go_when_the_simulator_ends() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_stop_has_its_effect_and_its_answer_late() {
+async fn a_slow_stop_gets_its_normal_response_after_the_delay() {
     let simulator = simulator_with(Run::new(RUN)).await;
     let minute = Duration::from_secs(60);
     simulator.on_stop(RUN, [Fault::Slow(minute)]);
@@ -170,27 +170,27 @@ async fn a_slow_stop_has_its_effect_and_its_answer_late() {
 }
 
 #[tokio::test]
-async fn a_stop_that_has_arrived_takes_effect_even_if_the_client_has_left() {
+async fn a_stop_that_has_arrived_takes_effect_even_if_the_client_disconnects() {
     let simulator = simulator_with(Run::new(RUN)).await;
     let hold = simulator.hold_stops(HoldPoint::BeforeEffect);
-    let mut stream = written_stop(&simulator).await;
+    let mut stream = write_stop(&simulator).await;
     simulator.wait_until(|requests| requests.len() == 1).await;
-    stream.shutdown().await.expect("the client leaves");
-    assert_eq!(stream.read(&mut [0]).await.expect("the server saw it"), 0);
+    stream.shutdown().await.expect("the client disconnects");
+    assert_eq!(stream.read(&mut [0]).await.expect("the server closes the connection"), 0);
     assert_eq!(simulator.effects(RUN), 0);
 
     hold.release();
 
     simulator.wait_until(|requests| requests[0].effect).await;
-    assert_eq!(simulator.requests()[0].answered, None);
+    assert_eq!(simulator.requests()[0].response_status, None);
 }
 
 #[tokio::test]
-async fn an_endless_body_goes_on_until_the_client_leaves() {
+async fn an_endless_body_continues_until_the_client_disconnects() {
     let simulator = simulator_with(Run::new(RUN)).await;
-    simulator.on_stop(RUN, [Fault::EndlessBody(Effect)]);
+    simulator.on_stop(RUN, [Fault::EndlessBody(Immediate)]);
 
-    let mut body = Call::stop().begin(&simulator).await.expect("a head").into_body();
+    let mut body = Call::stop().send_head(&simulator).await.expect("a head").into_body();
 
     let mut length = 0;
     while length < 4 * 1024 * 1024 {
@@ -200,7 +200,7 @@ async fn an_endless_body_goes_on_until_the_client_leaves() {
 }
 
 #[tokio::test]
-async fn many_tasks_come_with_a_stop_or_a_read() {
+async fn the_response_to_a_stop_or_a_read_can_have_many_tasks() {
     let simulator = simulator_with(Run::new(RUN)).await;
     simulator.on_stop(RUN, [Fault::ManyTasks(5000)]);
     simulator.on_read(RUN, [Fault::ManyTasks(2000)]);

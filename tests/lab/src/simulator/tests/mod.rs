@@ -1,5 +1,5 @@
-//! Owns the client with which the simulator's own tests talk to it.
-//! Never keeps a connection for two calls, so that a fault concerns one call only.
+//! Owns the HTTP client of the simulator's tests.
+//! Never reuses a connection, so that a fault affects one call only.
 
 mod api;
 mod faults;
@@ -24,7 +24,7 @@ use super::Simulator;
 const RUN: &str = "wf-20240619-14418-6UhqSe";
 const TENANT: &str = "acme2-max";
 
-/// A call with the right headers, until a test says otherwise.
+/// A request, by default with valid headers.
 #[derive(Clone)]
 struct Call {
     method: &'static str,
@@ -33,7 +33,8 @@ struct Call {
     body: String,
 }
 
-struct Answered {
+/// A complete response.
+struct Response {
     status: u16,
     headers: hyper::HeaderMap,
     body: String,
@@ -84,8 +85,8 @@ impl Call {
         self
     }
 
-    /// Sends it and reads the head of the answer.
-    async fn begin_over(
+    /// Sends the request on this connection and reads the head of the response.
+    async fn send_on(
         self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     ) -> hyper::Result<hyper::Response<Incoming>> {
@@ -100,21 +101,23 @@ impl Call {
         sender.send_request(request.body(body).expect("a valid request")).await
     }
 
-    async fn begin(self, simulator: &Simulator) -> hyper::Result<hyper::Response<Incoming>> {
-        let stream = TcpStream::connect(simulator.address()).await.expect("the simulator listens");
-        self.begin_over(stream).await
+    /// Sends the request and reads the head of the response.
+    async fn send_head(self, simulator: &Simulator) -> hyper::Result<hyper::Response<Incoming>> {
+        let stream = TcpStream::connect(simulator.address()).await.expect("the simulator accepts connections");
+        self.send_on(stream).await
     }
 
-    async fn send(self, simulator: &Simulator) -> Answered {
-        Answered::of(self.begin(simulator).await.expect("an answer")).await
+    /// Sends the request and reads the whole response.
+    async fn send(self, simulator: &Simulator) -> Response {
+        Response::read(self.send_head(simulator).await.expect("a response")).await
     }
 }
 
-impl Answered {
-    async fn of(response: hyper::Response<Incoming>) -> Self {
+impl Response {
+    async fn read(response: hyper::Response<Incoming>) -> Self {
         let (head, body) = response.into_parts();
         let body = body.collect().await.expect("a whole body").to_bytes();
-        Answered {
+        Response {
             status: head.status.as_u16(),
             headers: head.headers,
             body: String::from_utf8(body.to_vec()).expect("text"),

@@ -1,16 +1,16 @@
-//! Owns the tests of the record, and of how much of it the simulator bears.
-//! Never looks at answers for their own sake.
+//! Owns the tests of the recorded requests and counts, of waiting for them, and of going offline.
+//! Never tests the content of responses, except added headers.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
 
-use super::super::{Fault, HoldPoint, Kind, Run, Simulator, Took};
+use super::super::{Fault, HoldPoint, Kind, Run, Simulator, StopEffect};
 use super::{Call, RUN, TENANT, simulator_with};
 
 #[tokio::test]
-async fn each_request_is_recorded_with_all_that_came() {
+async fn each_request_is_recorded_with_path_headers_and_body() {
     let simulator = simulator_with(Run::new(RUN)).await;
 
     Call::stop().header("x-trace", "17").send(&simulator).await;
@@ -22,8 +22,8 @@ async fn each_request_is_recorded_with_all_that_came() {
     let kinds: Vec<_> = requests.iter().map(|request| request.kind).collect();
     assert_eq!(kinds, [Kind::Stop, Kind::Read, Kind::Token, Kind::Other]);
     assert!(requests.is_sorted_by_key(|request| request.at));
-    let answered: Vec<_> = requests.iter().filter_map(|request| request.answered).collect();
-    assert_eq!(answered, [200, 200, 200, 404]);
+    let statuses: Vec<_> = requests.iter().filter_map(|request| request.response_status).collect();
+    assert_eq!(statuses, [200, 200, 200, 404]);
 
     let stop = &requests[0];
     assert_eq!(stop.method, "POST");
@@ -36,30 +36,30 @@ async fn each_request_is_recorded_with_all_that_came() {
     assert_eq!(requests[3].body, "hello");
     assert_eq!((simulator.stops(RUN), simulator.reads(RUN)), (1, 1));
 
-    simulator.forget();
+    simulator.clear_requests();
     assert!(simulator.requests().is_empty());
     assert_eq!((simulator.stops(RUN), simulator.effects(RUN)), (0, 0));
-    assert_eq!(simulator.took_effect(RUN), [true]);
+    assert_eq!(simulator.stop_effects(RUN), [true]);
 }
 
 #[tokio::test]
-async fn every_stop_of_a_run_is_remembered_with_its_effect_also_if_that_comes_after_forgetting() {
+async fn the_effect_of_every_stop_is_recorded_also_after_requests_were_cleared() {
     let simulator = simulator_with(Run::new(RUN)).await;
-    simulator.rule(|kind, _| (kind == Kind::Stop).then_some(Fault::Reset(Took::NoEffect)));
-    assert!(Call::stop().begin(&simulator).await.is_err());
+    simulator.set_fault_rule(|kind, _| (kind == Kind::Stop).then_some(Fault::Reset(StopEffect::NoEffect)));
+    assert!(Call::stop().send_head(&simulator).await.is_err());
     simulator.clear_faults();
     let hold = simulator.hold_stops(HoldPoint::BeforeEffect);
-    let forgetting = async {
+    let clearing = async {
         simulator.wait_until(|requests| requests.len() == 2).await;
-        simulator.forget();
+        simulator.clear_requests();
         hold.release();
     };
-    tokio::join!(Call::stop().send(&simulator), forgetting);
-    assert_eq!(simulator.took_effect(RUN), [false, true]);
+    tokio::join!(Call::stop().send(&simulator), clearing);
+    assert_eq!(simulator.stop_effects(RUN), [false, true]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_busiest_second_is_found_wherever_it_lies() {
+async fn the_busiest_second_may_start_at_any_request() {
     let simulator = simulator_with(Run::new(RUN)).await;
 
     for (count, pause) in [(1, 600), (2, 600), (1, 1000), (1, 0)] {
@@ -74,7 +74,7 @@ async fn the_busiest_second_is_found_wherever_it_lies() {
 }
 
 #[tokio::test]
-async fn waiting_for_the_record_ends_with_the_change_and_may_ask_the_simulator() {
+async fn waiting_ends_with_the_change_and_the_condition_can_use_the_simulator() {
     let simulator = simulator_with(Run::new(RUN)).await;
     let waiting = tokio::spawn({
         let simulator = Arc::clone(&simulator);
@@ -85,13 +85,13 @@ async fn waiting_for_the_record_ends_with_the_change_and_may_ask_the_simulator()
 
     Call::stop().send(&simulator).await;
 
-    waiting.await.expect("it ended");
+    waiting.await.expect("the waiting task ends");
 }
 
 #[tokio::test]
-async fn every_answer_has_the_headers_that_were_added() {
+async fn every_response_has_the_added_headers() {
     let simulator = simulator_with(Run::new(RUN)).await;
-    simulator.add_answer_header("Deprecation", "@1700000000");
+    simulator.add_response_header("Deprecation", "@1700000000");
 
     for call in [Call::stop(), Call::read().without("authorization")] {
         assert_eq!(call.send(&simulator).await.header("deprecation"), Some("@1700000000"));
@@ -99,7 +99,7 @@ async fn every_answer_has_the_headers_that_were_added() {
 }
 
 #[tokio::test]
-async fn offline_it_refuses_connections_and_online_it_is_at_the_same_address() {
+async fn connections_are_refused_offline_and_accepted_at_the_same_address_afterwards() {
     let mut simulator = Simulator::start().await;
     simulator.add_run(TENANT, Run::new(RUN));
 
@@ -111,7 +111,7 @@ async fn offline_it_refuses_connections_and_online_it_is_at_the_same_address() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_thousand_requests_are_recorded_while_somebody_waits_for_them() {
+async fn two_thousand_requests_are_recorded_while_a_task_waits_for_them() {
     let simulator = simulator_with(Run::new(RUN)).await;
     let mut clients = tokio::task::JoinSet::new();
     for _ in 0..20 {
@@ -123,9 +123,9 @@ async fn two_thousand_requests_are_recorded_while_somebody_waits_for_them() {
         });
     }
 
-    let enough =
-        simulator.wait_until(|requests| requests.iter().filter(|request| request.answered.is_some()).count() == 2000);
-    tokio::time::timeout(Duration::from_secs(60), enough).await.expect("far less than a minute");
+    let recorded = simulator
+        .wait_until(|requests| requests.iter().filter(|request| request.response_status.is_some()).count() == 2000);
+    tokio::time::timeout(Duration::from_secs(60), recorded).await.expect("far less than a minute");
 
     clients.join_all().await;
     assert_eq!(simulator.reads(RUN), 2000);

@@ -1,6 +1,6 @@
-//! Owns where the commands of one document run: a control plane of its own, the simulated Amperity, a folder that looks
-//! like the repository, and who starts the operator when the chart's Deployment is there.
-//! Never knows what a document says.
+//! Owns the environment in which the commands of one document run: a control plane, the simulated Amperity, a folder with
+//! the files of the repository, and the operator, which is started for the chart's Deployment.
+//! Never depends on the content of a document.
 
 use std::{
     fs,
@@ -26,42 +26,43 @@ use tokio::{io::AsyncWriteExt, process::Command, time::timeout};
 use crate::markdown::ROOT;
 use crate::support::Operator;
 
-/// No document takes so long.
-const PATIENCE: Duration = Duration::from_secs(180);
+/// The longest time that a script may take.
+const TIMEOUT: Duration = Duration::from_secs(180);
 
-/// The tenant that the documents speak of.
+/// The tenant in the documents.
 const TENANT: &str = "acme2-max";
 
 /// The runs that the documents stop.
 const RUNS: [&str; 3] = ["wf-20240619-14418-6UhqSe", "wf-20240620-09112-k3Qm2A", "wf-20240621-11020-pW7xZb"];
 
-/// The token that stands in a manifest for the reader's own.
-const ELLIPSIS: &str = "...";
+/// The token in the manifests of the documents.
+const PLACEHOLDER_TOKEN: &str = "...";
 
-pub struct Stage {
+/// The environment of one document.
+pub struct Environment {
     plane: ControlPlane,
     amperity: Simulator,
     folder: PathBuf,
 }
 
-/// What a script left behind.
-pub struct Ended {
+/// The exit status and the output of a script.
+pub struct ScriptResult {
     pub status: ExitStatus,
     pub output: String,
 }
 
-impl Stage {
-    /// For the document of this name: a folder of its own, a namespace of its own.
+impl Environment {
+    /// Creates an environment with a folder of this name and a new namespace.
     pub async fn new(name: &str) -> Self {
         let plane = ControlPlane::start().await.unwrap_or_else(|error| panic!("{error}"));
         let amperity = Simulator::start().await;
-        amperity.set_tokens(["good-token", ELLIPSIS]);
+        amperity.set_tokens(["good-token", PLACEHOLDER_TOKEN]);
         for run in RUNS {
             amperity.add_run(TENANT, Run::new(run).stops_in(Duration::from_secs(2)).with_tasks(3));
         }
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("docs").join(name);
         let _ = fs::remove_dir_all(&folder);
-        copy_of_the_repository(&folder);
+        create_folder(&folder);
         let namespace = plane.namespace().await;
         let admin = fs::read_to_string(plane.kubeconfig_path()).unwrap();
         let context = format!("{{namespace: {namespace}, cluster: lab,");
@@ -69,15 +70,16 @@ impl Stage {
         Self { plane, amperity, folder }
     }
 
+    /// Applies the CRD of the repository.
     pub async fn apply_crd(&self) {
         self.plane.apply_crd(include_str!("../../crds/workflowrunstops.yaml")).await;
     }
 
-    /// Runs a script as a reader does, in one shell that ends with the first command that fails.
-    pub async fn sh(&self, script: &str) -> Ended {
+    /// Runs a script in one shell that exits at the first command that fails.
+    pub async fn run(&self, script: &str) -> ScriptResult {
         let mut bash = Command::new("bash");
         bash.args(["-euo", "pipefail", "-c", &format!("exec 2>&1\n{script}")]);
-        let helm = PathBuf::from(std::env::var("HELM").expect("HELM is to name the program helm; `make test` gets it"));
+        let helm = PathBuf::from(std::env::var("HELM").expect("HELM is the path of helm; `make test` sets it"));
         let kubectl = kubectl().unwrap_or_else(|error| panic!("{error}"));
         let plugin = lab::binary("kubectl-stop_run");
         let mut path: Vec<_> = [&kubectl, &helm, &plugin].into_iter().filter_map(|program| program.parent()).collect();
@@ -93,23 +95,22 @@ impl Stage {
             .env("AMPERITY_CLIENT_SECRET", "good-secret");
         bash.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
         let output = bash.spawn().unwrap().wait_with_output();
-        let output = timeout(PATIENCE, output).await.unwrap_or_else(|_| panic!("no end of\n{script}")).unwrap();
-        Ended { status: output.status, output: String::from_utf8_lossy(&output.stdout).into_owned() }
+        let output = timeout(TIMEOUT, output).await.unwrap_or_else(|_| panic!("timed out:\n{script}")).unwrap();
+        ScriptResult { status: output.status, output: String::from_utf8_lossy(&output.stdout).into_owned() }
     }
 
-    /// Gives a program this on its stdin.
-    pub async fn fed(&self, program: &str, input: &str) -> Ended {
+    /// Runs a program with this input on stdin.
+    pub async fn run_with_stdin(&self, program: &str, input: &str) -> ScriptResult {
         let file = self.folder.join("home/stdin");
         let mut stdin = tokio::fs::File::create(&file).await.unwrap();
         stdin.write_all(input.as_bytes()).await.unwrap();
         stdin.flush().await.unwrap();
-        self.sh(&format!("{program} <home/stdin")).await
+        self.run(&format!("{program} <home/stdin")).await
     }
 
-    /// Starts the operator whenever a Deployment of it is there or changes, as a kubelet does: with the arguments of
-    /// its pods and the rights of their account. Only the simulated Amperity and a port of this machine take the place
-    /// of its own. Ends never.
-    pub async fn nodes(&self) {
+    /// Starts the operator whenever its Deployment is created or changed, as a kubelet does: with the arguments and the
+    /// service account of its pods. Only the base URL and the HTTP address differ. Never returns.
+    pub async fn run_deployments(&self) {
         let deployments: Api<Deployment> = Api::all(self.plane.client());
         let mut events = pin!(watcher(deployments, Config::default()));
         let mut running: Option<(Deployment, Operator)> = None;
@@ -121,7 +122,7 @@ impl Stage {
                         if let Some((_, operator)) = running.take() {
                             operator.terminate().await;
                         }
-                        let operator = self.pod(&deployment).await;
+                        let operator = self.start_pod(&deployment).await;
                         running = operator.map(|operator| (deployment, operator));
                     }
                 }
@@ -132,28 +133,30 @@ impl Stage {
         }
     }
 
-    async fn pod(&self, deployment: &Deployment) -> Option<Operator> {
+    /// Starts the operator of a Deployment, unless it has no replicas.
+    async fn start_pod(&self, deployment: &Deployment) -> Option<Operator> {
         let spec = deployment.spec.as_ref().filter(|spec| spec.replicas != Some(0))?;
         let pod = spec.template.spec.as_ref().unwrap();
         let account = pod.service_account_name.as_deref().unwrap();
         let namespace = deployment.namespace().unwrap();
         let kubeconfig = self.plane.kubeconfig_for_service_account(&namespace, account).await;
         let mut command = Operator::command(&kubeconfig);
-        let elsewhere = ["--amperity-base-url=", "--http-addr="];
+        let replaced = ["--amperity-base-url=", "--http-addr="];
         let args = pod.containers[0].args.iter().flatten();
-        command.args(args.filter(|arg| !elsewhere.iter().any(|flag| arg.starts_with(flag))));
+        command.args(args.filter(|arg| !replaced.iter().any(|flag| arg.starts_with(flag))));
         command.env("AMPERITY_BASE_URL", self.amperity.base_url());
         Some(Operator::start(command).await)
     }
 
-    pub async fn end(self) {
+    /// Stops the control plane and deletes the folder.
+    pub async fn stop(self) {
         self.plane.stop().await;
         fs::remove_dir_all(&self.folder).unwrap();
     }
 }
 
-/// A folder with links to what the repository has, the operator where `make build` puts it, and a home.
-fn copy_of_the_repository(folder: &Path) {
+/// Creates a folder with links to the files of the repository, the operator where `make build` puts it, and a home.
+fn create_folder(folder: &Path) {
     fs::create_dir_all(folder.join("home")).unwrap();
     fs::create_dir_all(folder.join("target/release")).unwrap();
     for entry in fs::read_dir(ROOT).unwrap() {

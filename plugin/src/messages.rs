@@ -1,5 +1,5 @@
-//! Owns what is said of a stop: that it was created, how far it is, how it ended, how to look at it again.
-//! Never prints, and never lets through what would steer a terminal.
+//! Owns the texts about a stop: its full name, progress and outcome, and the kubectl commands to check it.
+//! Never prints. Never returns control characters from an API.
 
 use std::time::Duration;
 
@@ -12,68 +12,68 @@ use workflow_run_stop_api::{WorkflowRunStop, WorkflowRunStopStatus};
 
 use crate::exit::Exit;
 
-/// How many failed tasks are shown; `kubectl get -o yaml` has them all.
-const MOST_TASKS: usize = 10;
+/// The number of failed tasks that are listed; `kubectl get -o yaml` has all of them.
+const MAX_TASKS: usize = 10;
 
-/// The longest error of a task in characters.
-const LONGEST_ERROR: usize = 120;
+/// The length in characters to which the error of a task is truncated.
+const MAX_ERROR_LENGTH: usize = 120;
 
-/// What makes kubectl look at the same place: `-n ops --context prod`.
+/// The kubectl commands for a cluster and a namespace.
 #[derive(Clone, Debug, Default)]
-pub struct Place {
+pub struct KubectlCommands {
     /// The namespace.
     pub namespace: String,
-    /// The flags with which the cluster was named.
-    pub cluster: Vec<String>,
+    /// The flags that select the cluster, such as `--context prod`.
+    pub cluster_flags: Vec<String>,
 }
 
-impl Place {
+impl KubectlCommands {
     fn flags(&self) -> String {
         std::iter::once(format!("-n {}", self.namespace))
-            .chain(self.cluster.iter().cloned())
+            .chain(self.cluster_flags.iter().cloned())
             .collect::<Vec<_>>()
             .join(" ")
     }
 
-    /// How to look at all stops again.
-    pub fn look_at_all(&self) -> String {
+    /// Returns the command that lists all stops.
+    pub fn get_all(&self) -> String {
         format!("kubectl get wrs {}", self.flags())
     }
 
-    /// How to look at these again.
-    pub fn look_again(&self, names: &[&str]) -> String {
+    /// Returns the commands that show these stops, one a line.
+    pub fn get_and_describe(&self, names: &[&str]) -> String {
         let (names, flags) = (names.join(" "), self.flags());
         format!("  kubectl get wrs {names} {flags}\n  kubectl describe wrs {names} {flags}")
     }
 
-    /// How to wait for the end of these.
-    pub fn how_to_wait(&self, names: &[&str]) -> String {
+    /// Returns the command that waits until these stops have finished.
+    pub fn wait_for(&self, names: &[&str]) -> String {
         let (names, flags) = (names.join(" "), self.flags());
         format!("kubectl wait wrs {names} {flags} --for=jsonpath='{{.status.completionTime}}' --timeout=10m")
     }
 }
 
-/// Kind, group and name, as kubectl has them.
+/// Returns kind, group and name as kubectl prints them.
 pub fn full_name(name: &str) -> String {
     let kind = WorkflowRunStop::kind(&()).to_lowercase();
     format!("{kind}.{}/{name}", WorkflowRunStop::group(&()))
 }
 
-/// How far a stop is, in one line: the run's state, the reason, and what it waits for.
+/// Returns the progress of a stop in one line: the run's state, and the reason and message of `Ready`.
 pub fn progress(stop: &WorkflowRunStop) -> String {
-    let Some(ready) = ready(stop) else { return "waits for the operator".to_owned() };
+    let Some(ready) = ready(stop) else { return "waiting for the operator".to_owned() };
     let state = stop.status.as_ref().and_then(|status| status.state.as_deref());
     let state = state.map(|state| format!("run {state}, ")).unwrap_or_default();
     one_line(&format!("{state}{}: {}", ready.reason, ready.message))
 }
 
-/// True as long as no operator has looked at it.
-pub fn is_unseen(stop: &WorkflowRunStop) -> bool {
+/// Returns whether no operator has processed the stop yet.
+pub fn is_unprocessed(stop: &WorkflowRunStop) -> bool {
     stop.status.as_ref().and_then(|status| status.observed_generation).is_none_or(|generation| generation < 0)
 }
 
-/// The exit code of a finished stop.
-pub fn verdict(stop: &WorkflowRunStop) -> Exit {
+/// Returns the exit code of a finished stop.
+pub fn exit(stop: &WorkflowRunStop) -> Exit {
     match result(stop) {
         Some(StopResult::Stopped | StopResult::Accepted) => Exit::Done,
         Some(StopResult::EndedOtherwise) => Exit::EndedOtherwise,
@@ -85,60 +85,62 @@ pub fn verdict(stop: &WorkflowRunStop) -> Exit {
     }
 }
 
-/// The result of a finished stop. An older operator wrote none: there the reason of `Ready` gives it, where it can.
+/// Returns the result of a finished stop. An older operator wrote none; then it is derived from the reason of `Ready`, if
+/// that is known.
 fn result(stop: &WorkflowRunStop) -> Option<StopResult> {
     stop.status.as_ref()?.result.or_else(|| Reason::of(ready(stop)?)?.result())
 }
 
-/// What became of a finished stop, in some lines.
+/// Returns the outcome of a finished stop in several lines.
 pub fn outcome(stop: &WorkflowRunStop) -> String {
-    let nothing = WorkflowRunStopStatus::default();
-    let status = stop.status.as_ref().unwrap_or(&nothing);
+    let empty = WorkflowRunStopStatus::default();
+    let status = stop.status.as_ref().unwrap_or(&empty);
     let result = result(stop).map_or("finished", StopResult::as_str);
-    let why = ready(stop).map_or_else(String::new, |ready| format!(" ({}): {}", ready.reason, ready.message));
+    let ready = ready(stop).map_or_else(String::new, |ready| format!(" ({}): {}", ready.reason, ready.message));
     let mut lines = vec![
-        one_line(&format!("{}: {result}{why}", stop.name())),
+        one_line(&format!("{}: {result}{ready}", stop.name())),
         one_line(&format!("  run    {}, {}", stop.spec.run_id, status.state.as_deref().unwrap_or("state not known"))),
     ];
     if let Some(error) = &status.error {
         lines.push(one_line(&format!("  error  {}", error_text(error))));
     }
-    if let Some(took) = took(stop, status.completion_time.as_ref()) {
-        lines.push(format!("  took   {took}"));
+    if let Some(elapsed) = elapsed(stop, status.completion_time.as_ref()) {
+        lines.push(format!("  took   {elapsed}"));
     }
     lines.extend(failed_tasks(stop, status));
     lines.join("\n")
 }
 
-/// From the creation to the end, both as the cluster tells them.
-fn took(stop: &WorkflowRunStop, completed: Option<&Time>) -> Option<String> {
+/// Returns the time from the creation to the completion.
+fn elapsed(stop: &WorkflowRunStop, completed: Option<&Time>) -> Option<String> {
     let Time(completed) = completed?;
-    let took = completed.duration_since(stop.created());
-    // The two clocks may differ by a little.
-    (!took.is_negative()).then(|| format!("{took:#}"))
+    let elapsed = completed.duration_since(stop.created());
+    // The API server sets one time and the operator the other, so clock skew can make the difference negative.
+    (!elapsed.is_negative()).then(|| format!("{elapsed:#}"))
 }
 
-/// A duration as people write it, `10m`.
+/// Returns a duration as a flag has it, such as `10m`.
 pub fn duration(duration: Duration) -> String {
     SignedDuration::try_from(duration).map_or_else(|_| format!("{duration:?}"), |duration| format!("{duration:#}"))
 }
 
-/// A task that failed; one that ended by the stop carries an error as well.
+/// Returns whether a task failed. A task that was stopped has an error as well, but did not fail.
 fn has_failed(task: &TaskInstance) -> bool {
     let state = task.state.as_deref().unwrap_or_default();
     Phase::of(state) == Phase::EndedOtherwise && !state.eq_ignore_ascii_case("succeeded")
 }
 
+/// Returns a table of the failed tasks, or nothing if there are none.
 fn failed_tasks(stop: &WorkflowRunStop, status: &WorkflowRunStopStatus) -> Vec<String> {
     let failed: Vec<_> = status.task_instances.iter().flatten().filter(|task| has_failed(task)).collect();
     if failed.is_empty() {
         return vec![];
     }
     let mut rows = vec![["TASK", "STATE", "ERROR"].map(str::to_owned)];
-    rows.extend(failed.iter().take(MOST_TASKS).map(|task| {
+    rows.extend(failed.iter().take(MAX_TASKS).map(|task| {
         let name = task.label.as_deref().or(task.id.as_deref()).unwrap_or("?");
         let error = task.error.as_ref().map(error_text).unwrap_or_default();
-        [one_line(name), one_line(task.state.as_deref().unwrap_or_default()), cut(&one_line(&error))]
+        [one_line(name), one_line(task.state.as_deref().unwrap_or_default()), truncated(&one_line(&error))]
     }));
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
     let (first, second) = (width(0), width(1));
@@ -148,12 +150,12 @@ fn failed_tasks(stop: &WorkflowRunStop, status: &WorkflowRunStopStatus) -> Vec<S
             format!("    {name:<first$}   {state:<second$}   {error}").trim_end().to_owned()
         }),
     );
-    if MOST_TASKS < failed.len() {
-        let more = failed.len() - MOST_TASKS;
+    if MAX_TASKS < failed.len() {
+        let more = failed.len() - MAX_TASKS;
         lines.push(format!("    and {more} more, see: kubectl get wrs {} -o yaml", stop.name()));
     }
     if let Some(omitted) = status.task_instances_omitted.filter(|omitted| 0 < *omitted) {
-        lines.push(format!("    {omitted} tasks did not fit into the status"));
+        lines.push(format!("    the status omits {omitted} tasks"));
     }
     lines
 }
@@ -170,19 +172,19 @@ fn ready(stop: &WorkflowRunStop) -> Option<&Condition> {
     conditions::find(&stop.status.as_ref()?.conditions, ConditionType::Ready)
 }
 
-/// A word as a shell takes it.
-pub fn quoted(word: &str) -> String {
+/// Returns a word that a shell reads as one argument.
+pub fn shell_quoted(word: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "-_./:@%+=,".contains(c);
     if word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
 }
 
-/// One line without anything that steers a terminal: what comes from an API may hold anything.
+/// Returns the text as one line without control characters, which a text from an API may contain.
 pub fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>().trim_end().to_owned()
 }
 
-fn cut(text: &str) -> String {
-    match text.char_indices().nth(LONGEST_ERROR) {
+fn truncated(text: &str) -> String {
+    match text.char_indices().nth(MAX_ERROR_LENGTH) {
         Some((end, _)) => format!("{}...", &text[..end]),
         None => text.to_owned(),
     }
@@ -198,13 +200,13 @@ mod tests {
         Time(Timestamp::from_second(second).unwrap())
     }
 
-    fn stop(truth: ConditionStatus, reason: Reason, state: &str) -> WorkflowRunStop {
+    fn stop(ready: ConditionStatus, reason: Reason, state: &str) -> WorkflowRunStop {
         let mut stop = WorkflowRunStop::new("stop-wf-1-x", WorkflowRunStopSpec::new("wf-1", "acme", "amperity"));
         stop.metadata.creation_timestamp = Some(at(100));
         let why = (reason, reason.message(""));
         stop.status = Some(WorkflowRunStopStatus {
             state: (!state.is_empty()).then(|| state.to_owned()),
-            conditions: vec![conditions::condition(ConditionType::Ready, truth, why, Some(1), &at(100))],
+            conditions: vec![conditions::condition(ConditionType::Ready, ready, why, Some(1), &at(100))],
             observed_generation: Some(1),
             ..WorkflowRunStopStatus::default()
         });
@@ -228,16 +230,13 @@ mod tests {
     }
 
     #[test]
-    fn progress_tells_state_and_reason_and_what_it_waits_for() {
+    fn progress_has_state_reason_and_message() {
         let new = WorkflowRunStop::new("x", WorkflowRunStopSpec::new("wf-1", "acme", "amperity"));
-        assert_eq!(progress(&new), "waits for the operator");
-        assert!(is_unseen(&new));
-        let waits = stop(ConditionStatus::Unknown, Reason::WaitingForBudget, "");
-        assert_eq!(
-            progress(&waits),
-            "WaitingForBudget: The request waits for its turn within the tenant's rate limit."
-        );
-        assert!(!is_unseen(&waits));
+        assert_eq!(progress(&new), "waiting for the operator");
+        assert!(is_unprocessed(&new));
+        let waiting = stop(ConditionStatus::Unknown, Reason::WaitingForBudget, "");
+        assert_eq!(progress(&waiting), "WaitingForBudget: The request waits for a slot of the tenant's rate limit.");
+        assert!(!is_unprocessed(&waiting));
         assert!(
             progress(&stop(ConditionStatus::Unknown, Reason::FollowingRun, "stopping"))
                 .starts_with("run stopping, FollowingRun: ")
@@ -245,11 +244,11 @@ mod tests {
     }
 
     #[test]
-    fn each_result_has_its_exit_code_whatever_the_conditions_say() {
+    fn each_result_has_its_exit_code_for_any_conditions() {
         let codes = StopResult::ALL.map(|result| {
             let mut stop = stop(ConditionStatus::Unknown, Reason::FollowingRun, "");
             stop.status.as_mut().unwrap().result = Some(result);
-            (result.as_str(), verdict(&stop).code())
+            (result.as_str(), exit(&stop).code())
         });
         assert_eq!(
             codes,
@@ -266,8 +265,8 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_that_an_older_operator_finished_gets_its_exit_code_from_ready() {
-        for (truth, reason, code) in [
+    fn without_a_result_the_exit_code_is_derived_from_ready() {
+        for (ready, reason, code) in [
             (ConditionStatus::True, Reason::RunStopped, 0),
             (ConditionStatus::True, Reason::StopAccepted, 0),
             (ConditionStatus::True, Reason::RunUnreadable, 0),
@@ -278,20 +277,20 @@ mod tests {
             (ConditionStatus::False, Reason::Unauthorized, 1),
             (ConditionStatus::Unknown, Reason::FollowingRun, 1),
         ] {
-            assert_eq!(verdict(&stop(truth, reason, "")).code(), code, "{reason:?}");
+            assert_eq!(exit(&stop(ready, reason, "")).code(), code, "{reason:?}");
         }
-        for (truth, code) in [(ConditionStatus::True, 0), (ConditionStatus::False, 1)] {
-            let mut stop = stop(truth, Reason::RunStopped, "");
+        for (ready, code) in [(ConditionStatus::True, 0), (ConditionStatus::False, 1)] {
+            let mut stop = stop(ready, Reason::RunStopped, "");
             stop.status.as_mut().unwrap().conditions[0].reason = "OfAnotherVersion".to_owned();
-            assert_eq!(verdict(&stop).code(), code, "{truth:?}");
+            assert_eq!(exit(&stop).code(), code, "{ready:?}");
             assert!(outcome(&stop).starts_with("stop-wf-1-x: finished (OfAnotherVersion): "), "{}", outcome(&stop));
         }
         let bare = WorkflowRunStop::new("x", WorkflowRunStopSpec::new("wf-1", "acme", "amperity"));
-        assert_eq!(verdict(&bare), Exit::Failed);
+        assert_eq!(exit(&bare), Exit::Failed);
     }
 
     #[test]
-    fn an_outcome_names_state_error_time_and_just_the_failed_tasks() {
+    fn an_outcome_has_state_error_time_and_only_the_failed_tasks() {
         let tasks = vec![
             task("Load", "succeeded", None),
             task("Send to A", "failed", Some("A refused the file")),
@@ -307,7 +306,7 @@ mod tests {
         assert_eq!(
             outcome(&stop),
             "\
-stop-wf-1-x: EndedOtherwise (RunEndedOtherwise): The run ended in another way than by being stopped.
+stop-wf-1-x: EndedOtherwise (RunEndedOtherwise): The run ended on its own.
   run    wf-1, failed
   error  A task failed (attributed to customer)
   took   1m 5s
@@ -319,14 +318,14 @@ stop-wf-1-x: EndedOtherwise (RunEndedOtherwise): The run ended in another way th
     }
 
     #[test]
-    fn a_failure_says_so_and_claims_no_state() {
+    fn the_outcome_of_a_failure_says_that_the_state_is_not_known() {
         let text = outcome(&finished(stop(ConditionStatus::False, Reason::RunNotFound, ""), vec![]));
         assert!(text.starts_with("stop-wf-1-x: Failed (RunNotFound): Amperity does not know this run"), "{text}");
         assert!(text.contains("wf-1, state not known") && !text.contains("tasks"), "{text}");
     }
 
     #[test]
-    fn of_many_failed_tasks_some_are_shown_and_the_rest_counted() {
+    fn at_most_ten_failed_tasks_are_listed_and_the_rest_is_counted() {
         let tasks = (0..13).map(|index| task(&format!("t{index}"), "failed", Some(&"x".repeat(500)))).collect();
         let text = outcome(&finished(stop(ConditionStatus::True, Reason::RunStopped, "canceled"), tasks));
         assert!(text.contains("t9 ") && !text.contains("t10 "), "{text}");
@@ -335,7 +334,7 @@ stop-wf-1-x: EndedOtherwise (RunEndedOtherwise): The run ended in another way th
     }
 
     #[test]
-    fn nothing_from_an_api_steers_the_terminal() {
+    fn control_characters_from_an_api_are_removed() {
         let tasks = vec![task("a\u{1b}[2Jb", "failed", Some("two\nlines\r\u{7}"))];
         let text = outcome(&finished(stop(ConditionStatus::True, Reason::RunStopped, "cancel\u{9b}ed"), tasks));
         assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
@@ -343,16 +342,16 @@ stop-wf-1-x: EndedOtherwise (RunEndedOtherwise): The run ended in another way th
     }
 
     #[test]
-    fn a_word_is_quoted_where_a_shell_would_take_it_apart() {
-        assert_eq!(quoted("arn:aws:eks:eu-1:7:cluster/x"), "arn:aws:eks:eu-1:7:cluster/x");
-        assert_eq!([quoted("a b"), quoted("a'b$c")], ["'a b'", "'a'\\''b$c'"]);
+    fn a_word_is_quoted_if_a_shell_would_split_or_expand_it() {
+        assert_eq!(shell_quoted("arn:aws:eks:eu-1:7:cluster/x"), "arn:aws:eks:eu-1:7:cluster/x");
+        assert_eq!([shell_quoted("a b"), shell_quoted("a'b$c")], ["'a b'", "'a'\\''b$c'"]);
     }
 
     #[test]
-    fn a_look_again_goes_to_the_same_cluster_and_namespace() {
-        let place = Place { namespace: "ops".to_owned(), cluster: vec!["--context prod".to_owned()] };
+    fn the_kubectl_commands_name_the_same_cluster_and_namespace() {
+        let kubectl = KubectlCommands { namespace: "ops".to_owned(), cluster_flags: vec!["--context prod".to_owned()] };
         assert_eq!(
-            place.look_again(&["a", "b"]),
+            kubectl.get_and_describe(&["a", "b"]),
             "  kubectl get wrs a b -n ops --context prod\n  kubectl describe wrs a b -n ops --context prod"
         );
     }

@@ -1,5 +1,5 @@
-//! Owns what the simulated API knows at an instant: runs, tokens, limits, faults and holds, behind one lock.
-//! Never waits and never answers: the handler asks it, and lets go of the lock before it waits.
+//! Owns the state of the simulated API behind one lock: runs, tokens, rate limit, faults and holds.
+//! Never waits while the lock is held, and never creates a response.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,38 +9,38 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
 use super::HoldPoint;
-use super::fault::{Fault, Faults, RetryAfter, Rule};
-use super::record::{Journal, Kind};
+use super::fault::{Fault, FaultRule, Faults, RetryAfter};
+use super::request_log::{Kind, RequestLog};
 use super::run::Run;
 use super::tokens::Tokens;
 
 /// Shared by the simulator's handle, its connections and its handlers.
 #[derive(Debug)]
 pub(super) struct Shared {
-    pub(super) journal: Journal,
-    /// True when the simulator was dropped: handlers that still wait then end.
+    pub(super) requests: RequestLog,
+    /// True once the simulator is dropped, which ends waiting handlers.
     pub(super) ended: watch::Sender<bool>,
-    world: Mutex<World>,
+    state: Mutex<ApiState>,
 }
 
 #[derive(Debug)]
-pub(super) struct World {
+pub(super) struct ApiState {
     runs: HashMap<(String, String), Run>,
     pub(super) tokens: Tokens,
-    pub(super) limit: Limit,
+    pub(super) limit: RateLimit,
     pub(super) on_stop: Faults,
     pub(super) on_read: Faults,
     pub(super) on_token: Faults,
-    pub(super) rule: Option<Rule>,
-    /// Sent with every answer, e.g. `Deprecation`.
-    pub(super) answer_headers: Vec<(String, String)>,
+    pub(super) rule: Option<FaultRule>,
+    /// Sent with every response, e.g. `Deprecation`.
+    pub(super) response_headers: Vec<(String, String)>,
     holds: Vec<(HoldPoint, Arc<Semaphore>)>,
-    requests: usize,
+    error_count: usize,
 }
 
-/// So many requests of a tenant in any sliding second.
+/// A limit of the requests of each tenant in any sliding second.
 #[derive(Debug)]
-pub(super) struct Limit {
+pub(super) struct RateLimit {
     pub(super) per_second: Option<usize>,
     pub(super) retry_after: Option<RetryAfter>,
     admitted: HashMap<String, VecDeque<Instant>>,
@@ -49,46 +49,46 @@ pub(super) struct Limit {
 impl Shared {
     pub(super) fn new() -> Self {
         Shared {
-            journal: Journal::new(),
+            requests: RequestLog::new(),
             ended: watch::Sender::new(false),
-            world: Mutex::new(World {
+            state: Mutex::new(ApiState {
                 runs: HashMap::new(),
                 tokens: Tokens::new(),
-                limit: Limit { per_second: None, retry_after: None, admitted: HashMap::new() },
+                limit: RateLimit { per_second: None, retry_after: None, admitted: HashMap::new() },
                 on_stop: Faults::default(),
                 on_read: Faults::default(),
                 on_token: Faults::default(),
                 rule: None,
-                answer_headers: Vec::new(),
+                response_headers: Vec::new(),
                 holds: Vec::new(),
-                requests: 0,
+                error_count: 0,
             }),
         }
     }
 
-    pub(super) fn world(&self) -> MutexGuard<'_, World> {
-        // A test that panicked elsewhere must not hide its own message behind a poisoned lock.
-        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn lock(&self) -> MutexGuard<'_, ApiState> {
+        // A poisoned lock must not hide the message of the test that panicked.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits as long as stops are held at this point.
-    pub(super) async fn pass(&self, point: HoldPoint) {
+    /// Waits while stops are held at this point.
+    pub(super) async fn wait_at(&self, point: HoldPoint) {
         let held: Vec<_> = {
-            let world = self.world();
-            let at_point = world.holds.iter().filter(|(at, _)| *at == point);
-            at_point.map(|(_, gate)| Arc::clone(gate)).collect()
+            let state = self.lock();
+            let at_point = state.holds.iter().filter(|(at, _)| *at == point);
+            at_point.map(|(_, semaphore)| Arc::clone(semaphore)).collect()
         };
-        for gate in held {
-            // An error means that the gate was opened for good.
-            if let Ok(permit) = gate.acquire().await {
+        for semaphore in held {
+            // An error means that the hold was released.
+            if let Ok(permit) = semaphore.acquire().await {
                 permit.forget();
             }
         }
     }
 }
 
-impl World {
-    pub(super) fn put(&mut self, tenant: &str, run: Run) {
+impl ApiState {
+    pub(super) fn add_run(&mut self, tenant: &str, run: Run) {
         self.runs.insert((tenant.to_owned(), run.id.clone()), run);
     }
 
@@ -96,36 +96,38 @@ impl World {
         self.runs.get_mut(&(tenant.to_owned(), id.to_owned()))
     }
 
-    pub(super) fn pass_others(&mut self, held: &Arc<Semaphore>) {
-        self.holds.retain(|(_, gate)| !Arc::ptr_eq(gate, held));
+    /// Removes a hold without releasing the stops that wait at it.
+    pub(super) fn pass_new_stops(&mut self, held: &Arc<Semaphore>) {
+        self.holds.retain(|(_, semaphore)| !Arc::ptr_eq(semaphore, held));
     }
 
-    /// What this request meets instead of its proper answer.
+    /// Returns the fault of this request: queued, permanent or by rule.
     pub(super) fn fault(&mut self, kind: Kind, run_id: &str) -> Option<Fault> {
-        let waiting = match kind {
+        let fault = match kind {
             Kind::Stop => self.on_stop.next(run_id),
             Kind::Read => self.on_read.next(run_id),
             Kind::Token => self.on_token.next(""),
             Kind::Other => None,
         };
-        waiting.or_else(|| self.rule.as_mut().and_then(|Rule(rule)| rule(kind, run_id)))
+        fault.or_else(|| self.rule.as_mut().and_then(|FaultRule(rule)| rule(kind, run_id)))
     }
 
+    /// Adds a hold at this point.
     pub(super) fn hold(&mut self, point: HoldPoint) -> Arc<Semaphore> {
-        let gate = Arc::new(Semaphore::new(0));
-        self.holds.retain(|(_, gate)| !gate.is_closed());
-        self.holds.push((point, Arc::clone(&gate)));
-        gate
+        let semaphore = Arc::new(Semaphore::new(0));
+        self.holds.retain(|(_, semaphore)| !semaphore.is_closed());
+        self.holds.push((point, Arc::clone(&semaphore)));
+        semaphore
     }
 
     pub(super) fn next_request_id(&mut self) -> String {
-        self.requests += 1;
-        format!("req-{}", self.requests)
+        self.error_count += 1;
+        format!("req-{}", self.error_count)
     }
 }
 
-impl Limit {
-    /// Whether this request is within the limit; if so, it counts.
+impl RateLimit {
+    /// Counts this request if it is within the limit, and returns whether it is.
     pub(super) fn admit(&mut self, tenant: &str, at: Instant) -> bool {
         let Some(per_second) = self.per_second else {
             return true;
@@ -141,7 +143,7 @@ impl Limit {
         true
     }
 
-    /// A request that was answered 429 for another reason does not count after all.
+    /// Removes a request from the count, after a 429 for another reason.
     pub(super) fn release(&mut self, tenant: &str, at: Instant) {
         if let Some(admitted) = self.admitted.get_mut(tenant)
             && let Some(index) = admitted.iter().rposition(|admitted| *admitted == at)

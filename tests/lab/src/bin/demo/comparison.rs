@@ -1,4 +1,4 @@
-//! Owns the comparison: how a sample's stop ended beside how it must end.
+//! Owns the comparison of a sample's actual result with the expected one.
 //! Never changes or waits for anything.
 
 use lab::simulator::Simulator;
@@ -8,24 +8,24 @@ use crate::samples::Sample;
 
 const CONDITIONS: [&str; 5] = ["Ready", "Reconciling", "Stalled", "StopAccepted", "RunEnded"];
 
-/// Whether a resource has come to its end.
+/// Returns whether a resource is finished.
 pub fn is_finished(resource: &Value) -> bool {
     resource["status"]["completionTime"].is_string()
 }
 
-/// Every difference, in a line each; none where the stop ended as it must.
+/// Returns the differences from the expected result, one line each.
 pub fn differences(sample: &Sample, resource: &Value, amperity: &Simulator) -> Vec<String> {
     let status = &resource["status"];
     let Sample { file: _, name, run, state, conditions, error, tasks, effects } = sample;
-    let (posts, had_effect) = (amperity.stops(run), amperity.effects(run));
-    let mut all = Vec::new();
-    let mut expect = |what: &str, is: String, must: String| {
-        if is != must {
-            all.push(format!("{name}: {what} must be {must}, but is {is}"));
+    let (sent, had_effect) = (amperity.stops(run), amperity.effects(run));
+    let mut differences = Vec::new();
+    let mut expect = |what: &str, actual: String, expected: String| {
+        if actual != expected {
+            differences.push(format!("{name}: {what} is {actual}, expected {expected}"));
         }
     };
-    expect("the number of stop requests that Amperity received", posts.to_string(), "1".to_owned());
-    expect("the number of those that had an effect", had_effect.to_string(), effects.to_string());
+    expect("the number of stop requests that Amperity received", sent.to_string(), "1".to_owned());
+    expect("the number of requests that took effect", had_effect.to_string(), effects.to_string());
     expect("stopRequest.attempts", status["stopRequest"]["attempts"].to_string(), "1".to_owned());
     expect("state", status["state"].to_string(), Value::from(*state).to_string());
     expect("the list of conditions", list(&conditions_of(status)), list(conditions));
@@ -34,11 +34,11 @@ pub fn differences(sample: &Sample, resource: &Value, amperity: &Simulator) -> V
         let states: Vec<_> = tasks.iter().map(|task| task["state"].as_str().unwrap_or_default()).collect();
         list(&states)
     });
-    let told = |states: Option<String>| states.unwrap_or_else(|| "absent".to_owned());
-    expect("the list of the tasks' states", told(states), told(tasks.map(list)));
+    let text = |states: Option<String>| states.unwrap_or_else(|| "absent".to_owned());
+    expect("the list of task states", text(states), text(tasks.map(list)));
     let without_error = failed_tasks(status).filter(|task| !task["error"]["message"].is_string()).count();
     expect("the number of failed tasks without an error", without_error.to_string(), "0".to_owned());
-    all
+    differences
 }
 
 fn list(words: &[impl AsRef<str>]) -> String {

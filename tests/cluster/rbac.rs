@@ -1,14 +1,14 @@
-//! Owns the rights of the operator as the chart gives them. The integration tests run with these and no others; the
-//! chart's own test compares.
-//! Never knows to whom they are given.
+//! Owns the RBAC rules of the operator. All integration tests run with exactly these rules; tests/chart checks that the
+//! chart grants the same.
+//! Never binds them to a user.
 
 use serde_json::{Value, json};
 
-/// The name of the Lease where nothing else is said.
-pub const LEASE: &str = "workflow-run-stop-operator";
+/// The default name of the Lease.
+pub const DEFAULT_LEASE: &str = "workflow-run-stop-operator";
 
-/// In each namespace that is watched.
-pub fn of_watched() -> Vec<Value> {
+/// Returns the rules for each watched namespace.
+pub fn watched_namespace_rules() -> Vec<Value> {
     vec![
         json!({"apiGroups": ["workflow.amperity.com"], "resources": ["workflowrunstops"], "verbs": ["get", "list", "watch", "delete"]}),
         json!({"apiGroups": ["workflow.amperity.com"], "resources": ["workflowrunstops/status"], "verbs": ["patch"]}),
@@ -17,8 +17,8 @@ pub fn of_watched() -> Vec<Value> {
     ]
 }
 
-/// In the namespace of the Lease, with leader election.
-pub fn of_lease(name: &str) -> Vec<Value> {
+/// Returns the rules for the namespace of the Lease. Only needed with leader election.
+pub fn lease_rules(name: &str) -> Vec<Value> {
     vec![
         json!({"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create"]}),
         json!({"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "resourceNames": [name], "verbs": ["get", "update"]}),

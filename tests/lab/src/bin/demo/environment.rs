@@ -1,5 +1,5 @@
-//! Owns what the demo runs on: control plane, simulated Amperity and operator, their start and their end.
-//! Never leaves anything behind when a start is interrupted or fails.
+//! Owns the environment of the demo: control plane, simulated Amperity and operator, their start and end.
+//! Never leaves processes or files behind when a start fails or is interrupted.
 
 use std::time::Duration;
 
@@ -7,37 +7,37 @@ use kube::Client;
 use lab::{control_plane::ControlPlane, simulator::Simulator};
 use tokio::time::{Instant, timeout};
 
-use crate::{Ended, operator::Operator, samples, signals::Signals};
+use crate::{EarlyExit, operator::Operator, samples, signals::Signals};
 
 const CRD: &str = include_str!("../../../../../crds/workflowrunstops.yaml");
 
-/// How long an interrupted start is waited for, so that what it started can be ended; 2 s are usual.
+/// Timeout for an interrupted start to complete, so that its processes can be stopped; it usually takes 2 s.
 const STARTS_WITHIN: Duration = Duration::from_secs(10);
 
-/// Everything that runs.
-pub struct Stage {
+/// The running components.
+pub struct Environment {
     pub plane: ControlPlane,
     pub amperity: Simulator,
     pub operator: Operator,
 }
 
-impl Stage {
-    /// Starts everything, and says where it is.
-    pub async fn start(signals: &mut Signals) -> Result<Self, Ended> {
-        let begun = Instant::now();
+impl Environment {
+    /// Starts all components and prints their addresses.
+    pub async fn start(signals: &mut Signals) -> Result<Self, EarlyExit> {
+        let started = Instant::now();
         let starting = ControlPlane::start();
         tokio::pin!(starting);
         let plane = tokio::select! {
-            plane = &mut starting => plane.map_err(|error| Ended::Failed(error.to_string()))?,
+            plane = &mut starting => plane.map_err(|error| EarlyExit::Failed(error.to_string()))?,
             code = signals.next() => {
-                // What was begun is not to be left to itself.
+                // Wait for the start, to stop what it has started.
                 if let Ok(Ok(plane)) = timeout(STARTS_WITHIN, starting).await {
                     plane.stop().await;
                 }
-                return Err(Ended::Interrupted(code));
+                return Err(EarlyExit::Interrupted(code));
             }
         };
-        let took = begun.elapsed().as_secs_f32();
+        let took = started.elapsed().as_secs_f32();
         println!("control plane   {} (etcd and kube-apiserver, ready after {took:.1} s)", plane.url());
         plane.apply_crd(CRD).await;
         let amperity = samples::simulated_amperity().await;
@@ -49,7 +49,7 @@ impl Stage {
             }
             Err(error) => {
                 plane.stop().await;
-                Err(Ended::Failed(format!("the operator cannot be started: {error}")))
+                Err(EarlyExit::Failed(format!("cannot start the operator: {error}")))
             }
         }
     }
@@ -58,17 +58,17 @@ impl Stage {
         self.plane.client()
     }
 
-    /// Waits until something ends that should run; says what.
-    pub async fn broke(&self) -> String {
+    /// Waits until a component exits unexpectedly and returns a description.
+    pub async fn wait_for_unexpected_exit(&self) -> String {
         tokio::select! {
-            fault = self.plane.failed() => format!("the control plane broke: {fault}"),
-            status = self.operator.ended() => format!("the operator ended by itself with status {status}"),
+            exit = self.plane.wait_for_unexpected_exit() => format!("the control plane failed: {exit}"),
+            status = self.operator.exited() => format!("the operator exited with status {status}"),
         }
     }
 
-    /// Ends everything: the operator first, which may still have something to record.
-    pub async fn end(self) {
-        self.operator.end().await;
+    /// Stops everything: the operator first, because it may still have to write a record.
+    pub async fn stop(self) {
+        self.operator.stop().await;
         self.plane.stop().await;
     }
 }

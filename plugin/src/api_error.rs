@@ -1,11 +1,11 @@
-//! Owns what is said when the cluster refuses something: what is wrong, and what to do.
-//! Never shows a raw answer.
+//! Owns the messages for errors of the API server: what is wrong, and what to do.
+//! Never shows a raw response.
 
 use kube::core::Status;
 
-use crate::words::one_line;
+use crate::messages::one_line;
 
-/// Where a field of the spec comes from.
+/// The flag that sets a field.
 const FLAGS: &[(&str, &str)] = &[
     ("spec.runId", "RUN"),
     ("spec.tenant", "--tenant"),
@@ -19,50 +19,51 @@ const FLAGS: &[(&str, &str)] = &[
     ("metadata.name", "--name"),
 ];
 
-/// Why the cluster refused to do this (`create`, `watch`) in that namespace.
-pub fn explain(status: &Status, verb: &str, namespace: &str) -> String {
+/// Returns the message for an error of a request, whose verb is `create` or `list and watch`.
+pub fn message(status: &Status, verb: &str, namespace: &str) -> String {
     let message = one_line(&status.message);
     let details = status.details.as_ref();
     match status.code {
-        401 => "the cluster does not know who you are (401 Unauthorized): log in to it again, or check the user in the kubeconfig".to_owned(),
+        401 => "the API server does not accept your credentials (401 Unauthorized): log in again, or check the user in the kubeconfig".to_owned(),
         403 if message.contains(" cannot ") => format!(
-            "{message}\nAsk whoever administers the cluster for a Role that lets you {verb} workflowrunstops.workflow.amperity.com in the namespace {namespace}."
+            "{message}\nAsk a cluster administrator for a Role that allows you to {verb} workflowrunstops.workflow.amperity.com in the namespace {namespace}."
         ),
         404 if details.is_some_and(|details| details.kind == "namespaces") => {
-            format!("{message}\nCreate it, or name another one with -n.")
+            format!("{message}\nCreate the namespace, or choose another one with -n.")
         }
-        404 => "the cluster knows no WorkflowRunStops: install the CustomResourceDefinition first, which comes with the operator \
+        404 => "the API server has no resource type \"workflowrunstops\": install the operator's CustomResourceDefinition first \
                 (kubectl apply --server-side -f crds/workflowrunstops.yaml)"
             .to_owned(),
         409 if status.is_already_exists() => {
-            format!("{message}\nA stop is a record of its own: choose another --name, or leave it out.")
+            format!("{message}\nEach stop needs its own name: choose another --name, or omit it.")
         }
         400 if message.contains("strict decoding error") => format!(
-            "{message}\nThe CustomResourceDefinition in the cluster is not of this plugin's version: upgrade the older one of them."
+            "{message}\nThe CustomResourceDefinition in the cluster and this plugin have different versions: upgrade the older one."
         ),
         422 => match details.map(|details| &details.causes).filter(|causes| !causes.is_empty()) {
             Some(causes) => {
-                let lines: Vec<_> = causes.iter().map(|cause| why(&cause.field, &cause.message)).collect();
-                format!("the cluster refuses what is asked for:\n{}", lines.join("\n"))
+                let lines: Vec<_> = causes.iter().map(|cause| cause_line(&cause.field, &cause.message)).collect();
+                format!("the resource is invalid:\n{}", lines.join("\n"))
             }
             None => message,
         },
-        _ if message.is_empty() => format!("the cluster answered with status {}", status.code),
+        _ if message.is_empty() => format!("the API server returned status {}", status.code),
         _ => message,
     }
 }
 
-/// One reason for a refusal, with the flag that the value came from.
-fn why(field: &str, message: &str) -> String {
+/// Returns one cause of a validation error, with the flag that set the value.
+fn cause_line(field: &str, message: &str) -> String {
     let flag = FLAGS.iter().find(|(known, _)| *known == field).map(|(_, flag)| *flag);
     let name = flag.map_or_else(|| field.to_owned(), |flag| format!("{flag} ({field})"));
     one_line(&format!("  {name}: {}", without_value(message)))
 }
 
-/// `Invalid value: "x": what is wrong` says nothing by its beginning; for a rule it is only the value's type.
+/// Returns a message such as `Invalid value: "x": must be ...` without its beginning: for a validation rule, `x` is only
+/// the type of the value.
 fn without_value(message: &str) -> &str {
     let Some(rest) = message.strip_prefix("Invalid value: ") else { return message };
-    // The value is a string in Go's quotes, or a plain number.
+    // The value is a quoted Go string or a number.
     let mut escaped = false;
     let end = match rest.strip_prefix('"') {
         Some(quoted) => quoted.char_indices().find_map(|(index, c)| {
@@ -85,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_value_is_told_by_its_flag_in_the_words_of_the_cluster() {
+    fn an_invalid_value_is_reported_by_its_flag_with_the_message_of_the_api_server() {
         let causes = json!({"causes": [
             {"field": "spec.runId", "message": "Invalid value: \"cg-1\": runId names a configuration"},
             {"field": "spec.tenant", "message": "Too long: may not be more than 63 bytes"},
@@ -94,9 +95,9 @@ mod tests {
             {"field": "<nil>", "message": "Invalid value: null: some validation rules were not checked"},
         ]});
         assert_eq!(
-            explain(&status(422, "Invalid", "raw", causes), "create", "ops"),
+            message(&status(422, "Invalid", "raw", causes), "create", "ops"),
             "\
-the cluster refuses what is asked for:
+the resource is invalid:
   RUN (spec.runId): runId names a configuration
   --tenant (spec.tenant): Too long: may not be more than 63 bytes
   --ttl (spec.ttlSecondsAfterFinished): should be greater than or equal to 0
@@ -106,32 +107,35 @@ the cluster refuses what is asked for:
     }
 
     #[test]
-    fn each_refusal_says_what_to_do() {
+    fn each_error_says_what_to_do() {
         let missing = json!({"kind": "namespaces", "name": "x"});
         for (status, wanted) in [
-            (status(401, "Unauthorized", "Unauthorized", json!(null)), "log in to it again"),
+            (status(401, "Unauthorized", "Unauthorized", json!(null)), "log in again"),
             (
                 status(403, "Forbidden", "User \"x\" cannot create resource", json!({})),
-                "lets you create workflowrunstops",
+                "allows you to create workflowrunstops",
             ),
             (status(403, "Forbidden", "exceeded quota: pods", json!({})), "exceeded quota"),
-            (status(404, "NotFound", "namespaces \"x\" not found", missing), "name another one with -n"),
-            (status(404, "NotFound", "the server could not find", json!({})), "install the CustomResourceDefinition"),
-            (status(404, "", "404 page not found", json!(null)), "install the CustomResourceDefinition"),
+            (status(404, "NotFound", "namespaces \"x\" not found", missing), "choose another one with -n"),
+            (
+                status(404, "NotFound", "the server could not find", json!({})),
+                "install the operator's CustomResourceDefinition",
+            ),
+            (status(404, "", "404 page not found", json!(null)), "install the operator's CustomResourceDefinition"),
             (status(409, "AlreadyExists", "\"x\" already exists", json!({})), "choose another --name"),
             (status(400, "BadRequest", "strict decoding error: unknown field", json!({})), "upgrade the older one"),
             (status(422, "Invalid", "no causes", json!({})), "no causes"),
             (status(500, "", "", json!({})), "status 500"),
         ] {
-            let text = explain(&status, "create", "ops");
+            let text = message(&status, "create", "ops");
             assert!(text.contains(wanted), "{text}");
         }
         let quota = status(403, "Forbidden", "exceeded quota: pods", json!({}));
-        assert!(!explain(&quota, "create", "ops").contains("Role"), "a quota is no missing right");
+        assert!(!message(&quota, "create", "ops").contains("Role"), "an exceeded quota is no missing permission");
     }
 
     #[test]
-    fn what_cannot_be_taken_apart_is_shown_as_it_is() {
+    fn a_message_of_another_form_is_shown_unchanged() {
         for message in ["Invalid value: \"open", "Invalid value: 7", "Required value", "Invalid value: \"ä\"x"] {
             assert_eq!(without_value(message), message);
         }

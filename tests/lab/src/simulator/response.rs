@@ -1,5 +1,5 @@
-//! Owns the shapes of answers: JSON, error objects, pages, and bodies that never end.
-//! Never decides which of them a request gets.
+//! Owns the forms of responses: JSON, error objects, HTML pages, and endless bodies.
+//! Never chooses the response to a request.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -9,25 +9,25 @@ use hyper::Response;
 use hyper::body::{Body, Bytes, Frame};
 use serde_json::{Value, json};
 
-/// What becomes of a request.
+/// The reaction to a request.
 #[derive(Debug)]
 pub(super) enum Reply {
-    Answer(Answer),
-    /// The connection is reset.
+    Response(ResponseSpec),
+    /// Resets the connection.
     Reset,
-    /// Nothing is ever answered.
+    /// Never responds.
     Never,
 }
 
-/// An answer, before it is an HTTP one.
+/// A response before its conversion to `hyper::Response`.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct ResponseSpec {
     pub(super) status: u16,
     headers: Vec<(String, String)>,
     payload: Payload,
 }
 
-/// A body: some bytes at once, or bytes for ever.
+/// A response body: one chunk, or an endless stream.
 #[derive(Debug)]
 pub(super) enum Payload {
     Whole(Option<Bytes>),
@@ -35,14 +35,15 @@ pub(super) enum Payload {
 }
 
 const JSON: &str = "application/json";
-const A_LOT_OF_STRING: &[u8] = &[b'a'; 16 * 1024];
+const ENDLESS_CHUNK: &[u8] = &[b'a'; 16 * 1024];
 
-impl Answer {
+impl ResponseSpec {
+    /// Creates a response with a JSON body.
     pub(super) fn json(status: u16, body: &Value) -> Self {
-        Answer::with(status, JSON, body.to_string())
+        ResponseSpec::with(status, JSON, body.to_string())
     }
 
-    /// The documented error object.
+    /// Creates a response with the documented error object.
     pub(super) fn error(status: u16, message: &str, request_id: &str) -> Self {
         let body = json!({
             "status": status,
@@ -50,49 +51,53 @@ impl Answer {
             "request_id": request_id,
             "trace_id": format!("trace-of-{request_id}"),
         });
-        Answer::json(status, &body)
+        ResponseSpec::json(status, &body)
     }
 
+    /// Creates a response with the HTML page of a gateway.
     pub(super) fn page(status: u16) -> Self {
         let page =
             format!("<html><head><title>{status}</title></head><body><h1>{status}</h1><hr>gateway</body></html>");
-        Answer::with(status, "text/html", page)
+        ResponseSpec::with(status, "text/html", page)
     }
 
-    /// A JSON object as a gateway has it, which is not the documented error object.
+    /// Creates a response with a gateway's JSON object, which is not the documented error object.
     pub(super) fn other_json(status: u16) -> Self {
-        Answer::json(status, &json!({"message": "no Route matched with those values"}))
+        ResponseSpec::json(status, &json!({"message": "no Route matched with those values"}))
     }
 
-    /// The error object of OAuth 2.
+    /// Creates a response with an OAuth 2 error object.
     pub(super) fn oauth_error(status: u16) -> Self {
-        Answer::json(status, &json!({"error": "invalid_client"}))
+        ResponseSpec::json(status, &json!({"error": "invalid_client"}))
     }
 
+    /// Creates a response with these bytes as `application/json`.
     pub(super) fn raw(status: u16, body: Vec<u8>) -> Self {
-        Answer::with(status, JSON, body)
+        ResponseSpec::with(status, JSON, body)
     }
 
+    /// Creates a response without a body.
     pub(super) fn empty(status: u16) -> Self {
-        Answer { status, headers: Vec::new(), payload: Payload::Whole(None) }
+        ResponseSpec { status, headers: Vec::new(), payload: Payload::Whole(None) }
     }
 
-    /// 200, the beginning of a run's record, and a name that goes on for ever.
+    /// Creates a response with status 200 and a run's record whose name never ends.
     pub(super) fn endless(run_id: &str) -> Self {
         let beginning = format!(r#"{{"id":{},"state":"stopping","name":""#, json!(run_id));
-        Answer {
+        ResponseSpec {
             status: 200,
             headers: vec![("content-type".to_owned(), JSON.to_owned())],
             payload: Payload::Endless(Some(Bytes::from(beginning))),
         }
     }
 
+    /// Adds a header if there is a value.
     pub(super) fn header(mut self, name: &str, value: Option<String>) -> Self {
         self.headers.extend(value.map(|value| (name.to_owned(), value)));
         self
     }
 
-    /// Sets a header, in place of one of the same name.
+    /// Sets a header, and replaces one of the same name.
     pub(super) fn set_header(mut self, name: String, value: String) -> Self {
         self.headers.retain(|(known, _)| *known != name);
         self.headers.push((name, value));
@@ -104,11 +109,11 @@ impl Answer {
         for (name, value) in self.headers {
             response = response.header(name, value);
         }
-        response.body(self.payload).expect("a test gives the simulator only valid statuses and headers")
+        response.body(self.payload).expect("tests use valid statuses and headers only")
     }
 
     fn with(status: u16, content_type: &str, body: impl Into<Bytes>) -> Self {
-        Answer {
+        ResponseSpec {
             status,
             headers: vec![("content-type".to_owned(), content_type.to_owned())],
             payload: Payload::Whole(Some(body.into())),
@@ -116,9 +121,9 @@ impl Answer {
     }
 }
 
-impl From<Answer> for Reply {
-    fn from(answer: Answer) -> Self {
-        Reply::Answer(answer)
+impl From<ResponseSpec> for Reply {
+    fn from(response: ResponseSpec) -> Self {
+        Reply::Response(response)
     }
 }
 
@@ -129,13 +134,13 @@ impl Body for Payload {
     fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let bytes = match self.get_mut() {
             Payload::Whole(bytes) => bytes.take(),
-            // The client's window is what holds this back.
-            Payload::Endless(beginning) => Some(beginning.take().unwrap_or(Bytes::from_static(A_LOT_OF_STRING))),
+            // The TCP window limits how fast this is sent.
+            Payload::Endless(beginning) => Some(beginning.take().unwrap_or(Bytes::from_static(ENDLESS_CHUNK))),
         };
         Poll::Ready(bytes.map(|bytes| Ok(Frame::data(bytes))))
     }
 
-    // Without this, hyper would send an answer that has no body in chunks.
+    // Without this, hyper would use chunked encoding for an empty body.
     fn size_hint(&self) -> hyper::body::SizeHint {
         match self {
             Payload::Whole(bytes) => hyper::body::SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),

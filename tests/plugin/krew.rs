@@ -1,4 +1,4 @@
-//! The archive and the manifest for krew.
+//! Owns the tests of krew's archive and manifest.
 
 use std::{
     fs,
@@ -7,17 +7,17 @@ use std::{
 
 use tokio::process::Command;
 
-use crate::call::{Folder, done};
+use crate::call::{Folder, execute};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Packs this build as `make plugin` packs a release; the folder.
+/// Packs this build as `make plugin` does. Returns the folder.
 async fn pack(name: &str) -> Folder {
     let folder = Folder::new(name);
     let mut command = Command::new("bash");
     command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/plugin/pack.sh")).arg(folder.path());
     command.arg(lab::binary("kubectl-stop_run")).args([VERSION, "amd64", "https://example.com/a?b&c=1"]);
-    done(command).await.with(0);
+    execute(command).await.exits_with(0);
     folder
 }
 
@@ -25,12 +25,12 @@ fn archive(folder: &Path) -> PathBuf {
     folder.join(format!("kubectl-stop_run-{VERSION}-linux-amd64.tar.gz"))
 }
 
-/// The real krew, pinned beside the other programs of the lab.
+/// Returns the command of a program of krew, at the version pinned in tests/lab/krew.
 fn krew(program: &str, root: &Path) -> Command {
     let mut command = Command::new("go");
     command.args(["tool", program]).current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/lab/krew"));
     command.env("GOWORK", "off").env("GOFLAGS", "-mod=readonly").env("KREW_ROOT", root);
-    // What it would ask of a network, it is told.
+    // With these it needs no network.
     command.env("KREW_OS", "linux").env("KREW_ARCH", "amd64").env("KREW_NO_UPGRADE_CHECK", "1");
     command
 }
@@ -46,22 +46,22 @@ async fn the_same_program_is_packed_to_the_same_bytes() {
 }
 
 #[tokio::test]
-async fn krew_takes_the_manifest_and_installs_the_archive() {
+async fn krew_accepts_the_manifest_and_installs_the_archive() {
     let folder = pack("packed-for-krew").await;
     let (manifest, root) = (folder.path().join("stop-run.yaml"), folder.path().join("krew"));
     let text = fs::read_to_string(&manifest).unwrap();
     assert!(!text.contains('@') && text.contains("https://example.com/a?b&c=1"), "{text}");
     let mut validate = krew("validate-krew-manifest", &root);
-    done({
+    execute({
         validate.arg("-skip-install").arg("-manifest").arg(&manifest);
         validate
     })
     .await
-    .with(0);
+    .exits_with(0);
     let mut install = krew("krew", &root);
     install.arg("install").arg("--manifest").arg(&manifest).arg("--archive").arg(archive(folder.path()));
-    done(install).await.with(0);
+    execute(install).await.exits_with(0);
     let mut command = crate::kubectl::kubectl("/nowhere/kubeconfig".as_ref());
     command.env("PATH", root.join("bin")).args(["stop-run", "--version"]);
-    assert_eq!(done(command).await.with(0).out, format!("kubectl-stop_run {VERSION}\n"));
+    assert_eq!(execute(command).await.exits_with(0).out, format!("kubectl-stop_run {VERSION}\n"));
 }

@@ -1,6 +1,6 @@
-// Holds what GitOps tools make of every state of a WorkflowRunStop: Flux by its kstatus, Argo CD by the health script
-// of docs/argocd. The states are written by the operator's own code (tests/gitops.rs); the verdicts are the table of
-// docs/gitops.md.
+// Package gitops tests the health that GitOps tools compute for every state of a WorkflowRunStop: Flux with kstatus,
+// Argo CD with the health script of docs/argocd. The states are written by the operator's own code (tests/gitops.rs);
+// the expected health is the table of docs/gitops.md.
 package gitops
 
 import (
@@ -23,7 +23,7 @@ type state struct {
 	Resource unstructured.Unstructured `json:"resource"`
 }
 
-type verdict struct{ flux, argo string }
+type health struct{ flux, argo string }
 
 func read(t *testing.T, path string) string {
 	t.Helper()
@@ -34,9 +34,9 @@ func read(t *testing.T, path string) string {
 	return string(text)
 }
 
-// verdicts reads the rows "| state | Flux | Argo CD |" of the document.
-func verdicts(t *testing.T) map[string]verdict {
-	rows := map[string]verdict{}
+// expectedHealth reads the rows "| state | Flux | Argo CD |" of the document.
+func expectedHealth(t *testing.T) map[string]health {
+	rows := map[string]health{}
 	_, table, _ := strings.Cut(read(t, "../../docs/gitops.md"), "\n| --- | --- | --- |\n")
 	for line := range strings.Lines(table) {
 		cells := strings.Split(strings.TrimSpace(line), " | ")
@@ -47,14 +47,14 @@ func verdicts(t *testing.T) map[string]verdict {
 		if _, known := rows[name]; known {
 			t.Errorf("docs/gitops.md has two rows %q", name)
 		}
-		rows[name] = verdict{cells[1], strings.TrimSuffix(cells[2], " |")}
+		rows[name] = health{cells[1], strings.TrimSuffix(cells[2], " |")}
 	}
 	return rows
 }
 
-// judgedByFlux asks Flux's own copy of kstatus, which has to agree with the original.
-func judgedByFlux(t *testing.T, resource *unstructured.Unstructured) string {
-	judged, err := flux.Compute(resource)
+// fluxHealth computes the status with Flux's own copy of kstatus, which has to agree with the original.
+func fluxHealth(t *testing.T, resource *unstructured.Unstructured) string {
+	computed, err := flux.Compute(resource)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,15 +62,15 @@ func judgedByFlux(t *testing.T, resource *unstructured.Unstructured) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if judged.Status.String() != original.Status.String() {
-		t.Errorf("%s for Flux, and %s for kstatus", judged.Status, original.Status)
+	if computed.Status.String() != original.Status.String() {
+		t.Errorf("%s for Flux, and %s for kstatus", computed.Status, original.Status)
 	}
-	return judged.Status.String()
+	return computed.Status.String()
 }
 
-// judgedByArgo runs the script as Argo CD does: within a second, the resource in the global obj, and no libraries but
-// these. What is being deleted is Progressing whatever the script says, unless it is a hook.
-func judgedByArgo(t *testing.T, script string, resource *unstructured.Unstructured) string {
+// argoHealth runs the script as Argo CD does: within a second, with the resource in the global obj, and with these
+// libraries only. A resource being deleted is Progressing whatever the script returns, unless it is a hook.
+func argoHealth(t *testing.T, script string, resource *unstructured.Unstructured) string {
 	machine := lua.NewState(lua.Options{SkipOpenLibs: true})
 	defer machine.Close()
 	for _, open := range []lua.LGFunction{lua.OpenPackage, lua.OpenBase, lua.OpenTable} {
@@ -84,16 +84,16 @@ func judgedByArgo(t *testing.T, script string, resource *unstructured.Unstructur
 	if err := machine.DoString(script); err != nil {
 		t.Fatal(err)
 	}
-	health, ok := machine.Get(-1).(*lua.LTable)
+	result, ok := machine.Get(-1).(*lua.LTable)
 	if !ok {
 		t.Fatalf("the script returns a %s", machine.Get(-1).Type())
 	}
-	if message, ok := health.RawGetString("message").(lua.LString); !ok || strings.Trim(string(message), ": ") == "" {
-		t.Errorf("no message: %v", health.RawGetString("message"))
+	if message, ok := result.RawGetString("message").(lua.LString); !ok || strings.Trim(string(message), ": ") == "" {
+		t.Errorf("no message: %v", result.RawGetString("message"))
 	}
-	status := health.RawGetString("status").String()
+	status := result.RawGetString("status").String()
 	if !slices.Contains([]string{"Healthy", "Progressing", "Degraded", "Suspended"}, status) {
-		t.Errorf("%q is no health", status)
+		t.Errorf("%q is not a health status", status)
 	}
 	if resource.GetDeletionTimestamp() != nil {
 		return "Progressing"
@@ -128,12 +128,12 @@ func value(machine *lua.LState, from any) lua.LValue {
 	}
 }
 
-func TestEveryStateIsJudgedAsTheDocumentSays(t *testing.T) {
+func TestEveryStateHasTheDocumentedHealth(t *testing.T) {
 	var states []state
 	if err := json.Unmarshal([]byte(read(t, "states.json")), &states); err != nil {
 		t.Fatal(err)
 	}
-	expected, script := verdicts(t), read(t, "../../docs/argocd/health.lua")
+	expected, script := expectedHealth(t), read(t, "../../docs/argocd/health.lua")
 	if len(states) == 0 || len(states) != len(expected) {
 		t.Errorf("%d states, and %d rows in docs/gitops.md", len(states), len(expected))
 	}
@@ -141,20 +141,20 @@ func TestEveryStateIsJudgedAsTheDocumentSays(t *testing.T) {
 		t.Run(state.Name, func(t *testing.T) {
 			row, known := expected[state.Name]
 			if !known {
-				t.Fatal("it has no row in docs/gitops.md")
+				t.Fatal("no row in docs/gitops.md")
 			}
-			judged := verdict{judgedByFlux(t, &state.Resource), judgedByArgo(t, script, &state.Resource)}
-			if judged != row {
-				t.Errorf("judged as %v, and docs/gitops.md says %v", judged, row)
+			actual := health{fluxHealth(t, &state.Resource), argoHealth(t, script, &state.Resource)}
+			if actual != row {
+				t.Errorf("%v, and docs/gitops.md says %v", actual, row)
 			}
 		})
 	}
 }
 
-// A cluster whose CRD is older than the default of its status.
-func TestArgoWaitsForAStopWithoutAnyStatus(t *testing.T) {
+// The CRD of the cluster may be older than the default of its status.
+func TestArgoShowsAStopWithoutStatusAsProgressing(t *testing.T) {
 	resource := &unstructured.Unstructured{Object: map[string]any{"metadata": map[string]any{"generation": int64(1)}}}
-	if judged := judgedByArgo(t, read(t, "../../docs/argocd/health.lua"), resource); judged != "Progressing" {
-		t.Errorf("judged as %s", judged)
+	if actual := argoHealth(t, read(t, "../../docs/argocd/health.lua"), resource); actual != "Progressing" {
+		t.Errorf("health %s", actual)
 	}
 }

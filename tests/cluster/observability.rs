@@ -1,4 +1,4 @@
-//! What people see without reading a status: events and metrics.
+//! Events, log lines and metrics.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -6,60 +6,60 @@ use k8s_openapi::{api::events::v1::Event, apimachinery::pkg::apis::meta::v1::Tim
 use kube::{Api, api::ListParams};
 use lab::{
     control_plane,
-    simulator::{Fault, RetryAfter, Run, StopAnswerTasks},
+    simulator::{Fault, RetryAfter, Run, StopResponseTasks},
 };
 use serde_json::{Value, json};
 use tokio::process::Command;
 use workflow_run_stop_api::{Claim, StopRequest, WorkflowRunStopStatus, conditions::Reason};
 
-use crate::operator::{Replica, kubeconfig_with, sum};
-use crate::rights;
-use crate::support::{Operator, Place, TENANT, a_stop, ends_at_once};
+use crate::operator::{Replica, kubeconfig_with_rules, metric_sum};
+use crate::rbac;
+use crate::support::{Operator, TENANT, TestEnv, a_stop, ends_at_once};
 
-/// The events of a resource as `kubectl describe` tells them: type, reason, age, from and message of each.
-async fn described(place: &Place, name: &str) -> Vec<Vec<String>> {
+/// Returns the events that `kubectl describe` shows for a resource: type, reason, age, from and message of each.
+async fn describe_events(env: &TestEnv, name: &str) -> Vec<Vec<String>> {
     let mut kubectl = Command::new(control_plane::kubectl().unwrap());
-    // Its cache goes where nothing is kept.
+    // The discovery cache goes to the directory for temporary test files.
     kubectl
         .env_clear()
-        .env("KUBECONFIG", place.cluster.kubeconfig_path())
+        .env("KUBECONFIG", env.cluster.kubeconfig_path())
         .env("KUBECACHEDIR", env!("CARGO_TARGET_TMPDIR"));
-    let output = kubectl.args(["describe", "wrs", name, "--namespace", &place.namespace]).output().await.unwrap();
+    let output = kubectl.args(["describe", "wrs", name, "--namespace", &env.namespace]).output().await.unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();
     let events = text.split("\nEvents:").nth(1).unwrap_or_else(|| panic!("no events in\n{text}"));
     let columns =
         |line: &str| line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).map(str::to_owned).collect();
-    // Behind the heading and its line.
+    // The first three lines are the rest of the heading.
     events.lines().skip(3).map(columns).collect()
 }
 
-fn told(rows: &[Vec<String>]) -> Vec<(&str, &str)> {
+fn types_and_reasons(rows: &[Vec<String>]) -> Vec<(&str, &str)> {
     rows.iter().map(|row| (row[0].as_str(), row[1].as_str())).collect()
 }
 
 #[tokio::test]
-async fn describe_tells_each_thing_that_matters_once_and_in_order() {
-    let place = Place::new().await;
-    place.amperity.add_run(TENANT, Run::new("wf-1").stops_in(Duration::from_secs(4)).with_tasks(2));
-    let operator = place.operator().await;
+async fn describe_shows_each_event_once_and_in_order() {
+    let env = TestEnv::new().await;
+    env.amperity.add_run(TENANT, Run::new("wf-1").stops_in(Duration::from_secs(4)).with_tasks(2));
+    let operator = env.start_operator().await;
     let mut stop = a_stop("wf-1");
     stop.spec.credentials_secret_ref.name = "late".to_owned();
-    place.apply(stop).await;
-    place.reason("wf-1", Reason::CredentialsMissing).await;
-    place.put_secret("late", &[("token", "bad-token")]).await;
-    // Refused again and again.
-    place.amperity.wait_until(|requests| 3 <= requests.len()).await;
-    place.reason("wf-1", Reason::Unauthorized).await;
-    place.put_secret("late", &[("token", "good-token")]).await;
-    place.finished("wf-1").await;
-    assert!(1 < place.amperity.reads("wf-1"), "the run is looked at several times");
-    // What was told is written when it has ended.
+    env.create(stop).await;
+    env.wait_for_reason("wf-1", Reason::CredentialsMissing).await;
+    env.put_secret("late", &[("token", "bad-token")]).await;
+    // The token is refused several times.
+    env.amperity.wait_until(|requests| 3 <= requests.len()).await;
+    env.wait_for_reason("wf-1", Reason::Unauthorized).await;
+    env.put_secret("late", &[("token", "good-token")]).await;
+    env.wait_finished("wf-1").await;
+    assert!(1 < env.amperity.reads("wf-1"), "the run is read several times");
+    // The operator writes pending events before it exits.
     assert_eq!(operator.terminate().await, Some(0));
 
-    let rows = described(&place, "wf-1").await;
+    let rows = describe_events(&env, "wf-1").await;
     assert_eq!(
-        told(&rows),
+        types_and_reasons(&rows),
         [
             ("Warning", "CredentialsMissing"),
             ("Warning", "Unauthorized"),
@@ -70,23 +70,23 @@ async fn describe_tells_each_thing_that_matters_once_and_in_order() {
     let messages: Vec<_> = rows.iter().map(|row| row.last().unwrap().as_str()).collect();
     assert!(messages[0].starts_with("The credentials cannot be used: there is no Secret late."), "{messages:?}");
     assert!(messages[1].contains("HTTP 401"), "{messages:?}");
-    assert_eq!(messages[3], "The run is stopped: its state is canceled.");
+    assert_eq!(messages[3], "The run is stopped: state canceled.");
     assert!(rows.iter().all(|row| row[3] == "workflow-run-stop-operator"), "{rows:?}");
-    // None stands for more than one.
+    // An `x` in the age column would mean a repeated event.
     assert!(rows.iter().all(|row| !row[2].contains('x')), "{rows:?}");
 }
 
 #[tokio::test]
-async fn an_end_that_needs_a_person_is_a_warning_and_one_that_is_known_at_once_is_one_event() {
-    let place = Place::new().await;
-    place.amperity.add_run(TENANT, ends_at_once("wf-quick"));
-    place.amperity.add_run(TENANT, Run::new("wf-unfollowed").stops_in(Duration::from_secs(600)));
-    let operator = place.operator().await;
+async fn a_failed_stop_emits_a_warning_and_an_accepted_unfollowed_stop_emits_one_event() {
+    let env = TestEnv::new().await;
+    env.amperity.add_run(TENANT, ends_at_once("wf-quick"));
+    env.amperity.add_run(TENANT, Run::new("wf-unfollowed").stops_in(Duration::from_secs(600)));
+    let operator = env.start_operator().await;
     let mut unfollowed = a_stop("wf-unfollowed");
     unfollowed.spec.follow_timeout_seconds = 0;
-    place.apply_all([a_stop("wf-quick"), unfollowed, a_stop("wf-unknown")]).await;
+    env.create_all([a_stop("wf-quick"), unfollowed, a_stop("wf-unknown")]).await;
     for run in ["wf-quick", "wf-unfollowed", "wf-unknown"] {
-        place.finished(run).await;
+        env.wait_finished(run).await;
     }
     assert_eq!(operator.terminate().await, Some(0));
     for (name, expected) in [
@@ -94,20 +94,20 @@ async fn an_end_that_needs_a_person_is_a_warning_and_one_that_is_known_at_once_i
         ("wf-unfollowed", &[("Normal", "StopAccepted")]),
         ("wf-unknown", &[("Warning", "RunNotFound")]),
     ] {
-        assert_eq!(told(&described(&place, name).await), expected, "{name}");
+        assert_eq!(types_and_reasons(&describe_events(&env, name).await), expected, "{name}");
     }
 }
 
 #[tokio::test]
-async fn the_log_is_an_audit_trail_that_outlives_the_resource() {
-    let place = Place::new().await;
-    place.amperity.add_run(TENANT, Run::new("wf-1").stop_answer_tasks(StopAnswerTasks::Full));
-    let operator = place.operator().await;
+async fn the_log_line_of_a_stop_is_a_complete_audit_record() {
+    let env = TestEnv::new().await;
+    env.amperity.add_run(TENANT, Run::new("wf-1").stop_response_tasks(StopResponseTasks::Full));
+    let operator = env.start_operator().await;
     let mut wanted = a_stop("wf-1");
     wanted.spec.reason = Some("the wrong file was loaded".to_owned());
     let mut unknown = a_stop("wf-unknown");
     unknown.spec.follow_timeout_seconds = 0;
-    let (wanted, unknown) = (place.apply(wanted).await, place.apply(unknown).await);
+    let (wanted, unknown) = (env.create(wanted).await, env.create(unknown).await);
     for (stop, expected) in [
         (
             wanted,
@@ -121,59 +121,59 @@ async fn the_log_is_an_audit_trail_that_outlives_the_resource() {
                 "result": "Failed", "reason": "RunNotFound"}),
         ),
     ] {
-        place.finished(stop.name()).await;
-        let line: Value = serde_json::from_str(&operator.says(stop.uid()).await).unwrap();
+        env.wait_finished(stop.name()).await;
+        let line: Value = serde_json::from_str(&operator.wait_for_log(stop.uid()).await).unwrap();
         for (field, value) in expected.as_object().unwrap() {
             assert_eq!(line[field], *value, "{field}: {line}");
         }
-        assert_eq!(line["namespace"], *place.namespace);
-        let request_id = place.get(stop.name()).await.status.unwrap().stop_request.unwrap().request_id;
+        assert_eq!(line["namespace"], *env.namespace);
+        let request_id = env.get(stop.name()).await.status.unwrap().stop_request.unwrap().request_id;
         assert_eq!(line["request_id"].as_str(), request_id.as_deref());
         assert_eq!(request_id.is_some(), stop.name() == "wf-unknown");
     }
     assert_eq!(operator.terminate().await, Some(0));
-    let rows = described(&place, "wf-1").await;
+    let rows = describe_events(&env, "wf-1").await;
     assert!(rows.iter().all(|row| row[4].ends_with("Requested because: the wrong file was loaded")), "{rows:?}");
 }
 
 #[tokio::test]
-async fn another_replica_that_goes_on_tells_nothing_twice() {
-    let place = Place::new().await;
-    place.amperity.add_run(TENANT, Run::new("wf-1").stops_in(Duration::from_secs(600)));
+async fn another_replica_that_continues_emits_no_event_twice() {
+    let env = TestEnv::new().await;
+    env.amperity.add_run(TENANT, Run::new("wf-1").stops_in(Duration::from_secs(600)));
     let mut secretless = a_stop("wf-2");
     secretless.spec.credentials_secret_ref.name = "none".to_owned();
-    place.apply_all([a_stop("wf-1"), secretless]).await;
+    env.create_all([a_stop("wf-1"), secretless]).await;
     for _ in 0..2 {
-        let operator = place.operator().await;
-        place.reason("wf-1", Reason::FollowingRun).await;
-        place.reason("wf-2", Reason::CredentialsMissing).await;
-        let reads = place.amperity.reads("wf-1");
-        place.amperity.wait_until(|_| reads < place.amperity.reads("wf-1")).await;
+        let operator = env.start_operator().await;
+        env.wait_for_reason("wf-1", Reason::FollowingRun).await;
+        env.wait_for_reason("wf-2", Reason::CredentialsMissing).await;
+        let reads = env.amperity.reads("wf-1");
+        env.amperity.wait_until(|_| reads < env.amperity.reads("wf-1")).await;
         assert_eq!(operator.terminate().await, Some(0));
     }
-    assert_eq!(told(&described(&place, "wf-1").await), [("Normal", "StopAccepted")]);
-    assert_eq!(told(&described(&place, "wf-2").await), [("Warning", "CredentialsMissing")]);
-    let events: Api<Event> = Api::namespaced(place.client.clone(), &place.namespace);
+    assert_eq!(types_and_reasons(&describe_events(&env, "wf-1").await), [("Normal", "StopAccepted")]);
+    assert_eq!(types_and_reasons(&describe_events(&env, "wf-2").await), [("Warning", "CredentialsMissing")]);
+    let events: Api<Event> = Api::namespaced(env.client.clone(), &env.namespace);
     assert_eq!(events.list(&ListParams::default()).await.unwrap().items.len(), 2);
 }
 
 #[tokio::test]
-async fn without_the_right_to_write_events_stops_are_sent_and_recorded_all_the_same() {
-    let place = Place::new().await;
-    place.amperity.add_run(TENANT, ends_at_once("wf-1"));
-    let mut rules = rights::of_watched();
+async fn stops_are_sent_and_recorded_without_permission_to_write_events() {
+    let env = TestEnv::new().await;
+    env.amperity.add_run(TENANT, ends_at_once("wf-1"));
+    let mut rules = rbac::watched_namespace_rules();
     rules.retain(|rule| rule["resources"] != json!(["events"]));
-    let mut command = place.command();
-    command.env("KUBECONFIG", kubeconfig_with(&place, rules.into()).await);
-    let replica = Replica::of(Operator::start(command).await).await;
-    place.apply(a_stop("wf-1")).await;
-    place.finished("wf-1").await;
-    let metrics = replica.answers("/metrics", |_, body| sum(body, "events_total") == 2).await;
+    let mut command = env.operator_command();
+    command.env("KUBECONFIG", kubeconfig_with_rules(&env, rules.into()).await);
+    let replica = Replica::from_operator(Operator::start(command).await).await;
+    env.create(a_stop("wf-1")).await;
+    env.wait_finished("wf-1").await;
+    let metrics = replica.wait_for_response("/metrics", |_, body| metric_sum(body, "events_total") == 2).await;
     assert!(metrics.contains("workflow_run_stop_operator_events_total{result=\"failed\"} 2\n"), "{metrics}");
-    replica.operator.says("the event is not written").await;
+    replica.operator.wait_for_log("failed to write event").await;
 }
 
-/// The value of each series of one tenant, without the histograms' buckets.
+/// Parses the value of each series, without the buckets of histograms.
 fn series(metrics: &str) -> BTreeMap<String, f64> {
     let lines = metrics.lines().filter(|line| !line.starts_with('#') && !line.contains("_bucket{"));
     let value = |line: &str| {
@@ -184,38 +184,39 @@ fn series(metrics: &str) -> BTreeMap<String, f64> {
 }
 
 #[tokio::test]
-async fn metrics_tell_what_was_sent_what_came_of_it_and_what_is_waited_for() {
-    let place = Place::new().await;
+async fn metrics_count_requests_answers_results_and_waiting_resources() {
+    let env = TestEnv::new().await;
     for run in ["wf-ended", "wf-limited", "wf-suspended", "wf-secretless"] {
-        place.amperity.add_run(TENANT, ends_at_once(run));
+        env.amperity.add_run(TENANT, ends_at_once(run));
     }
-    place.amperity.add_run(
+    env.amperity.add_run(
         TENANT,
-        Run::new("wf-followed").stops_in(Duration::from_secs(600)).stop_answer_tasks(StopAnswerTasks::Empty),
+        Run::new("wf-followed").stops_in(Duration::from_secs(600)).stop_response_tasks(StopResponseTasks::Empty),
     );
-    place.amperity.on_stop("wf-limited", [Fault::TooManyRequests { retry_after: RetryAfter::Seconds(1) }]);
-    place.put_secret("client", &[("clientId", "good-client"), ("clientSecret", "good-secret")]).await;
-    let replica = Replica::start(&place, &[]).await;
+    env.amperity.on_stop("wf-limited", [Fault::TooManyRequests { retry_after: RetryAfter::Seconds(1) }]);
+    env.put_secret("client", &[("clientId", "good-client"), ("clientSecret", "good-secret")]).await;
+    let replica = Replica::start(&env, &[]).await;
     let mut suspended = a_stop("wf-suspended");
     suspended.spec.suspend = true;
     let mut secretless = a_stop("wf-secretless");
     secretless.spec.credentials_secret_ref.name = "none".to_owned();
     let mut ended = a_stop("wf-ended");
     ended.spec.credentials_secret_ref.name = "client".to_owned();
-    place
-        .apply_all([suspended, secretless, ended, a_stop("wf-limited"), a_stop("wf-followed"), a_stop("wf-unknown")])
+    env.create_all([suspended, secretless, ended, a_stop("wf-limited"), a_stop("wf-followed"), a_stop("wf-unknown")])
         .await;
     for run in ["wf-ended", "wf-limited", "wf-unknown"] {
-        place.finished(run).await;
+        env.wait_finished(run).await;
     }
-    place.reason("wf-suspended", Reason::Suspended).await;
-    place.reason("wf-secretless", Reason::CredentialsMissing).await;
-    place.reason("wf-followed", Reason::FollowingRun).await;
+    env.wait_for_reason("wf-suspended", Reason::Suspended).await;
+    env.wait_for_reason("wf-secretless", Reason::CredentialsMissing).await;
+    env.wait_for_reason("wf-followed", Reason::FollowingRun).await;
     let waits = |metrics: &str, what: &str| series(metrics)[&format!("unfinished{{tenant=acme,waits_for={what}}}")];
     let settled = |_: u16, metrics: &str| {
-        sum(metrics, "unfinished") == 3 && waits(metrics, "run_end") == 1.0 && waits(metrics, "credentials") == 1.0
+        metric_sum(metrics, "unfinished") == 3
+            && waits(metrics, "run_end") == 1.0
+            && waits(metrics, "credentials") == 1.0
     };
-    let metrics = series(&replica.answers("/metrics", settled).await);
+    let metrics = series(&replica.wait_for_response("/metrics", settled).await);
     for (name, expected) in [
         ("requests_total{tenant=acme,purpose=stop,answer=accepted}", 3.0),
         ("requests_total{tenant=acme,purpose=stop,answer=rate_limited}", 1.0),
@@ -241,33 +242,34 @@ async fn metrics_tell_what_was_sent_what_came_of_it_and_what_is_waited_for() {
         assert_eq!(metrics.get(name), Some(&expected), "{name} of {metrics:#?}");
     }
     assert!(5.0 < metrics["status_writes_total{result=stored}"], "{metrics:#?}");
-    // Slowed down by the 429.
+    // The 429 reduced the rate.
     assert!(metrics["budget_requests_per_second{tenant=acme}"] < 10.0, "{metrics:#?}");
     let oldest = |waits_for: &str| {
         metrics[&format!("oldest_unfinished_created_timestamp_seconds{{tenant=acme,waits_for={waits_for}}}")]
     };
-    let created = place.get("wf-suspended").await.created().as_second();
+    let created = env.get("wf-suspended").await.created().as_second();
     assert_eq!(oldest("suspended"), created as f64);
     assert_eq!(oldest("budget"), 0.0);
 }
 
 #[tokio::test]
-async fn a_claim_of_another_process_that_is_cleared_up_is_counted_as_taken_over() {
-    let place = Place::new().await;
-    place.amperity.add_run(TENANT, ends_at_once("wf-1").in_state("stopping"));
+async fn a_claim_of_another_process_that_is_resolved_is_counted_as_taken_over() {
+    let env = TestEnv::new().await;
+    env.amperity.add_run(TENANT, ends_at_once("wf-1").in_state("stopping"));
     let long_ago = Time(Timestamp::from_second(1_700_000_000).unwrap());
     let claim = Claim { id: "another".to_owned(), holder: "gone".to_owned(), time: long_ago, ended: None };
     let request = StopRequest { attempts: 1, claim: Some(claim), ..StopRequest::default() };
-    place.apply(a_stop("wf-1")).await;
-    place
-        .put_status("wf-1", &WorkflowRunStopStatus { stop_request: Some(request), ..WorkflowRunStopStatus::default() })
-        .await;
-    let replica = Replica::start(&place, &[]).await;
-    place
-        .until("wf-1", "was accepted", |stop| {
-            stop.claim().is_none() && crate::support::request(stop).accepted_time.is_some()
-        })
-        .await;
-    replica.answers("/metrics", |_, body| sum(body, "claims_taken_over_total") == 1).await;
-    assert_eq!(place.amperity.stops("wf-1"), 0);
+    env.create(a_stop("wf-1")).await;
+    env.write_status(
+        "wf-1",
+        &WorkflowRunStopStatus { stop_request: Some(request), ..WorkflowRunStopStatus::default() },
+    )
+    .await;
+    let replica = Replica::start(&env, &[]).await;
+    env.wait_until("wf-1", "was accepted", |stop| {
+        stop.claim().is_none() && crate::support::stop_request(stop).accepted_time.is_some()
+    })
+    .await;
+    replica.wait_for_response("/metrics", |_, body| metric_sum(body, "claims_taken_over_total") == 1).await;
+    assert_eq!(env.amperity.stops("wf-1"), 0);
 }

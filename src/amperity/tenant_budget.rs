@@ -1,0 +1,158 @@
+//! Owns the state of one tenant's budget: which requests count, the turn of the next one, and closures after a 429.
+//! Never waits.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use tokio::{sync::Notify, time::Instant};
+
+use crate::amperity::{adaptive_rate::AdaptiveRate, purpose::Purpose};
+use crate::fault_injection::{Fault, is_injected};
+use crate::rng;
+
+/// The sliding window in which at most `per_second` requests are sent.
+pub const WINDOW: Duration = Duration::from_secs(1);
+
+/// The time after its write at which a request counts as arrived, if no response came earlier.
+pub const IN_TRANSIT: Duration = Duration::from_millis(100);
+
+/// The bounds of the lead, the time between the grant of a slot and its turn.
+pub const MIN_LEAD: Duration = Duration::from_millis(50);
+/// See [`MIN_LEAD`].
+pub const MAX_LEAD: Duration = Duration::from_secs(1);
+
+/// How long a 429 without `Retry-After` closes the budget; doubles with each further one up to the maximum. This
+/// backoff with jitter is the advice of <https://docs.amperity.com/api/responses.html>, which does not mention
+/// `Retry-After`.
+const FIRST_CLOSURE: Duration = Duration::from_secs(1);
+const MAX_CLOSURE: Duration = Duration::from_secs(60);
+
+/// The order of the queue: by purpose, then by the creation of the resource, then by arrival.
+pub type QueuePosition = (Purpose, Timestamp, u64);
+
+/// The budget of one tenant.
+pub struct TenantBudget {
+    per_second: u32,
+    /// The rate after recent 429s.
+    pub rate: AdaptiveRate,
+    /// The latest turn that was assigned.
+    pub last_turn: Option<Instant>,
+    /// The end of the closure after a 429.
+    pub closed_until: Option<Instant>,
+    /// The arrival of the last 429 whose request was written after the 429 before it arrived.
+    last_429: Option<Instant>,
+    /// The number of such 429s since another response.
+    pub consecutive_429s: u32,
+    /// The recent time from the grant of a slot to a request that is ready to be written.
+    pub lead: Duration,
+    /// The id of the last slot or queue entry.
+    pub next_id: u64,
+    /// The number of slots that are not dropped: their requests may still get a 429.
+    pub slots: usize,
+    /// The requests that count, with the start of their window; `None` while a slot is unused.
+    pub counted: BTreeMap<u64, Option<Instant>>,
+    /// The requests that wait for a slot.
+    pub queue: BTreeMap<QueuePosition, Arc<Notify>>,
+}
+
+/// The result of asking for a slot.
+pub enum Grant {
+    /// A slot with its id and turn.
+    Slot {
+        /// The id, by which the request counts.
+        id: u64,
+        /// The time at which the slot may be used.
+        turn: Instant,
+    },
+    /// None before this time.
+    At(Instant),
+    /// None before another slot is used or given back, or another request leaves the queue.
+    OnChange,
+}
+
+impl TenantBudget {
+    /// Creates an open budget with the full rate.
+    pub fn new(per_second: u32) -> Self {
+        Self {
+            per_second,
+            rate: AdaptiveRate::new(f64::from(per_second)),
+            last_turn: None,
+            closed_until: None,
+            last_429: None,
+            consecutive_429s: 0,
+            lead: MIN_LEAD,
+            next_id: 0,
+            slots: 0,
+            counted: BTreeMap::new(),
+            queue: BTreeMap::new(),
+        }
+    }
+
+    /// Grants a slot, or returns when to try again.
+    pub fn try_grant(&mut self, now: Instant) -> Grant {
+        let guarded = !is_injected(Fault::ClaimBeforeSlot);
+        if let Some(until) = self.closure_end(now).filter(|_| guarded) {
+            return Grant::At(until);
+        }
+        self.counted.retain(|_, start| start.is_none_or(|start| now < start + WINDOW));
+        let mut turn = self.earliest_turn(now);
+        if let Some(excess) = self.counted.len().checked_sub(self.per_second as usize) {
+            // `excess + 1` windows have to end first; those of unused slots end last.
+            let mut starts: Vec<Instant> = self.counted.values().copied().flatten().collect();
+            starts.sort_unstable();
+            let Some(start) = starts.get(excess) else { return Grant::OnChange };
+            turn = turn.max(*start + WINDOW);
+        }
+        if now + self.lead < turn && guarded {
+            return Grant::At(turn - self.lead);
+        }
+        self.next_id += 1;
+        self.counted.insert(self.next_id, None);
+        self.slots += 1;
+        self.last_turn = Some(turn);
+        Grant::Slot { id: self.next_id, turn }
+    }
+
+    /// Returns the earliest turn that the adaptive rate allows.
+    pub fn earliest_turn(&self, now: Instant) -> Instant {
+        let next = self.last_turn.zip(self.rate.interval(now)).map(|(last, interval)| last + interval);
+        next.map_or(now, |next| next.max(now))
+    }
+
+    /// Returns the end of the closure; `None` while the budget is open.
+    pub fn closure_end(&self, now: Instant) -> Option<Instant> {
+        self.closed_until.filter(|until| now < *until)
+    }
+
+    /// Records that a request was answered and so has arrived.
+    pub fn mark_arrived(&mut self, id: u64, sent_at: Instant) {
+        self.counted.insert(id, Some(Instant::now().min(sent_at + IN_TRANSIT)));
+    }
+
+    /// Closes the budget after a 429, for `retry_after` or with exponential backoff, and lowers the rate.
+    pub fn close(&mut self, sent_at: Instant, retry_after: Option<Duration>) {
+        let now = Instant::now();
+        // A request that was written before the last 429 arrived says nothing new about the rate.
+        let new = self.last_429.is_none_or(|last| last < sent_at);
+        self.consecutive_429s += u32::from(new);
+        let doublings = self.consecutive_429s.saturating_sub(1).min(10);
+        let backoff = FIRST_CLOSURE.saturating_mul(1 << doublings).min(MAX_CLOSURE);
+        let until = now + retry_after.unwrap_or_else(|| backoff.mul_f64(rng::upper_half()));
+        self.closed_until = self.closed_until.max(Some(until));
+        if new {
+            self.last_429 = Some(now);
+            self.rate.slow_down(now, until);
+        }
+    }
+
+    /// Returns true if a new budget would behave the same: no queue, no slots, no counted requests, the full rate.
+    pub fn is_idle(&self, now: Instant) -> bool {
+        let counts = |start: &Option<Instant>| start.is_none_or(|start| now < start + WINDOW);
+        let open = self.closure_end(now).is_none();
+        self.slots == 0
+            && self.queue.is_empty()
+            && open
+            && self.rate.interval(now).is_none()
+            && !self.counted.values().any(counts)
+    }
+}
