@@ -198,8 +198,9 @@ async fn run_resource(
             return;
         }
         reporter.observe(&mut reported, &tracked.resource, context.store.holder());
-        let (namespace, name) = (tracked.resource.namespace(), tracked.resource.name());
-        let span = tracing::debug_span!("reconcile", namespace, name, run = tracked.resource.spec.run_id);
+        // Not `name`: in JSON that is the name of the span.
+        let (namespace, resource) = (tracked.resource.namespace(), tracked.resource.name());
+        let span = tracing::debug_span!("reconcile", namespace, resource, run = tracked.resource.spec.run_id);
         let known = tracked.snapshot();
         let stepped = {
             let interrupt = pin!(interrupted(&mut inbox, &known, &stop, reported.waits_long()));

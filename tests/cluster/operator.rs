@@ -427,7 +427,7 @@ async fn every_log_line_is_json_that_names_the_resource_and_no_secret() {
     // At debug level every decision is logged, and library lines carry the resource in their span.
     let decided = lines.iter().filter(of_stop).find(|line| line["message"] == "reconciled").unwrap();
     assert_eq!((&decided["level"], &decided["decision"]), (&"DEBUG".into(), &"Stop(None)".into()), "{decided}");
-    assert!(lines.iter().any(|line| line["span"]["name"] == "wf-1" && line["span"]["run"] == "wf-1"), "no span");
+    assert!(lines.iter().any(|line| line["span"]["resource"] == "wf-1" && line["span"]["run"] == "wf-1"), "no span");
     for secret in ["good-token", "good-secret", "tok-1", "admin-token"] {
         let line = log.iter().find(|line| line.contains(secret));
         assert_eq!(line, None, "{secret} is in the log");
