@@ -21,10 +21,14 @@ use workflow_run_stop_operator::amperity::{
     budget::Budget,
     client::{Amperity, Settings},
     credentials::{OauthClient, Token},
-    endpoint::{AllowedHosts, Endpoint, Endpoints},
+    endpoint::{AllowedHosts, Endpoint, Endpoints, RunId},
     purpose::Purpose,
     transport::{CustomTransport, Fence, Transport, TransportFuture},
 };
+
+fn run_id() -> RunId {
+    RunId::parse("wf-1").unwrap()
+}
 
 struct Client {
     amperity: Amperity,
@@ -49,7 +53,7 @@ impl Client {
     async fn stop(&self, fence: Fence) -> StopAnswer {
         let slot = self.budget.acquire(&self.endpoint.budget_key(), Purpose::Stop, Timestamp::UNIX_EPOCH).await;
         let token = Token::bearer("good-token").unwrap();
-        self.amperity.stop(&self.endpoint, "wf-1", &token, slot, fence).await.0
+        self.amperity.stop(&self.endpoint, &run_id(), &token, slot, fence).await.0
     }
 }
 
@@ -120,7 +124,7 @@ async fn a_stop_is_not_sent_if_a_429_moves_its_turn_past_the_end_of_its_claim() 
     other.record_rate_limited(Some(Duration::from_secs(300)));
     let token = Token::bearer("good-token").unwrap();
     let fence = Fence { until: Instant::now() + Duration::from_millis(10), ..open_for(9) };
-    let (answer, _) = client.amperity.stop(&client.endpoint, "wf-1", &token, slot, fence).await;
+    let (answer, _) = client.amperity.stop(&client.endpoint, &run_id(), &token, slot, fence).await;
     assert_eq!((answer, client.sim.requests().len()), (StopAnswer::TooLate, 0));
 }
 
@@ -202,8 +206,9 @@ async fn a_read_or_token_request_that_waits_for_the_rate_limit_does_not_fail() {
     );
     let secret = Token::bearer("good-token").unwrap();
     let client = OauthClient { id: "id".into(), secret: "secret".into(), token_url: None };
+    let run_id = run_id();
     let (read, token, ()) = tokio::join!(
-        amperity.read(&endpoint, "wf-1", &secret, read),
+        amperity.read(&endpoint, &run_id, &secret, read),
         amperity.token(endpoint.default_token_url(), &endpoint, &client, token),
         close_budget_while_connecting(&budget, &endpoint),
     );
@@ -221,7 +226,7 @@ async fn the_request_timeout_starts_when_the_request_is_written() {
         let slot = budget.acquire(&endpoint.budget_key(), Purpose::Read, Timestamp::UNIX_EPOCH).await;
         let start = Instant::now();
         let token = Token::bearer("good-token").unwrap();
-        let answer = amperity.read(&endpoint, "wf-1", &token, slot).await;
+        let answer = amperity.read(&endpoint, &run_id(), &token, slot).await;
         let no_answer = "no answer within the request timeout".to_owned();
         let timed_out = answer == ReadAnswer::Failed(ReadFailure::Unavailable(no_answer, None));
         assert_eq!((answer.is_active(), timed_out), (in_time, !in_time), "{answer:?}");

@@ -22,7 +22,7 @@ use crate::amperity::{
     budget::Slot,
     credentials::{OauthClient, Token},
     decode,
-    endpoint::Endpoint,
+    endpoint::{Endpoint, RunId},
     purpose::Purpose,
     reply::{Failure, Reply},
     request_metrics::RequestMetrics,
@@ -91,7 +91,7 @@ impl Amperity {
     pub async fn stop(
         &self,
         endpoint: &Endpoint,
-        run_id: &str,
+        run_id: &RunId,
         token: &Token,
         slot: Slot,
         fence: Fence,
@@ -99,7 +99,7 @@ impl Amperity {
         let mut request = authorized(Method::POST, endpoint.stop_url(run_id), endpoint, token);
         request.headers_mut().insert(CONTENT_LENGTH, 0.into());
         let (result, sent) = self.send(request, slot, Some(fence)).await;
-        let answer = stop_answer(result.map(|(reply, _)| reply), run_id);
+        let answer = stop_answer(result.map(|(reply, _)| reply), run_id.as_str());
         self.metrics.record(endpoint.tenant(), Purpose::Stop, answer.class(), sent);
         (answer, sent)
     }
@@ -107,10 +107,10 @@ impl Amperity {
     /// Sends one request to read a run and its tasks.
     ///
     /// See <https://docs.amperity.com/api/endpoint_get_workflows_fetch.html>.
-    pub async fn read(&self, endpoint: &Endpoint, run_id: &str, token: &Token, slot: Slot) -> ReadAnswer {
+    pub async fn read(&self, endpoint: &Endpoint, run_id: &RunId, token: &Token, slot: Slot) -> ReadAnswer {
         let request = authorized(Method::GET, endpoint.run_url(run_id), endpoint, token);
         let (result, sent) = self.send(request, slot, None).await;
-        let answer = read_answer(result.map(|(reply, _)| reply), run_id);
+        let answer = read_answer(result.map(|(reply, _)| reply), run_id.as_str());
         self.metrics.record(endpoint.tenant(), Purpose::Read, answer.class(), sent);
         answer
     }

@@ -48,6 +48,9 @@ pub enum EndpointError {
     /// The host is not on the list.
     #[error("the host '{0}' is not on the operator's list")]
     HostNotAllowed(String),
+    /// Not the id of a run.
+    #[error("runId is not the id of a workflow run: only letters, digits, '.', '_', '~' and '-' are allowed")]
+    RunId,
 }
 
 impl EndpointError {
@@ -58,6 +61,7 @@ impl EndpointError {
             Self::Unusable(_, why) => Self::Unusable(redacted, why),
             Self::NotHttps(_) => Self::NotHttps(redacted),
             Self::HostNotAllowed(host) => Self::HostNotAllowed(host),
+            Self::RunId => Self::RunId,
         }
     }
 }
@@ -108,6 +112,27 @@ fn parse(base: &str, tenant: &str) -> Result<Url, EndpointError> {
         return Err(unusable("it carries a query or fragment"));
     }
     Ok(url)
+}
+
+/// The id of a workflow run, which can be a segment of a URL's path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunId(String);
+
+impl RunId {
+    /// Parses an id: 1 to 128 letters, digits, `.`, `_`, `~` and `-`, but not `.` or `..`, which would change the path.
+    ///
+    /// # Errors
+    /// If it is not an id. The CustomResourceDefinition refuses the same, if it is of this version.
+    pub fn parse(id: &str) -> Result<Self, EndpointError> {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'~' | b'-');
+        let valid = (1..=128).contains(&id.len()) && id.bytes().all(allowed) && !matches!(id, "." | "..");
+        if valid { Ok(Self(id.to_owned())) } else { Err(EndpointError::RunId) }
+    }
+
+    /// Returns the id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
 }
 
 /// The base URL that the administrator configured, and the hosts that resources and Secrets may use instead.
@@ -173,14 +198,14 @@ impl Endpoint {
 
     /// Returns `{base}/workflow/runs/{id}/stop`, see
     /// <https://docs.amperity.com/api/endpoint_post_workflows_stop.html>.
-    pub fn stop_url(&self, run_id: &str) -> Url {
-        self.below_base(&["workflow", "runs", run_id, "stop"])
+    pub fn stop_url(&self, run_id: &RunId) -> Url {
+        self.below_base(&["workflow", "runs", run_id.as_str(), "stop"])
     }
 
     /// Returns `{base}/workflow/runs/{id}?view=verbose`; only this view has the tasks, see
     /// <https://docs.amperity.com/api/endpoint_get_workflows_fetch.html>.
-    pub fn run_url(&self, run_id: &str) -> Url {
-        let mut url = self.below_base(&["workflow", "runs", run_id]);
+    pub fn run_url(&self, run_id: &RunId) -> Url {
+        let mut url = self.below_base(&["workflow", "runs", run_id.as_str()]);
         url.set_query(Some("view=verbose"));
         url
     }
@@ -212,11 +237,11 @@ mod tests {
     fn urls_are_built_as_documented() {
         let endpoint = endpoints("https://{tenant}.amperity.com/api/").of("acme2-max", None).unwrap();
         assert_eq!(
-            endpoint.stop_url("wf-1~a").as_str(),
+            endpoint.stop_url(&RunId::parse("wf-1~a").unwrap()).as_str(),
             "https://acme2-max.amperity.com/api/workflow/runs/wf-1~a/stop"
         );
         assert_eq!(
-            endpoint.run_url("wf-1").as_str(),
+            endpoint.run_url(&RunId::parse("wf-1").unwrap()).as_str(),
             "https://acme2-max.amperity.com/api/workflow/runs/wf-1?view=verbose"
         );
         assert_eq!(endpoint.default_token_url().as_str(), "https://acme2-max.amperity.com/api/v0/oauth2/token");
@@ -270,6 +295,16 @@ mod tests {
         assert!(AllowedHosts::parse("*.amperity.com,localhost").is_ok());
         for list in ["https://x.org", "*", "a b", "*.", "x.org/y"] {
             assert!(AllowedHosts::parse(list).is_err(), "{list}");
+        }
+    }
+
+    #[test]
+    fn a_run_id_is_one_segment_of_a_path() {
+        for id in ["wf-20240619-14418-6UhqSe", "a.b_c~d", "...", &"a".repeat(128)] {
+            assert_eq!(RunId::parse(id).unwrap().as_str(), id);
+        }
+        for id in ["", ".", "..", "a/b", "a b", "a%2fb", "\u{e9}", "a?b", "a#b", &"a".repeat(129)] {
+            assert_eq!(RunId::parse(id), Err(EndpointError::RunId), "{id}");
         }
     }
 

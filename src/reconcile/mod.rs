@@ -23,7 +23,7 @@ use crate::amperity::{
     answer::{ReadAnswer, ReadFailure, StopAnswer},
     budget::Slot,
     credentials::Refusal,
-    endpoint::Endpoint,
+    endpoint::{Endpoint, RunId},
     purpose::Purpose,
 };
 use crate::clock::until;
@@ -109,7 +109,7 @@ impl Context {
             () = until(latest) => return Ok((StepOutcome::Unchanged, Requeue::Now)),
             ready = self.ready_to_stop(tracked, repeats.is_some()) => ready,
         };
-        let Prepared { endpoint, access, slot } = match ready {
+        let Prepared { endpoint, run_id, access, slot } = match ready {
             Ok(Readiness::Ready(prepared)) => *prepared,
             Ok(Readiness::Answered(answer)) => {
                 return self.record_read_result(tracked, answer, repeats.unwrap_or_default()).await;
@@ -120,16 +120,15 @@ impl Context {
         if !matches!(self.decide(tracked), Decision::Stop(_) | Decision::Repeat(..)) {
             return Ok((StepOutcome::Unchanged, Requeue::Now));
         }
-        let url = endpoint.stop_url(&tracked.resource.spec.run_id).to_string();
+        let url = endpoint.stop_url(&run_id).to_string();
         let step_time = self.step_time();
         let status = |claim| outcome::claimed(&tracked.resource, claim, url, step_time);
         let claimed = match self.store.claim(&tracked.resource, status).await? {
             ClaimResult::Claimed(claimed) => *claimed,
             ClaimResult::NotClaimed(written) => return Ok((StepOutcome::Unchanged, tracked.take(written))),
         };
-        let run_id = &tracked.resource.spec.run_id;
         let fence = claimed.fence(deadline);
-        let (answer, sent) = self.amperity.stop(&endpoint, run_id, &access.token, slot, fence).await;
+        let (answer, sent) = self.amperity.stop(&endpoint, &run_id, &access.token, slot, fence).await;
         let retry = self.judge(&access, &answer);
         let step_time = self.step_time();
         let status = |resource: &WorkflowRunStop| {
@@ -157,8 +156,8 @@ impl Context {
         if !repeats {
             return Ok(Readiness::Ready(Box::new(prepared)));
         }
-        let Prepared { endpoint, access, slot } = prepared;
-        let answer = self.read_with((&endpoint, &access), &tracked.resource.spec.run_id, slot).await?;
+        let Prepared { endpoint, run_id, access, slot } = prepared;
+        let answer = self.read_with((&endpoint, &access), &run_id, slot).await?;
         if !answer.is_active() {
             return Ok(Readiness::Answered(answer));
         }
@@ -167,7 +166,7 @@ impl Context {
         if MAX_READ_AGE < read_at.elapsed() {
             return Err(Blocked::Changed);
         }
-        Ok(Readiness::Ready(Box::new(Prepared { endpoint, access, slot })))
+        Ok(Readiness::Ready(Box::new(Prepared { endpoint, run_id, access, slot })))
     }
 
     /// Reads the run to learn the outcome of a claimed request.
@@ -267,15 +266,15 @@ impl Context {
     }
 
     async fn read(&self, tracked: &mut Tracked) -> Result<ReadAnswer, Blocked> {
-        let Prepared { endpoint, access, slot } = self.preflight(tracked, Purpose::Read).await?;
-        self.read_with((&endpoint, &access), &tracked.resource.spec.run_id, slot).await
+        let Prepared { endpoint, run_id, access, slot } = self.preflight(tracked, Purpose::Read).await?;
+        self.read_with((&endpoint, &access), &run_id, slot).await
     }
 
     /// Reads the run once. If a cached token was refused, returns `Changed`, so that a new one is fetched first.
     async fn read_with(
         &self,
         (endpoint, access): (&Endpoint, &Access),
-        run_id: &str,
+        run_id: &RunId,
         slot: Slot,
     ) -> Result<ReadAnswer, Blocked> {
         let answer = self.amperity.read(endpoint, run_id, &access.token, slot).await;

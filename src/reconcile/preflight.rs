@@ -6,7 +6,11 @@ use std::{pin::pin, time::Duration};
 use tokio::time::timeout;
 use workflow_run_stop_api::conditions::Reason;
 
-use crate::amperity::{budget::Slot, endpoint::Endpoint, purpose::Purpose};
+use crate::amperity::{
+    budget::Slot,
+    endpoint::{Endpoint, EndpointError, RunId},
+    purpose::Purpose,
+};
 use crate::reconcile::{
     access::{Access, Blocked, Needs, RetryWhen, denied},
     context::Context,
@@ -23,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub struct Prepared {
     /// The endpoint of the tenant.
     pub endpoint: Endpoint,
+    /// The run.
+    pub run_id: RunId,
     /// The credentials.
     pub access: Access,
     /// The right to send it within the rate limit.
@@ -37,16 +43,16 @@ impl Context {
     /// If no request can be sent now. Nothing was sent or claimed.
     pub async fn preflight(&self, tracked: &mut Tracked, purpose: Purpose) -> Result<Prepared, Blocked> {
         let spec = &tracked.resource.spec;
-        let endpoint = self
-            .endpoints
-            .of(&spec.tenant, spec.base_url.as_deref())
-            .map_err(|error| denied(Reason::EndpointNotAllowed, error.to_string(), RetryWhen::OnChange))?;
+        let not_allowed =
+            |error: EndpointError| denied(Reason::EndpointNotAllowed, error.to_string(), RetryWhen::OnChange);
+        let endpoint = self.endpoints.of(&spec.tenant, spec.base_url.as_deref()).map_err(not_allowed)?;
+        let run_id = RunId::parse(&spec.run_id).map_err(not_allowed)?;
         let key = endpoint.budget_key();
         let needs = Needs::of(&tracked.resource, purpose);
         let mut ready = pin!(async {
             let access = self.access(&needs, &endpoint).await?;
             let slot = self.budget.acquire(&key, purpose, needs.created).await;
-            Ok::<_, Blocked>(Prepared { endpoint: endpoint.clone(), access, slot })
+            Ok::<_, Blocked>(Prepared { endpoint: endpoint.clone(), run_id: run_id.clone(), access, slot })
         });
         // Jitter: waiting stops should not all write at once.
         let patience = PATIENCE.mul_f64(1.0 + rng::unit());
