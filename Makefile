@@ -2,7 +2,7 @@
 # Never hides what it runs: each target calls cargo, or prints what it does instead. Only cargo and go download anything.
 
 .DEFAULT_GOAL := help
-.PHONY: help check demo test simulate mutants bench soak build image e2e plugin fmt fmt-check clippy lint crd chart-docs api-docs check-drift tools control-plane
+.PHONY: help check rustdoc package demo test simulate mutants bench soak build image e2e plugin fmt fmt-check clippy lint crd chart-docs api-docs check-drift tools control-plane
 
 CRD := crds/workflowrunstops.yaml
 CHART := charts/workflow-run-stop-operator
@@ -82,6 +82,13 @@ fmt-check:
 
 clippy:
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+rustdoc: ## Builds the API documentation of all crates, warnings denied
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked --quiet
+
+# A library leaves the version of Kubernetes to its user; to be built alone it needs one.
+package: tools ## Checks that workflow-run-stop-api can be published
+	K8S_OPENAPI_ENABLED_VERSION=1.33 cargo package --package workflow-run-stop-api --locked --quiet $(if $(ALLOW_DIRTY),--allow-dirty)
 
 # Written to a new file first, so that a failed build does not change the old one.
 crd: ## Generates crds/workflowrunstops.yaml and the chart's copy from the Rust types
