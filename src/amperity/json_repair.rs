@@ -157,6 +157,9 @@ mod tests {
             (r#""\ud800\n""#, "\"\u{FFFD}\\n\""),
             (r#""\ud800\u0041""#, "\"\u{FFFD}\\u0041\""),
             (r#""\\ud800""#, r#""\\ud800""#),
+            // Valid escapes are skipped as a whole, wherever they are.
+            ("\"text \\ud83d\\ude00\u{0}\"", "\"text \\ud83d\\ude00\u{FFFD}\""),
+            ("\"text \\u0041\u{0}\"", "\"text \\u0041\u{FFFD}\""),
         ] {
             assert_eq!(text(json.as_bytes()), repaired, "{json}");
         }

@@ -438,9 +438,18 @@ mod tests {
     }
 
     #[test]
+    fn data_is_any_json_value() {
+        for json in ["true", "false", "7", "-1.5", "\"text\"", "[]", "{}"] {
+            assert_eq!(data(json), Some(serde_json::from_str(json).unwrap()));
+        }
+        assert_eq!(data("null"), None);
+    }
+
+    #[test]
     fn data_of_the_largest_size_is_kept_and_larger_data_is_left_out() {
         for shape in [
             |pad: &str| json!(pad),
+            |pad: &str| json!({"flags": [true, false], "pad": pad}),
             |pad: &str| json!([pad, null, true, 1.5, -7]),
             |pad: &str| json!({"a": pad, "\n": {"b": [1]}, "c": {}}),
             |pad: &str| json!({pad: 1, "<": "&", "\u{2028}": false}),

@@ -260,6 +260,32 @@ mod tests {
         assert_eq!(cut(&"x".repeat(MAX_TEXT_BYTES + 1)), "x".repeat(MAX_TEXT_BYTES) + "…");
         assert_eq!(cut(&("x".to_owned() + &"é".repeat(MAX_TEXT_BYTES))), format!("x{}…", "é".repeat(2047)));
         assert_eq!(cut(&"\0".repeat(MAX_TEXT_BYTES)), "\0".repeat(MAX_TEXT_BYTES / 6) + "…");
+        assert_eq!(cut(&"\"".repeat(MAX_TEXT_BYTES)), "\"".repeat(MAX_TEXT_BYTES / 2) + "…");
         assert_eq!(cut(""), "");
+    }
+
+    #[test]
+    fn failed_tasks_take_the_place_of_successful_ones_and_no_more() {
+        let task = |state: &str, kib: usize| TaskInstance {
+            label: Some("x".repeat(kib * 1024)),
+            state: Some(state.to_owned()),
+            ..TaskInstance::default()
+        };
+        let states = |tasks: Vec<TaskInstance>| {
+            let (kept, omitted) = fit_tasks(tasks);
+            (kept.into_iter().filter_map(|task| task.state).collect::<Vec<_>>().join(" "), omitted)
+        };
+        let (small, large) = (task("succeeded", 100), task("failed", 150));
+        assert_eq!(states(vec![small.clone(), small.clone(), large.clone()]), ("succeeded succeeded failed".into(), 0));
+        assert_eq!(
+            states(vec![small.clone(), small.clone(), small.clone(), large]),
+            ("succeeded succeeded failed".into(), 1)
+        );
+        assert_eq!(states(vec![small.clone(), small, task("failed", 350)]), ("failed".into(), 2));
+    }
+
+    #[test]
+    fn the_limits_are_those_of_the_documentation() {
+        assert_eq!((MAX_TEXT_BYTES, MAX_DATA_BYTES, MAX_DATA_DEPTH, MAX_TASKS_BYTES), (4096, 16_384, 32, 409_600));
     }
 }

@@ -214,3 +214,172 @@ impl Tracked {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::amperity::{
+        answer::{ReadFailure, ResponseInfo},
+        run::Run,
+    };
+    use k8s_openapi::jiff::Timestamp;
+    use workflow_run_stop_api::{StopRequest, WorkflowRunStopSpec, WorkflowRunStopStatus};
+
+    const THEN: Time = Time(Timestamp::UNIX_EPOCH);
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn a_stop(version: &str) -> WorkflowRunStop {
+        let mut stop = WorkflowRunStop::new("a", WorkflowRunStopSpec::new("wf-1", "acme", "amperity"));
+        stop.metadata.resource_version = Some(version.into());
+        stop.metadata.generation = Some(1);
+        stop
+    }
+
+    fn with_request(version: &str, change: impl Fn(&mut StopRequest)) -> WorkflowRunStop {
+        let mut request = StopRequest { attempts: 1, ..StopRequest::default() };
+        change(&mut request);
+        let status = WorkflowRunStopStatus { stop_request: Some(request), ..WorkflowRunStopStatus::default() };
+        WorkflowRunStop { status: Some(status), ..a_stop(version) }
+    }
+
+    fn claim(id: &str) -> Option<Claim> {
+        Some(Claim { id: id.into(), holder: "pod-1".into(), time: THEN, ended: None })
+    }
+
+    fn in_state(state: &str) -> ReadAnswer {
+        ReadAnswer::Run(Box::new(Run { state: state.into(), ..Run::default() }))
+    }
+
+    #[test]
+    fn only_a_newer_version_with_a_change_that_matters_outdates_a_snapshot() {
+        let known = Tracked::new(a_stop("5")).snapshot();
+        let outdates = |resource: &WorkflowRunStop| known.is_outdated_by(resource, false);
+        let deleting = |version: &str| {
+            let mut stop = a_stop(version);
+            stop.metadata.deletion_timestamp = Some(THEN);
+            stop
+        };
+        assert!(!outdates(&a_stop("6")), "nothing changed");
+        assert!(!outdates(&with_request("6", |_| {})), "attempts do not matter");
+        assert!(!outdates(&deleting("4")) && !outdates(&deleting("5")), "not newer");
+        assert!(outdates(&deleting("6")));
+        assert!(outdates(&deleting("not a number")), "the guard of a write decides");
+        assert!(outdates(&with_request("6", |request| request.claim = claim("c"))));
+        assert!(outdates(&with_request("6", |request| request.accepted_time = Some(THEN))));
+        let mut finished = with_request("6", |_| {});
+        finished.status.as_mut().unwrap().completion_time = Some(THEN);
+        assert!(outdates(&finished));
+        let mut spec = a_stop("6");
+        spec.metadata.generation = Some(2);
+        assert!(outdates(&spec));
+        assert!(!known.is_outdated_by(&spec, true), "what was read is valid for any spec");
+        assert!(known.is_outdated_by(&deleting("6"), true));
+    }
+
+    #[test]
+    fn only_a_newer_version_replaces_the_known_one() {
+        let mut tracked = Tracked::new(a_stop("5"));
+        for (version, kept) in [("4", "5"), ("5", "5"), ("6", "6"), ("10", "10"), ("9", "10"), ("x", "x")] {
+            tracked.refresh(&a_stop(version));
+            assert_eq!(tracked.resource.resource_version(), kept, "{version}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_claim_and_a_next_attempt_are_measured_from_when_they_were_first_observed() {
+        let with = |id, next| {
+            with_request("1", move |request| {
+                request.claim = claim(id);
+                request.next_attempt_time = Some(Time(Timestamp::from_second(next).unwrap()));
+            })
+        };
+        let mut tracked = Tracked::new(with("c", 10));
+        let mut unchanged = |resource| {
+            tracked.resource = resource;
+            let observed = tracked.observed();
+            (observed.claim_unchanged, observed.next_attempt_unchanged)
+        };
+        assert_eq!(unchanged(with("c", 10)), (Duration::ZERO, Duration::ZERO));
+        tokio::time::advance(SECOND).await;
+        assert_eq!(unchanged(with("c", 10)), (SECOND, SECOND));
+        assert_eq!(unchanged(with("d", 10)), (Duration::ZERO, SECOND));
+        assert_eq!(unchanged(with("d", 11)), (Duration::ZERO, Duration::ZERO));
+        tokio::time::advance(SECOND).await;
+        assert_eq!(unchanged(with("d", 11)), (SECOND, SECOND));
+        assert_eq!(unchanged(a_stop("2")), (Duration::ZERO, Duration::ZERO));
+        assert_eq!(unchanged(with("d", 11)), (Duration::ZERO, Duration::ZERO), "observed anew");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn reads_are_measured_from_the_first_of_their_kind_and_belong_to_one_request() {
+        let mut tracked = Tracked::new(with_request("1", |request| request.claim = claim("c")));
+        let times = |tracked: &mut Tracked| {
+            let observed = tracked.observed();
+            (observed.tried_for, observed.active_for, observed.unreadable_for)
+        };
+        let unreadable = ReadAnswer::Unreadable(ResponseInfo::default());
+        assert_eq!(times(&mut tracked), (None, None, None));
+        tracked.tried_to_read();
+        tokio::time::advance(SECOND).await;
+        tracked.read(&unreadable);
+        tokio::time::advance(SECOND).await;
+        tracked.read(&unreadable);
+        assert_eq!(times(&mut tracked), (Some(SECOND * 2), None, Some(SECOND)));
+        tracked.read(&in_state("running"));
+        tokio::time::advance(SECOND).await;
+        tracked.read(&in_state("running"));
+        assert_eq!(times(&mut tracked), (Some(SECOND * 3), Some(SECOND), None));
+        tracked.read(&unreadable);
+        tracked.read(&ReadAnswer::Failed(ReadFailure::NotSent(String::new())));
+        assert_eq!(
+            times(&mut tracked),
+            (Some(SECOND * 3), Some(SECOND), None),
+            "a failure ends a series of unreadable reads"
+        );
+        tracked.resource = with_request("2", |request| request.accepted_time = Some(THEN));
+        assert_eq!(times(&mut tracked), (None, None, None), "reads before the acceptance prove nothing after it");
+        tracked.read(&in_state("stopping"));
+        assert_eq!(times(&mut tracked), (Some(Duration::ZERO), None, None), "a stopping run is not active");
+    }
+
+    #[test]
+    fn consecutive_failures_are_counted_until_an_answer() {
+        let mut tracked = Tracked::new(a_stop("1"));
+        let failed = ReadAnswer::Failed(ReadFailure::NotSent(String::new()));
+        for (answer, failures) in [
+            (&failed, 1),
+            (&failed, 2),
+            (&in_state("running"), 0),
+            (&failed, 1),
+            (&ReadAnswer::Unreadable(ResponseInfo::default()), 0),
+        ] {
+            tracked.read(answer);
+            assert_eq!(tracked.memory.failures, failures, "{answer:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn reads_of_a_followed_run_become_rarer_and_respect_the_wait_that_was_asked_for() {
+        let mut tracked = Tracked::new(a_stop("1"));
+        let mut next = |wait| {
+            tracked.schedule_next_read(wait);
+            tracked.observed().next_read.unwrap()
+        };
+        assert_eq!(next(SECOND * 100), SECOND * 100);
+        let delays: Vec<_> = (0..10).map(|_| next(Duration::ZERO)).collect();
+        assert!(delays[0] < SECOND * 6 && SECOND * 54 <= delays[9], "{delays:?}");
+        tokio::time::advance(SECOND * 100).await;
+        assert_eq!(tracked.observed().next_read, Some(Duration::ZERO));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_result_of_a_write_is_taken_over_and_a_resource_that_is_gone_waits() {
+        let mut tracked = Tracked::new(a_stop("1"));
+        assert_eq!(tracked.take(WriteResult::Stored(Box::new(a_stop("2")))), Requeue::Now);
+        assert_eq!(tracked.resource.resource_version(), "2");
+        assert_eq!(tracked.take(WriteResult::Changed(Box::new(a_stop("3")))), Requeue::Now);
+        assert_eq!(tracked.resource.resource_version(), "3");
+        assert_eq!(tracked.take(WriteResult::Same), Requeue::Now);
+        assert_eq!(tracked.take(WriteResult::Gone), Requeue::At(Instant::now() + GONE_REQUEUE));
+    }
+}
