@@ -27,6 +27,7 @@ mod replica;
 mod runs;
 mod secrets;
 mod seeds;
+mod store;
 mod user;
 mod watches;
 mod world;

@@ -1,0 +1,338 @@
+//! Owns the tests of the store against the simulated API server: each result of a claim, a record and an update, with
+//! one scripted fault at a time.
+//! Never runs the operator around it.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures::future::BoxFuture;
+use http::Request;
+use kube::{Client, client::Body};
+use serde_json::{Value, json};
+use tower::Service;
+use workflow_run_stop_api::{Claim, StopRequest, WorkflowRunStop, WorkflowRunStopStatus, workflow_run::TaskInstance};
+use workflow_run_stop_operator::{
+    metric_labels::ResultLabel,
+    reconcile::store::{ClaimResult, Claimed, Store, StoreError, WriteResult},
+};
+
+use crate::{
+    apiserver::{Answer, ApiServer, rejected},
+    choices::{Choices, Plan},
+    in_virtual_time,
+    world::{Size, World},
+};
+
+const KEY: &str = "default/a";
+
+/// What happens to one request.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    None,
+    /// It does not reach the API server.
+    RequestLost,
+    /// It is executed, and the client does not learn it.
+    ResponseLost,
+    /// It is refused with this status.
+    Refused(u16),
+    /// It is executed, and answered with this status: a proxy repeated it.
+    Repeated(u16),
+    /// Somebody changes the resource right before it arrives.
+    ChangedBefore(fn(&mut Value)),
+    /// The resource is deleted right before it arrives.
+    DeletedBefore,
+}
+
+/// The simulated API server behind a script of faults.
+#[derive(Clone)]
+struct Scripted {
+    server: ApiServer,
+    script: Arc<Mutex<VecDeque<Fault>>>,
+    /// The methods of the requests so far.
+    requests: Arc<Mutex<Vec<String>>>,
+}
+
+impl Service<Request<Body>> for Scripted {
+    type Response = Answer;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+    type Future = BoxFuture<'static, Result<Answer, Self::Error>>;
+
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        self.requests.lock().unwrap().push(request.method().to_string());
+        let fault = self.script.lock().unwrap().pop_front().unwrap_or(Fault::None);
+        let mut server = self.server.clone();
+        Box::pin(async move {
+            match fault {
+                Fault::RequestLost => return Err("the request was lost".into()),
+                Fault::Refused(code) => return Ok(rejected(code, "Refused")),
+                Fault::ChangedBefore(change) => change_stored(&server.world, change),
+                Fault::DeletedBefore => drop(server.world.lock().put(KEY, None)),
+                Fault::None | Fault::ResponseLost | Fault::Repeated(_) => {}
+            }
+            let answer = server.call(request).await?;
+            match fault {
+                Fault::ResponseLost => Err("the response was lost".into()),
+                Fault::Repeated(code) => Ok(rejected(code, "Repeated")),
+                Fault::None
+                | Fault::RequestLost
+                | Fault::Refused(_)
+                | Fault::ChangedBefore(_)
+                | Fault::DeletedBefore => Ok(answer),
+            }
+        })
+    }
+}
+
+/// A store, and the world of its API server.
+struct Fixture {
+    world: World,
+    store: Store,
+    script: Arc<Mutex<VecDeque<Fault>>>,
+    requests: Arc<Mutex<Vec<String>>>,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let world = World::new(Choices::Plan(Plan::default()), Size::Small, None);
+        drop(world.lock().start_process(0, None));
+        let object = json!({
+            "apiVersion": "workflow.amperity.com/v1alpha1",
+            "kind": "WorkflowRunStop",
+            "metadata": {"name": "a", "namespace": "default", "uid": "uid-1", "generation": 1},
+            "spec": {"runId": "wf-1", "tenant": "acme", "credentialsSecretRef": {"name": "amperity"}},
+        });
+        world.lock().put(KEY, Some(object));
+        let (script, requests) = (Arc::default(), Arc::default());
+        let server = ApiServer { world: world.clone(), replica: 0 };
+        let service = Scripted { server, script: Arc::clone(&script), requests: Arc::clone(&requests) };
+        let clock = {
+            let world = world.clone();
+            Arc::new(move || world.date())
+        };
+        Self { store: Store::new(Client::new(service, "default"), "replica-0", clock), world, script, requests }
+    }
+
+    /// Sets the faults of the next requests.
+    fn faults(&self, faults: &[Fault]) {
+        *self.script.lock().unwrap() = faults.iter().copied().collect();
+        self.requests.lock().unwrap().clear();
+    }
+
+    fn requests(&self) -> String {
+        self.requests.lock().unwrap().join(" ")
+    }
+
+    fn stored(&self) -> WorkflowRunStop {
+        serde_json::from_value(self.world.lock().objects[KEY].clone()).unwrap()
+    }
+
+    async fn claim(&self) -> Result<ClaimResult, StoreError> {
+        self.store.claim(&self.stored(), |claim| with_request(Some(claim))).await
+    }
+
+    async fn claimed(&self) -> Claimed {
+        match self.claim().await {
+            Ok(ClaimResult::Claimed(claimed)) => *claimed,
+            _ => panic!("the claim is stored"),
+        }
+    }
+
+    fn writes(&self, result: &'static str) -> u64 {
+        self.store.writes.get_or_create(&ResultLabel { result }).get()
+    }
+}
+
+fn change_stored(world: &World, change: fn(&mut Value)) {
+    let mut inner = world.lock();
+    let mut object = inner.objects[KEY].clone();
+    change(&mut object);
+    inner.put(KEY, Some(object));
+}
+
+fn with_request(claim: Option<Claim>) -> WorkflowRunStopStatus {
+    let request = StopRequest { attempts: 1, claim, ..StopRequest::default() };
+    WorkflowRunStopStatus { stop_request: Some(request), ..WorkflowRunStopStatus::default() }
+}
+
+/// Returns a status with this state of the run.
+fn in_state(state: &str) -> WorkflowRunStopStatus {
+    WorkflowRunStopStatus { state: Some(state.to_owned()), ..with_request(None) }
+}
+
+fn label(object: &mut Value) {
+    object["metadata"]["labels"] = json!({"changed": "yes"});
+}
+
+fn claim_of_another(object: &mut Value) {
+    object["status"] = json!({"stopRequest": {"attempts": 2, "claim": {"id": "other", "holder": "replica-1", "time": "2027-01-15T08:00:00Z"}}});
+}
+
+fn finish(object: &mut Value) {
+    object["status"]["completionTime"] = json!("2027-01-15T08:00:00Z");
+}
+
+#[test]
+fn a_claim_is_made_only_if_it_is_stored() {
+    in_virtual_time(1, async {
+        let test = Fixture::new();
+        assert_eq!(test.store.holder(), "replica-0");
+        test.faults(&[]);
+        let claimed = test.claimed().await;
+        assert_eq!(claimed.resource().claim(), test.stored().claim());
+        assert_eq!((test.requests().as_str(), test.writes("stored")), ("PATCH", 1));
+        for (faults, claims) in [
+            // The answer was lost, or a proxy repeated the patch: a read shows that the claim is stored.
+            (&[Fault::ResponseLost][..], true),
+            (&[Fault::Repeated(422)], true),
+            (&[Fault::Repeated(500)], true),
+            // The claim is not stored.
+            (&[Fault::RequestLost], false),
+            (&[Fault::Refused(403)], false),
+            (&[Fault::Refused(422)], false),
+            // Nobody knows.
+            (&[Fault::ResponseLost, Fault::RequestLost], false),
+        ] {
+            let test = Fixture::new();
+            test.faults(faults);
+            let claim = test.claim().await;
+            assert_eq!(matches!(claim, Ok(ClaimResult::Claimed(_))), claims, "{faults:?}");
+            assert_eq!(claim.is_ok(), claims, "{faults:?}");
+        }
+    });
+}
+
+#[test]
+fn a_resource_that_changed_or_is_gone_is_not_claimed() {
+    in_virtual_time(1, async {
+        let test = Fixture::new();
+        test.faults(&[Fault::ChangedBefore(claim_of_another)]);
+        let Ok(ClaimResult::NotClaimed(WriteResult::Changed(now))) = test.claim().await else { panic!("claimed") };
+        assert_eq!(now.claim().unwrap().id, "other");
+        assert_eq!(test.writes("conflict"), 1);
+        let test = Fixture::new();
+        test.faults(&[Fault::DeletedBefore]);
+        assert!(matches!(test.claim().await, Ok(ClaimResult::NotClaimed(WriteResult::Gone))));
+        assert_eq!(test.writes("gone"), 1);
+    });
+}
+
+#[test]
+fn an_outcome_is_recorded_until_it_is_stored() {
+    in_virtual_time(1, async {
+        for (faults, requests, results) in [
+            (&[][..], "PATCH", (1, 0, 0)),
+            // Only the answer was lost: a read shows that it is stored.
+            (&[Fault::ResponseLost], "PATCH GET", (1, 0, 0)),
+            (&[Fault::Repeated(500)], "PATCH GET", (1, 0, 0)),
+            // Not stored: again, after a while.
+            (&[Fault::RequestLost], "PATCH GET PATCH", (1, 0, 1)),
+            (&[Fault::Refused(500), Fault::RequestLost], "PATCH GET PATCH", (1, 0, 1)),
+            (&[Fault::RequestLost, Fault::None, Fault::RequestLost], "PATCH GET PATCH GET PATCH", (1, 0, 2)),
+            // A change in between that leaves the claim: at once, for the newest version.
+            (&[Fault::ChangedBefore(label)], "PATCH GET PATCH", (1, 1, 0)),
+        ] {
+            let test = Fixture::new();
+            let claimed = test.claimed().await;
+            let before = test.writes("stored");
+            test.faults(faults);
+            let written = test.store.record(claimed, |_| in_state("stopping")).await;
+            assert!(matches!(written, WriteResult::Stored(_)), "{faults:?}: {written:?}");
+            assert_eq!(test.stored().status, Some(in_state("stopping")), "{faults:?}");
+            assert_eq!(test.requests(), requests, "{faults:?}");
+            let counts = (test.writes("stored") - before, test.writes("conflict"), test.writes("failed"));
+            assert_eq!(counts, results, "{faults:?}");
+        }
+    });
+}
+
+#[test]
+fn an_outcome_is_given_up_only_if_the_resource_is_gone_finished_or_claimed_by_another() {
+    in_virtual_time(1, async {
+        let test = Fixture::new();
+        let claimed = test.claimed().await;
+        test.faults(&[Fault::DeletedBefore]);
+        assert!(matches!(test.store.record(claimed, |_| in_state("stopping")).await, WriteResult::Gone));
+        for change in [claim_of_another as fn(&mut Value), finish] {
+            let test = Fixture::new();
+            let claimed = test.claimed().await;
+            test.faults(&[Fault::ChangedBefore(change)]);
+            let written = test.store.record(claimed, |_| in_state("stopping")).await;
+            assert!(matches!(written, WriteResult::Changed(_)), "{written:?}");
+            assert_eq!(test.stored().status.unwrap().state, None, "the record of another is not overwritten");
+        }
+    });
+}
+
+#[test]
+fn an_outcome_that_the_api_server_rejects_is_stored_without_details() {
+    in_virtual_time(1, async {
+        let with_tasks =
+            || WorkflowRunStopStatus { task_instances: Some(vec![TaskInstance::default()]), ..in_state("stopping") };
+        let test = Fixture::new();
+        let claimed = test.claimed().await;
+        test.faults(&[Fault::Refused(422)]);
+        assert!(matches!(test.store.record(claimed, |_| with_tasks()).await, WriteResult::Stored(_)));
+        assert_eq!(test.stored().status, Some(with_tasks().bare()));
+        // An update does the same at once, if there are details to leave out.
+        for (status, requests, stored) in [(with_tasks(), "PATCH GET PATCH", true), (in_state("x"), "PATCH GET", false)]
+        {
+            let test = Fixture::new();
+            test.faults(&[Fault::Refused(422)]);
+            let written = test.store.update(&test.stored(), status.clone()).await;
+            assert_eq!(matches!(written, Ok(WriteResult::Stored(_))), stored, "{written:?}");
+            assert_eq!(matches!(written, Err(StoreError::Invalid(_))), !stored, "{written:?}");
+            assert_eq!(test.requests(), requests);
+        }
+    });
+}
+
+#[test]
+fn an_update_builds_on_the_version_that_was_read_and_is_skipped_if_nothing_changes() {
+    in_virtual_time(1, async {
+        let test = Fixture::new();
+        let written = test.store.update(&test.stored(), in_state("a")).await.unwrap();
+        let WriteResult::Stored(stored) = written else { panic!("{written:?}") };
+        test.faults(&[]);
+        assert!(matches!(test.store.update(&stored, in_state("a")).await, Ok(WriteResult::Same)));
+        assert_eq!(test.requests(), "", "nothing is sent");
+        test.faults(&[Fault::ChangedBefore(label)]);
+        assert!(matches!(test.store.update(&stored, in_state("b")).await, Ok(WriteResult::Changed(_))));
+        assert_eq!(test.stored().status, Some(in_state("a")));
+        test.faults(&[Fault::Refused(500)]);
+        assert!(matches!(test.store.announce(&test.stored(), in_state("b")).await, Err(StoreError::Kube(_))));
+        assert_eq!((test.writes("stored"), test.writes("conflict"), test.writes("failed")), (1, 1, 1));
+    });
+}
+
+#[test]
+fn a_secret_is_cached_for_one_second_and_one_read_serves_all_that_wait() {
+    in_virtual_time(1, async {
+        let test = Fixture::new();
+        let (namespace, name) = {
+            let inner = test.world.lock();
+            (inner.namespaces()[0], crate::secrets::STATIC)
+        };
+        test.faults(&[]);
+        let (first, second) = tokio::join!(test.store.secret(namespace, name), test.store.secret(namespace, name));
+        let version = first.unwrap().unwrap().version;
+        assert_eq!(second.unwrap().unwrap().version, version);
+        assert_eq!(test.requests(), "GET");
+        tokio::time::advance(Duration::from_millis(900)).await;
+        assert!(test.store.secret(namespace, name).await.unwrap().is_some());
+        assert_eq!(test.requests(), "GET", "it is still fresh");
+        tokio::time::advance(Duration::from_millis(200)).await;
+        assert!(test.store.secret(namespace, "none").await.unwrap().is_none());
+        assert!(test.store.secret(namespace, name).await.unwrap().is_some());
+        assert_eq!(test.requests(), "GET GET GET", "it is read again");
+        test.faults(&[Fault::Refused(403)]);
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert!(test.store.secret(namespace, name).await.is_err_and(|error| error.is_forbidden()));
+    });
+}
