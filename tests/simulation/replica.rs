@@ -41,27 +41,13 @@ pub async fn run_replica(world: World, replica: usize, settings: ReplicaSettings
     world.lock().set_clock(replica, settings.clock_offset * 1000);
     loop {
         let crash_after = world.fault_occurs(5.0).then(|| world.below(60) as u32);
-        let (crash, incarnation) = {
-            let mut inner = world.lock();
-            let crash = inner.start_process(replica, crash_after);
-            (crash, inner.replica(replica).incarnation)
-        };
+        let crash = world.lock().start_process(replica, crash_after);
         let clock: Clock = {
             let world = world.clone();
             Arc::new(move || world.lock().wall(replica))
         };
         let client = Client::new(apiserver::ApiServer { world: world.clone(), replica }, "sim");
-        let transport = Transport::Custom(Arc::new(amperity::Amperity { world: world.clone(), replica, incarnation }));
-        let hosts = AllowedHosts::parse("").unwrap();
-        let context = Context {
-            store: Store::new(client.clone(), &format!("replica-{replica}"), clock.clone()),
-            amperity: Amperity::with_transport(transport, clock.clone(), request_timeout(&world, replica)),
-            budget: Budget::new(RATE),
-            credential_cache: CredentialCache::default(),
-            endpoints: Endpoints::new("https://app.amperity.com/api", hosts).unwrap(),
-            rules: Rules { request_timeout: request_timeout(&world, replica), settle_time: SETTLE_TIME },
-            clock,
-        };
+        let context = context(&world, replica, client.clone(), clock);
         let shutdown = CancellationToken::new();
         let watch = Watch {
             context: Arc::new(context),
@@ -89,6 +75,22 @@ pub async fn run_replica(world: World, replica: usize, settings: ReplicaSettings
             () = shut_down => {}
         }
         sleep(Duration::from_millis(1) + settings.max_downtime.mul_f64(world.fraction())).await;
+    }
+}
+
+/// Returns the context of a replica's running process.
+pub fn context(world: &World, replica: usize, client: Client, clock: Clock) -> Context {
+    let incarnation = world.lock().replica(replica).incarnation;
+    let transport = Transport::Custom(Arc::new(amperity::Amperity { world: world.clone(), replica, incarnation }));
+    let hosts = AllowedHosts::parse("").unwrap();
+    Context {
+        store: Store::new(client, &format!("replica-{replica}"), clock.clone()),
+        amperity: Amperity::with_transport(transport, clock.clone(), request_timeout(world, replica)),
+        budget: Budget::new(RATE),
+        credential_cache: CredentialCache::default(),
+        endpoints: Endpoints::new("https://app.amperity.com/api", hosts).unwrap(),
+        rules: Rules { request_timeout: request_timeout(world, replica), settle_time: SETTLE_TIME },
+        clock,
     }
 }
 

@@ -2,135 +2,39 @@
 //! one scripted fault at a time.
 //! Never runs the operator around it.
 
-use std::{
-    collections::VecDeque,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::time::Duration;
 
-use futures::future::BoxFuture;
-use http::Request;
-use kube::{Client, client::Body};
 use serde_json::{Value, json};
-use tower::Service;
-use workflow_run_stop_api::{Claim, StopRequest, WorkflowRunStop, WorkflowRunStopStatus, workflow_run::TaskInstance};
+use workflow_run_stop_api::{Claim, StopRequest, WorkflowRunStopStatus, workflow_run::TaskInstance};
 use workflow_run_stop_operator::{
     metric_labels::ResultLabel,
     reconcile::store::{ClaimResult, Claimed, Store, StoreError, WriteResult},
 };
 
 use crate::{
-    apiserver::{Answer, ApiServer, rejected},
-    choices::{Choices, Plan},
     in_virtual_time,
-    world::{Size, World},
+    scenario::{Fault, Scenario, claim_of_another, finish},
+    secrets::STATIC,
 };
 
-const KEY: &str = "default/a";
-
-/// What happens to one request.
-#[derive(Clone, Copy, Debug)]
-enum Fault {
-    None,
-    /// It does not reach the API server.
-    RequestLost,
-    /// It is executed, and the client does not learn it.
-    ResponseLost,
-    /// It is refused with this status.
-    Refused(u16),
-    /// It is executed, and answered with this status: a proxy repeated it.
-    Repeated(u16),
-    /// Somebody changes the resource right before it arrives.
-    ChangedBefore(fn(&mut Value)),
-    /// The resource is deleted right before it arrives.
-    DeletedBefore,
-}
-
-/// The simulated API server behind a script of faults.
-#[derive(Clone)]
-struct Scripted {
-    server: ApiServer,
-    script: Arc<Mutex<VecDeque<Fault>>>,
-    /// The methods of the requests so far.
-    requests: Arc<Mutex<Vec<String>>>,
-}
-
-impl Service<Request<Body>> for Scripted {
-    type Response = Answer;
-    type Error = Box<dyn std::error::Error + Send + Sync>;
-    type Future = BoxFuture<'static, Result<Answer, Self::Error>>;
-
-    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> {
-        std::task::Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        self.requests.lock().unwrap().push(request.method().to_string());
-        let fault = self.script.lock().unwrap().pop_front().unwrap_or(Fault::None);
-        let mut server = self.server.clone();
-        Box::pin(async move {
-            match fault {
-                Fault::RequestLost => return Err("the request was lost".into()),
-                Fault::Refused(code) => return Ok(rejected(code, "Refused")),
-                Fault::ChangedBefore(change) => change_stored(&server.world, change),
-                Fault::DeletedBefore => drop(server.world.lock().put(KEY, None)),
-                Fault::None | Fault::ResponseLost | Fault::Repeated(_) => {}
-            }
-            let answer = server.call(request).await?;
-            match fault {
-                Fault::ResponseLost => Err("the response was lost".into()),
-                Fault::Repeated(code) => Ok(rejected(code, "Repeated")),
-                Fault::None
-                | Fault::RequestLost
-                | Fault::Refused(_)
-                | Fault::ChangedBefore(_)
-                | Fault::DeletedBefore => Ok(answer),
-            }
-        })
-    }
-}
-
-/// A store, and the world of its API server.
+/// A scenario with a store.
 struct Fixture {
-    world: World,
+    scenario: Scenario,
     store: Store,
-    script: Arc<Mutex<VecDeque<Fault>>>,
-    requests: Arc<Mutex<Vec<String>>>,
+}
+
+impl std::ops::Deref for Fixture {
+    type Target = Scenario;
+
+    fn deref(&self) -> &Scenario {
+        &self.scenario
+    }
 }
 
 impl Fixture {
     fn new() -> Self {
-        let world = World::new(Choices::Plan(Plan::default()), Size::Small, None);
-        drop(world.lock().start_process(0, None));
-        let object = json!({
-            "apiVersion": "workflow.amperity.com/v1alpha1",
-            "kind": "WorkflowRunStop",
-            "metadata": {"name": "a", "namespace": "default", "uid": "uid-1", "generation": 1},
-            "spec": {"runId": "wf-1", "tenant": "acme", "credentialsSecretRef": {"name": "amperity"}},
-        });
-        world.lock().put(KEY, Some(object));
-        let (script, requests) = (Arc::default(), Arc::default());
-        let server = ApiServer { world: world.clone(), replica: 0 };
-        let service = Scripted { server, script: Arc::clone(&script), requests: Arc::clone(&requests) };
-        let clock = {
-            let world = world.clone();
-            Arc::new(move || world.date())
-        };
-        Self { store: Store::new(Client::new(service, "default"), "replica-0", clock), world, script, requests }
-    }
-
-    /// Sets the faults of the next requests.
-    fn faults(&self, faults: &[Fault]) {
-        *self.script.lock().unwrap() = faults.iter().copied().collect();
-        self.requests.lock().unwrap().clear();
-    }
-
-    fn requests(&self) -> String {
-        self.requests.lock().unwrap().join(" ")
-    }
-
-    fn stored(&self) -> WorkflowRunStop {
-        serde_json::from_value(self.world.lock().objects[KEY].clone()).unwrap()
+        let scenario = Scenario::new();
+        Self { store: Store::new(scenario.client.clone(), "replica-0", scenario.clock.clone()), scenario }
     }
 
     async fn claim(&self) -> Result<ClaimResult, StoreError> {
@@ -149,13 +53,6 @@ impl Fixture {
     }
 }
 
-fn change_stored(world: &World, change: fn(&mut Value)) {
-    let mut inner = world.lock();
-    let mut object = inner.objects[KEY].clone();
-    change(&mut object);
-    inner.put(KEY, Some(object));
-}
-
 fn with_request(claim: Option<Claim>) -> WorkflowRunStopStatus {
     let request = StopRequest { attempts: 1, claim, ..StopRequest::default() };
     WorkflowRunStopStatus { stop_request: Some(request), ..WorkflowRunStopStatus::default() }
@@ -168,14 +65,6 @@ fn in_state(state: &str) -> WorkflowRunStopStatus {
 
 fn label(object: &mut Value) {
     object["metadata"]["labels"] = json!({"changed": "yes"});
-}
-
-fn claim_of_another(object: &mut Value) {
-    object["status"] = json!({"stopRequest": {"attempts": 2, "claim": {"id": "other", "holder": "replica-1", "time": "2027-01-15T08:00:00Z"}}});
-}
-
-fn finish(object: &mut Value) {
-    object["status"]["completionTime"] = json!("2027-01-15T08:00:00Z");
 }
 
 #[test]
@@ -317,7 +206,7 @@ fn a_secret_is_cached_for_one_second_and_one_read_serves_all_that_wait() {
         let test = Fixture::new();
         let (namespace, name) = {
             let inner = test.world.lock();
-            (inner.namespaces()[0], crate::secrets::STATIC)
+            (inner.namespaces()[0], STATIC)
         };
         test.faults(&[]);
         let (first, second) = tokio::join!(test.store.secret(namespace, name), test.store.secret(namespace, name));

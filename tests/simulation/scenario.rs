@@ -1,0 +1,167 @@
+//! Owns scenarios: one resource in an undisturbed world, and a script of faults for the requests to the API server.
+//! Never chooses anything at random.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex},
+};
+
+use futures::future::BoxFuture;
+use http::Request;
+use kube::{Client, client::Body};
+use serde_json::{Value, json};
+use tower::Service;
+use workflow_run_stop_api::WorkflowRunStop;
+use workflow_run_stop_operator::clock::Clock;
+
+use crate::{
+    apiserver::{Answer, ApiServer, rejected},
+    choices::{Choices, Plan},
+    runs::Run,
+    secrets::STATIC,
+    world::{Size, World},
+};
+
+/// The key of the resource, `namespace/name`.
+pub const KEY: &str = "sim/a";
+
+/// The id of its run.
+pub const RUN: &str = "wf-1";
+
+/// What happens to one request.
+#[derive(Clone, Copy, Debug)]
+pub enum Fault {
+    None,
+    /// It does not reach the API server.
+    RequestLost,
+    /// It is executed, and the client does not learn it.
+    ResponseLost,
+    /// It is refused with this status.
+    Refused(u16),
+    /// It is executed, and answered with this status: a proxy repeated it.
+    Repeated(u16),
+    /// Somebody changes the resource right before it arrives.
+    ChangedBefore(fn(&mut Value)),
+    /// The resource is deleted right before it arrives.
+    DeletedBefore,
+}
+
+/// The simulated API server behind a script of faults.
+#[derive(Clone)]
+struct Scripted {
+    server: ApiServer,
+    script: Arc<Mutex<VecDeque<Fault>>>,
+    /// The methods of the requests so far.
+    requests: Arc<Mutex<Vec<String>>>,
+}
+
+impl Service<Request<Body>> for Scripted {
+    type Response = Answer;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+    type Future = BoxFuture<'static, Result<Answer, Self::Error>>;
+
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        self.requests.lock().unwrap().push(request.method().to_string());
+        let fault = self.script.lock().unwrap().pop_front().unwrap_or(Fault::None);
+        let mut server = self.server.clone();
+        Box::pin(async move {
+            match fault {
+                Fault::RequestLost => return Err("the request was lost".into()),
+                Fault::Refused(code) => return Ok(rejected(code, "Refused")),
+                Fault::ChangedBefore(change) => change_stored(&server.world, change),
+                Fault::DeletedBefore => drop(server.world.lock().put(KEY, None)),
+                Fault::None | Fault::ResponseLost | Fault::Repeated(_) => {}
+            }
+            let answer = server.call(request).await?;
+            match fault {
+                Fault::ResponseLost => Err("the response was lost".into()),
+                Fault::Repeated(code) => Ok(rejected(code, "Repeated")),
+                Fault::None
+                | Fault::RequestLost
+                | Fault::Refused(_)
+                | Fault::ChangedBefore(_)
+                | Fault::DeletedBefore => Ok(answer),
+            }
+        })
+    }
+}
+
+/// One resource with its Secret and its run, which is active.
+pub struct Scenario {
+    pub world: World,
+    pub client: Client,
+    pub clock: Clock,
+    script: Arc<Mutex<VecDeque<Fault>>>,
+    requests: Arc<Mutex<Vec<String>>>,
+}
+
+impl Scenario {
+    pub fn new() -> Self {
+        let world = World::new(Choices::Plan(Plan::default()), Size::Small, None);
+        drop(world.lock().start_process(0, None));
+        let (namespace, name) = KEY.split_once('/').unwrap();
+        let object = json!({
+            "apiVersion": "workflow.amperity.com/v1alpha1",
+            "kind": "WorkflowRunStop",
+            "metadata": {"name": name, "namespace": namespace, "uid": "uid-1", "generation": 1},
+            "spec": {"runId": RUN, "tenant": "acme", "credentialsSecretRef": {"name": STATIC}},
+        });
+        {
+            let mut inner = world.lock();
+            inner.runs.insert(RUN.to_owned(), Run::new("uid-1"));
+            inner.put(KEY, Some(object));
+        }
+        let (script, requests) = (Arc::default(), Arc::default());
+        let server = ApiServer { world: world.clone(), replica: 0 };
+        let service = Scripted { server, script: Arc::clone(&script), requests: Arc::clone(&requests) };
+        let clock: Clock = {
+            let world = world.clone();
+            Arc::new(move || world.lock().wall(0))
+        };
+        Self { client: Client::new(service, namespace), clock, world, script, requests }
+    }
+
+    /// Sets the faults of the next requests to the API server.
+    pub fn faults(&self, faults: &[Fault]) {
+        *self.script.lock().unwrap() = faults.iter().copied().collect();
+        self.requests.lock().unwrap().clear();
+    }
+
+    /// Returns the methods of the requests to the API server since the last call of [`Self::faults`].
+    pub fn requests(&self) -> String {
+        self.requests.lock().unwrap().join(" ")
+    }
+
+    /// Returns the resource as it is stored.
+    pub fn stored(&self) -> WorkflowRunStop {
+        serde_json::from_value(self.world.lock().objects[KEY].clone()).unwrap()
+    }
+
+    /// Changes the stored resource.
+    pub fn change(&self, change: fn(&mut Value)) {
+        change_stored(&self.world, change);
+    }
+}
+
+fn change_stored(world: &World, change: fn(&mut Value)) {
+    let mut inner = world.lock();
+    let mut object = inner.objects[KEY].clone();
+    change(&mut object);
+    inner.put(KEY, Some(object));
+}
+
+/// Lets another replica claim the resource.
+pub fn claim_of_another(object: &mut Value) {
+    object["status"] = json!({
+        "stopRequest": {"attempts": 2, "claim": {"id": "other", "holder": "replica-1", "time": "2027-01-15T08:00:00Z"}},
+    });
+}
+
+/// Finishes the resource.
+pub fn finish(object: &mut Value) {
+    object["status"]["completionTime"] = json!("2027-01-15T08:00:00Z");
+}

@@ -1,0 +1,244 @@
+//! Owns the tests of single reconciliations: what a step does, what it remembers, and when it is requeued.
+//! Never runs the watch around them.
+
+use std::{future::pending, pin::pin, time::Duration};
+
+use tokio::time::Instant;
+use workflow_run_stop_api::conditions::{ConditionType, Reason, find};
+use workflow_run_stop_operator::reconcile::{
+    context::Context,
+    reconcile,
+    step_report::{Requeue, StepOutcome, StepReport},
+    tracked::Tracked,
+};
+
+use crate::{
+    answers::{Answer, Behavior, Effect, Page},
+    in_virtual_time,
+    replica::context,
+    scenario::{Fault, RUN, Scenario, claim_of_another, finish},
+    world::SETTLE_TIME,
+};
+
+/// A scenario with one replica, and the resource as the replica knows it.
+struct Fixture {
+    scenario: Scenario,
+    context: Context,
+    tracked: Tracked,
+}
+
+impl std::ops::Deref for Fixture {
+    type Target = Scenario;
+
+    fn deref(&self) -> &Scenario {
+        &self.scenario
+    }
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let scenario = Scenario::new();
+        let context = context(&scenario.world, 0, scenario.client.clone(), scenario.clock.clone());
+        Self { context, tracked: Tracked::new(scenario.stored()), scenario }
+    }
+
+    /// Lets the run answer every stop request like this.
+    fn stops(&self, answer: Answer, effect: Effect) {
+        self.world.lock().runs.get_mut(RUN).unwrap().stop_fault = Some(Behavior { answer, effect });
+    }
+
+    /// Lets the run be stopping, and stop requests be accepted.
+    fn is_stopping(&self) {
+        self.world.lock().runs.get_mut(RUN).unwrap().set_state("stopping");
+        self.stops(Answer::Run(200), Effect::None);
+    }
+
+    /// Lets the run answer every read like this.
+    fn reads(&self, answer: Answer) {
+        self.world.lock().runs.get_mut(RUN).unwrap().read_fault = Some(answer);
+    }
+
+    /// Reconciles once, with the newest version of the resource.
+    async fn step(&mut self) -> StepReport {
+        self.tracked.refresh(&self.scenario.stored());
+        reconcile(&self.context, &mut self.tracked, pin!(pending())).await
+    }
+
+    /// Reconciles, waiting as each step asks for, until a step writes something.
+    async fn step_that_writes(&mut self) -> StepReport {
+        for _ in 0..100 {
+            let report = self.step().await;
+            match (&report.outcome, report.requeue) {
+                (StepOutcome::Unchanged, Requeue::At(then)) => tokio::time::sleep_until(then).await,
+                (StepOutcome::Unchanged, Requeue::Now) => {}
+                _ => return report,
+            }
+        }
+        panic!("100 steps wrote nothing: {:?}", self.scenario.stored().status)
+    }
+
+    fn reason(&self) -> Option<Reason> {
+        let status = self.scenario.stored().status?;
+        find(&status.conditions, ConditionType::Ready).and_then(Reason::of)
+    }
+}
+
+/// Returns the time until the next reconciliation; `None` if only a change requeues the resource.
+fn wait(requeue: Requeue) -> Option<Duration> {
+    match requeue {
+        Requeue::Now => Some(Duration::ZERO),
+        Requeue::At(then) => Some(then.saturating_duration_since(Instant::now())),
+        Requeue::OnChange => None,
+    }
+}
+
+#[test]
+fn an_accepted_stop_is_followed_and_its_run_is_read_two_seconds_later() {
+    in_virtual_time(1, async {
+        let mut test = Fixture::new();
+        test.is_stopping();
+        let report = test.step().await;
+        let StepOutcome::StopAttempted { class, sent, finished, unstored } = &report.outcome else {
+            panic!("{report:?}")
+        };
+        assert_eq!((*class, sent.is_some(), *finished, unstored.is_none()), ("accepted", true, false, true));
+        assert_eq!((report.requeue, test.reason()), (Requeue::Now, Some(Reason::FollowingRun)));
+        let report = test.step().await;
+        assert!(matches!(report.outcome, StepOutcome::Unchanged), "{report:?}");
+        let wait = wait(report.requeue).unwrap();
+        assert!((Duration::from_millis(1500)..Duration::from_millis(2300)).contains(&wait), "{wait:?}");
+        test.world.lock().runs.get_mut(RUN).unwrap().set_state("canceled");
+        let report = test.step_that_writes().await;
+        assert!(matches!(report.outcome, StepOutcome::Finished), "{report:?}");
+    });
+}
+
+#[test]
+fn an_accepted_stop_without_a_run_in_its_answer_is_read_at_once() {
+    in_virtual_time(1, async {
+        let mut test = Fixture::new();
+        test.stops(Answer::Foreign(202, Page::Empty), Effect::AtOnce);
+        drop(test.step().await);
+        let start = Instant::now();
+        drop(test.step_that_writes().await);
+        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+        assert!(test.stored().status.unwrap().state.is_some());
+    });
+}
+
+#[test]
+fn failed_requests_to_the_api_server_are_retried_with_backoff() {
+    in_virtual_time(1, async {
+        let mut test = Fixture::new();
+        let mut longest = Duration::ZERO;
+        for failures in 1..=12 {
+            test.faults(&[Fault::Refused(503); 4]);
+            let report = test.step().await;
+            assert!(matches!(report.outcome, StepOutcome::Failed(_)), "{report:?}");
+            let wait = wait(report.requeue).unwrap();
+            let limit = Duration::from_secs(1 << (failures - 1).min(6)).min(Duration::from_secs(60));
+            assert!(Duration::ZERO < wait && wait <= limit, "{failures}: {wait:?}");
+            longest = longest.max(wait);
+        }
+        assert!(Duration::from_secs(8) < longest, "the delay grows: {longest:?}");
+    });
+}
+
+#[test]
+fn an_answer_that_another_replica_has_overtaken_is_reported_and_not_stored() {
+    in_virtual_time(1, async {
+        for change in [claim_of_another as fn(&mut serde_json::Value), finish] {
+            let mut test = Fixture::new();
+            // Secret, claim, record.
+            test.faults(&[Fault::None, Fault::None, Fault::ChangedBefore(change)]);
+            let report = test.step().await;
+            let StepOutcome::StopAttempted { sent, finished, unstored, .. } = &report.outcome else {
+                panic!("{report:?}")
+            };
+            assert_eq!((sent.is_some(), *finished, unstored.is_some()), (true, false, true));
+            let unstored = unstored.as_ref().unwrap();
+            assert!(unstored.stop_request.as_ref().unwrap().accepted_time.is_some());
+            assert_eq!(test.stored().accepted_time(), None);
+        }
+    });
+}
+
+#[test]
+fn a_missing_secret_is_reported_and_looked_up_again_with_backoff_and_is_no_try_to_read() {
+    in_virtual_time(1, async {
+        let mut test = Fixture::new();
+        test.change(|object| object["spec"]["credentialsSecretRef"]["name"] = "none".into());
+        let mut waits = vec![];
+        for _ in 0..8 {
+            let report = test.step().await;
+            waits.push(wait(report.requeue).unwrap());
+            tokio::time::sleep(Duration::from_secs(2)).await;
+        }
+        assert_eq!(test.reason(), Some(Reason::CredentialsMissing));
+        assert_eq!(test.stored().stop_request(), None, "nothing is claimed");
+        assert!(waits.iter().all(|wait| !wait.is_zero() && *wait <= Duration::from_secs(60)), "{waits:?}");
+        // With an open claim, a person can still correct it: it does not count as a try to read the run.
+        test.change(claim_of_another);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        drop(test.step().await);
+        tokio::time::sleep(Duration::from_secs(70)).await;
+        drop(test.step().await);
+        test.tracked.refresh(&test.scenario.stored());
+        assert_eq!(test.tracked.observed().tried_for, None);
+    });
+}
+
+#[test]
+fn an_open_claim_is_confirmed_by_reading_the_run_after_the_request_timeout_and_the_settle_time() {
+    in_virtual_time(1, async {
+        let mut test = Fixture::new();
+        test.change(claim_of_another);
+        let report = test.step().await;
+        let quiet = Duration::from_secs(5) + test.context.rules.request_timeout + SETTLE_TIME;
+        assert_eq!(wait(report.requeue), Some(quiet));
+        tokio::time::sleep(quiet).await;
+        let report = test.step_that_writes().await;
+        assert!(matches!(report.outcome, StepOutcome::RunRead), "{report:?}");
+        assert_eq!(test.reason(), Some(Reason::OutcomeUnknown));
+        assert!(test.world.lock().runs[RUN].posts.is_empty(), "nothing is sent");
+        // Active again, the settle time later: the request had no effect, and a new one is sent.
+        drop(test.step_that_writes().await);
+        assert_eq!(test.stored().claim(), None);
+        drop(test.step_that_writes().await);
+        assert_eq!(test.world.lock().runs[RUN].posts.len(), 1);
+    });
+}
+
+#[test]
+fn a_repeated_stop_is_preceded_by_a_read_and_is_not_sent_if_the_run_has_stopped() {
+    in_virtual_time(1, async {
+        let mut test = Fixture::new();
+        test.stops(Answer::Own(503), Effect::None);
+        drop(test.step().await);
+        assert_eq!(test.world.lock().runs[RUN].posts.len(), 1);
+        // Two reads show that it had no effect, and the claim is dropped.
+        drop(test.step_that_writes().await);
+        drop(test.step_that_writes().await);
+        assert_eq!((test.stored().claim(), test.reason()), (None, Some(Reason::Unavailable)));
+        test.world.lock().runs.get_mut(RUN).unwrap().set_state("canceled");
+        drop(test.step_that_writes().await);
+        assert_eq!(test.world.lock().runs[RUN].posts.len(), 1, "no second request");
+        assert!(test.stored().accepted_time().is_some());
+    });
+}
+
+#[test]
+fn a_run_that_is_unreadable_after_acceptance_ends_the_following_at_the_second_read() {
+    in_virtual_time(1, async {
+        let mut test = Fixture::new();
+        test.is_stopping();
+        test.reads(Answer::Own(403));
+        drop(test.step().await);
+        let start = Instant::now();
+        while !test.stored().is_finished() {
+            drop(test.step_that_writes().await);
+        }
+        assert!(SETTLE_TIME <= start.elapsed() && start.elapsed() < SETTLE_TIME * 4, "{:?}", start.elapsed());
+        assert_eq!(test.reason(), Some(Reason::RunUnreadable));
+    });
+}
