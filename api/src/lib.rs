@@ -105,7 +105,7 @@ pub struct WorkflowRunStopSpec {
     /// up without a restart.
     pub credentials_secret_ref: CredentialsSecretRef,
 
-    /// Whether to hold the stop back. While true, no stop request is sent; set it to false to continue. It has no effect
+    /// Holds the stop back. While true, no stop request is sent; set it to false to continue. It has no effect
     /// while the outcome of a stop request is open, and after the stop was accepted. Defaults to false.
     #[serde(default)]
     pub suspend: bool,

@@ -28,7 +28,7 @@ const RENEW_BEFORE_EXPIRY: Duration = Duration::from_secs(60);
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
 
-/// How long other requests wait while one request tries refused credentials again.
+/// The time for which other requests wait while one request tries refused credentials again.
 const TRIAL_TIME: Duration = Duration::from_secs(5);
 
 /// The value of an `Authorization` header. `Debug` does not show it.

@@ -21,7 +21,7 @@ pub const MIN_LEAD: Duration = Duration::from_millis(50);
 /// See [`MIN_LEAD`].
 pub const MAX_LEAD: Duration = Duration::from_secs(1);
 
-/// How long a 429 without `Retry-After` closes the budget; doubles with each further one up to the maximum. This
+/// The time for which a 429 without `Retry-After` closes the budget. It doubles with each further one up to the maximum. This
 /// backoff with jitter is the advice of <https://docs.amperity.com/api/responses.html>, which does not mention
 /// `Retry-After`.
 const FIRST_CLOSURE: Duration = Duration::from_secs(1);

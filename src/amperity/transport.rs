@@ -33,7 +33,7 @@ const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
 /// The timeout for connecting, TLS included; shorter than the validity of a claim.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long an established connection waits for the turn of a request without a fence. Then it is closed, before the
+/// The longest wait of an established connection for the turn of a request without a fence. Then it is closed, before the
 /// server does so, and the request connects again when its turn is near.
 const MAX_TURN_WAIT: Duration = Duration::from_secs(1);
 

@@ -94,7 +94,7 @@ pub struct BacklogEntry {
 }
 
 impl BacklogEntry {
-    /// What the resource waits for.
+    /// Returns the cause for which the resource waits.
     pub fn waits_for(&self) -> WaitsFor {
         self.key.1
     }

@@ -2,24 +2,23 @@
 //! Never publishes anything, and reads no clock.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-
 use workflow_run_stop_api::{
     WorkflowRunStop,
     conditions::{self, ConditionStatus, ConditionType, Reason, WaitsFor},
 };
 
-/// What is told at once.
+/// An event to emit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventDraft {
-    /// Whether it is worth a look: something fails, now or for good.
+    /// True for a warning: a temporary or final failure, or an unknown outcome.
     pub warning: bool,
-    /// Why.
+    /// The reason of the event.
     pub reason: Reason,
-    /// What happened, and what to do.
+    /// The message of the condition: what happened, and what to do.
     pub message: String,
 }
 
-/// What was told of one resource so far.
+/// The events of one resource so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EventFilter {
     last: Option<Reason>,
@@ -29,14 +28,14 @@ pub struct EventFilter {
 }
 
 impl EventFilter {
-    /// Goes on from here: what the status says was told by whoever wrote it.
+    /// Starts with a resource whose status was reported by whoever wrote it.
     pub fn of(resource: &WorkflowRunStop) -> Self {
         let mut filter = Self::default();
         drop(filter.update(resource));
         filter
     }
 
-    /// What is new.
+    /// Returns the events for what changed since the last call.
     pub fn update(&mut self, resource: &WorkflowRunStop) -> Vec<EventDraft> {
         let mut drafts = vec![];
         let Some(status) = &resource.status else { return drafts };
@@ -45,10 +44,10 @@ impl EventFilter {
         let accepted = resource.accepted_time().is_some();
         if accepted && !self.accepted {
             (self.accepted, self.last) = (true, None);
-            // Where the run is not followed, the end says the same.
-            let told =
-                find(ConditionType::StopAccepted).filter(|told| !resource.is_finished() || told.reason != ready.reason);
-            drafts.extend(told.and_then(EventDraft::of));
+            // If the run is not followed, the final event has the same reason.
+            let condition = find(ConditionType::StopAccepted)
+                .filter(|condition| !resource.is_finished() || condition.reason != ready.reason);
+            drafts.extend(condition.and_then(EventDraft::of));
         }
         if resource.is_finished() {
             if !self.finished {
@@ -64,19 +63,19 @@ impl EventFilter {
         drafts
     }
 
-    /// True until it was told that the resource waits for its turn for long.
+    /// Returns true until a long wait for the rate limit was reported.
     pub fn may_wait_long(&self) -> bool {
         !self.waits_long
     }
 
-    /// Tells, once, that the resource has waited for its turn for long.
+    /// Returns, once, the event for a long wait for the rate limit.
     pub fn waits_long(&mut self, resource: &WorkflowRunStop) -> Option<EventDraft> {
         if std::mem::replace(&mut self.waits_long, true) {
             return None;
         }
         let status = resource.status.as_ref()?;
-        let drafts = EventDraft::of(conditions::find(&status.conditions, ConditionType::Ready)?)?;
-        (drafts.reason.waits_for() == Some(WaitsFor::Budget)).then_some(EventDraft { warning: true, ..drafts })
+        let draft = EventDraft::of(conditions::find(&status.conditions, ConditionType::Ready)?)?;
+        (draft.reason.waits_for() == Some(WaitsFor::Budget)).then_some(EventDraft { warning: true, ..draft })
     }
 }
 
@@ -84,7 +83,7 @@ impl EventDraft {
     fn of(condition: &Condition) -> Option<Self> {
         let well = condition.status == ConditionStatus::True.as_str();
         let reason = Reason::of(condition)?;
-        // In progress, only a request whose outcome is open is worth a look.
+        // Of the states in progress, only an open outcome is a warning.
         let open = condition.status == ConditionStatus::Unknown.as_str() && reason != Reason::OutcomeUnknown;
         Some(Self { warning: !(well || open), reason, message: condition.message.clone() })
     }
@@ -114,8 +113,8 @@ mod tests {
         let status = stop.status.as_mut().unwrap();
         status.stop_request = Some(StopRequest { accepted_time: Some(THEN), ..StopRequest::default() });
         let why = (Reason::StopAccepted, Reason::StopAccepted.message(""));
-        let told = conditions::condition(ConditionType::StopAccepted, ConditionStatus::True, why, None, &THEN);
-        conditions::set(&mut status.conditions, told);
+        let condition = conditions::condition(ConditionType::StopAccepted, ConditionStatus::True, why, None, &THEN);
+        conditions::set(&mut status.conditions, condition);
         stop
     }
 
@@ -124,14 +123,14 @@ mod tests {
         stop
     }
 
-    /// What is told while a resource goes through all of these.
-    fn told(of: &[WorkflowRunStop]) -> Vec<(bool, Reason)> {
+    /// Returns the events of a resource that goes through these statuses.
+    fn emitted(of: &[WorkflowRunStop]) -> Vec<(bool, Reason)> {
         let mut filter = EventFilter::default();
-        of.iter().flat_map(|stop| filter.update(stop)).map(|drafts| (drafts.warning, drafts.reason)).collect()
+        of.iter().flat_map(|stop| filter.update(stop)).map(|draft| (draft.warning, draft.reason)).collect()
     }
 
     #[test]
-    fn each_change_that_matters_is_told_once_and_routine_is_not() {
+    fn each_change_that_matters_is_emitted_once_and_routine_is_not() {
         use ConditionStatus::{False, True, Unknown};
         use Reason::*;
         let following = || accepted(with_ready(Unknown, FollowingRun));
@@ -146,7 +145,7 @@ mod tests {
                 &[],
             ),
             (vec![with_ready(Unknown, Suspended), with_ready(Unknown, Suspended)], &[(false, Suspended)]),
-            // Tried again and again.
+            // Retried again and again.
             (
                 vec![
                     with_ready(False, Unavailable),
@@ -157,7 +156,7 @@ mod tests {
                 &[(true, Unavailable), (true, Unreachable)],
             ),
             (vec![with_ready(Unknown, OutcomeUnknown), following()], &[(true, OutcomeUnknown), (false, StopAccepted)]),
-            // The same trouble as before the acceptance is another one after it.
+            // After acceptance the same failure is reported again.
             (
                 vec![
                     with_ready(False, Unavailable),
@@ -186,12 +185,12 @@ mod tests {
                 &[(true, Forbidden), (true, DeadlineExceeded)],
             ),
         ] {
-            assert_eq!(told(&of), expected);
+            assert_eq!(emitted(&of), expected);
         }
     }
 
     #[test]
-    fn what_stands_there_at_the_beginning_was_told_by_who_wrote_it() {
+    fn a_status_that_another_process_wrote_is_not_reported_again() {
         let failing = with_ready(ConditionStatus::False, Reason::Unauthorized);
         let mut filter = EventFilter::of(&failing);
         assert_eq!(filter.update(&failing), []);

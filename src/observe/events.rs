@@ -50,8 +50,8 @@ impl Events {
     /// Queues events of a resource, with `spec.reason` at the end of each message.
     pub fn emit(&self, resource: &WorkflowRunStop, mut drafts: Vec<EventDraft>) {
         if let Some(reason) = &resource.spec.reason {
-            for drafts in &mut drafts {
-                drafts.message = with_reason(&drafts.message, reason);
+            for draft in &mut drafts {
+                draft.message = with_reason(&draft.message, reason);
             }
         }
         let count = u64::try_from(drafts.len()).unwrap_or(u64::MAX);
@@ -68,11 +68,11 @@ pub async fn run(client: Client, reporter: EventReporter, queue: EventQueue, res
     queue
         .for_each_concurrent(AT_ONCE, |(about, drafts)| async move {
             // Events of one resource are written one after the other: their names contain the time, and so their order.
-            for drafts in drafts {
-                // A recorder of its own for each: it would keep them all for minutes, to count what comes again. Here
-                // nothing does, since a story tells a thing once.
+            for draft in drafts {
+                // A new recorder for each event: it would cache events for minutes to count repetitions, and the event
+                // filter emits none twice.
                 let recorder = Recorder::new(client.clone(), reporter.clone());
-                let result = publish(&recorder, &about, drafts).await;
+                let result = publish(&recorder, &about, draft).await;
                 results.get_or_create(&ResultLabel { result }).inc();
             }
         })

@@ -127,9 +127,9 @@ pub async fn run(setup: Setup, shutdown: CancellationToken) -> Result<(), StartE
     let (budget, credential_cache) = (Budget::new(requests_per_second), CredentialCache::default());
     let metrics = Metrics::new(amperity.metrics(), &store.writes, &budget, &clock);
     let context = Arc::new(Context { store, amperity, budget, credential_cache, endpoints, rules, clock });
-    let (events, told) = Events::channel(metrics.events.clone());
+    let (events, queue) = Events::channel(metrics.events.clone());
     let reporter = EventReporter { controller: CONTROLLER.to_owned(), instance: Some(identity.clone()) };
-    let publishing = events::run(client.clone(), reporter, told, metrics.events.clone());
+    let publishing = events::run(client.clone(), reporter, queue, metrics.events.clone());
     let mut publishing = tokio::spawn(publishing);
     let reporter = Reporter { metrics: metrics.clone(), events: Some(events) };
 

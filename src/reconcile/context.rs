@@ -8,7 +8,7 @@ use crate::clock::Clock;
 use crate::reconcile::{decide::Rules, status_builder::StepTime, store::Store};
 use crate::rng;
 
-/// What a replica reconciles with.
+/// Clients, rate limit, caches, settings and clock of a replica.
 pub struct Context {
     /// Reads from and writes to Kubernetes.
     pub store: Store,

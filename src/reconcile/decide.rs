@@ -30,7 +30,7 @@ pub struct Rules {
     pub settle_time: Duration,
 }
 
-/// What this process observed, in addition to the resource, measured on its own monotonic clock.
+/// The observations of this process, in addition to the resource, measured on its own monotonic clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Observed {
     /// Time for which the claim has been observed unchanged.

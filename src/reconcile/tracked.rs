@@ -24,11 +24,11 @@ const GONE_REQUEUE: Duration = Duration::from_secs(60);
 pub struct Tracked {
     /// The newest version known.
     pub resource: WorkflowRunStop,
-    /// What this process remembers beside it.
+    /// The memory of this process beside it.
     pub memory: Memory,
 }
 
-/// What a process remembers beside the resource. Correctness does not depend on it: a process without it waits longer.
+/// The memory of a process beside the resource. Correctness does not depend on it: a process without it waits longer.
 #[derive(Default)]
 pub struct Memory {
     /// The claim as last observed, and since when.
