@@ -531,3 +531,14 @@ fn every_wait_before_the_first_request_leads_to_one_status() {
     let status = waiting(&stop, Reason::WaitingForBudget, "", STEP_TIME());
     assert!(summary(&status).starts_with("Unknown/WaitingForBudget False/Forbidden "), "{}", summary(&status));
 }
+
+#[test]
+fn a_backoff_counts_from_the_claim_if_the_clock_of_its_replica_is_ahead() {
+    let ahead = Claim { time: at(2000), ..a_claim() };
+    for (claim, next) in [(ahead, 2001), (Claim { time: at(900), ..a_claim() }, 1001)] {
+        let stop =
+            WorkflowRunStop { status: Some(claimed(&a_stop(), claim, "https://x".into(), STEP_TIME())), ..a_stop() };
+        let status = stop_answered(&stop, &StopAnswer::NotSent("no route".into()), Retry::Backoff, STEP_TIME());
+        assert_eq!(status.stop_request.unwrap().next_attempt_time, Some(at(next)));
+    }
+}

@@ -7,7 +7,7 @@ use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use workflow_run_stop_api::conditions::{self, ConditionStatus, ConditionType, Reason};
 use workflow_run_stop_api::workflow_run::Phase;
-use workflow_run_stop_api::{ClaimEnded, StopRequest, UnclearAnswer, WorkflowRunStop, WorkflowRunStopStatus};
+use workflow_run_stop_api::{Claim, ClaimEnded, StopRequest, UnclearAnswer, WorkflowRunStop, WorkflowRunStopStatus};
 
 use crate::amperity::answer::ResponseInfo;
 use crate::amperity::run::Run;
@@ -30,6 +30,8 @@ pub struct StatusBuilder {
     pub status: WorkflowRunStopStatus,
     generation: Option<i64>,
     step_time: StepTime,
+    /// The base of the next attempt: now, or the time of the claim if that is later.
+    base: Timestamp,
 }
 
 impl StatusBuilder {
@@ -38,7 +40,11 @@ impl StatusBuilder {
         let mut status = resource.status.clone().unwrap_or_default();
         let generation = resource.metadata.generation;
         status.observed_generation = generation;
-        Self { status, generation, step_time }
+        // By the clock of the replica that sent the request. If that clock is ahead, a time by this replica's clock would be
+        // in the past for it, and it would retry without backoff.
+        let base =
+            resource.claim().map_or(step_time.now, |Claim { time: Time(claimed), .. }| step_time.now.max(*claimed));
+        Self { status, generation, step_time, base }
     }
 
     fn now(&self) -> Time {
@@ -56,7 +62,7 @@ impl StatusBuilder {
             self.request().next_attempt_time = None;
             return;
         }
-        let at = self.step_time.now.saturating_add(wait).unwrap_or(Timestamp::MAX);
+        let at = self.base.saturating_add(wait).unwrap_or(Timestamp::MAX);
         self.request().next_attempt_time = Some(Time(rounded(at, RoundMode::Ceil)));
     }
 
