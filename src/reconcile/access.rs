@@ -54,7 +54,7 @@ pub struct Denied {
 
 /// The next attempt after a missing prerequisite.
 pub enum RetryWhen {
-    /// When the resource changes: nothing else can correct it.
+    /// Only when the resource changes: nothing else can correct it.
     OnChange,
     /// With backoff.
     Backoff,
