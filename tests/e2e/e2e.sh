@@ -235,7 +235,7 @@ passed 'the standby took over, confirmed the request by a read, and sent nothing
 
 step 'helm upgrade with other values and a changed CRD'
 cp -r $CHART "$work/chart"
-sed -i 's/description: The workflow run to stop$/description: The workflow run that is to be stopped/' "$work/chart/files/crd.yaml"
+sed -i 's/description: The ID of the workflow run to stop$/description: The workflow run that is to be stopped/' "$work/chart/files/crd.yaml"
 apply_stop across-the-upgrade wf-slow-2
 until_true 15 'the stop request was received' was_received wf-slow-2
 extra=(--set requestsPerSecond=7 --set logFormat=text)
