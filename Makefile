@@ -27,7 +27,7 @@ demo: tools control-plane ## Runs the operator on four examples; KEEP=1 leaves e
 	@[ -d "$${CARGO_TARGET_DIR:-target}/debug" ] || echo 'cargo: building the operator and the demo, once: about 3 minutes on 2 cores' >&2
 	@demo=$$($(call program,demo)) && [ -n "$$demo" ] && exec "$$demo" $(if $(filter-out 0,$(KEEP)),--keep)
 
-# The tests mostly wait, so many of them can share one core.
+# Most tests wait for timers and processes, so twelve threads fit two cores.
 test: tools control-plane ## Runs all tests, also against a real API server, with helm, Prometheus and the health checks of Flux and Argo CD
 	@[ -d "$${CARGO_TARGET_DIR:-target}/debug" ] || echo 'cargo: building the operator and its tests, once: about 4 minutes on 2 cores' >&2
 	helm=$${HELM:-$$(sh tests/lab/node/build.sh helm)/bin/helm} && \

@@ -18,7 +18,8 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
         .unwrap_or_default()
 }
 
-fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+/// Returns an error and its causes, the outermost first.
+pub fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     iter::successors(Some(error), |error| (*error).source())
 }
 

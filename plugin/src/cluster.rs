@@ -10,7 +10,10 @@ use kube::{
 };
 use serde_json::Value;
 use workflow_run_stop_api::WorkflowRunStop;
-use workflow_run_stop_common::{error::chain, kube_client::harden};
+use workflow_run_stop_common::{
+    error::{causes, chain},
+    kube_client::harden,
+};
 
 use crate::api_error;
 use crate::args::Flags;
@@ -133,13 +136,7 @@ pub fn error_chain(error: &(dyn Error + 'static)) -> String {
 
 /// Returns whether the request is known not to have been sent, because no connection was established.
 fn was_not_sent(error: &kube::Error) -> bool {
-    let mut chain: Option<&dyn Error> = Some(error);
-    while let Some(link) = chain {
-        // The type of this error is not public. If its text changes, the request counts as possibly sent.
-        if link.to_string() == "client error (Connect)" {
-            return true;
-        }
-        chain = link.source();
-    }
-    matches!(error, kube::Error::Auth(_))
+    // The type of this error is not public. If its text changes, the request counts as possibly sent.
+    let not_connected = causes(error).any(|cause| cause.to_string() == "client error (Connect)");
+    not_connected || matches!(error, kube::Error::Auth(_))
 }

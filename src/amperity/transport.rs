@@ -19,7 +19,7 @@ use reqwest::{Certificate, Request, Response, header::HeaderMap};
 use thiserror::Error;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tower::{BoxError, timeout::TimeoutLayer, util::AndThenLayer};
-use workflow_run_stop_common::error::root_cause;
+use workflow_run_stop_common::error::{causes, root_cause};
 
 use crate::amperity::{
     budget::Slot,
@@ -226,7 +226,7 @@ fn failure(error: &(dyn std::error::Error + 'static), sent: bool) -> Failure {
 }
 
 fn caused_by<E: std::error::Error + 'static>(error: &(dyn std::error::Error + 'static)) -> bool {
-    std::iter::successors(Some(error), |error| error.source()).any(|cause| cause.is::<E>())
+    causes(error).any(|cause| cause.is::<E>())
 }
 
 /// The files in which the common distributions keep the certificates of the system.

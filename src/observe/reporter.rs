@@ -193,9 +193,10 @@ fn is_cleared_up(resource: &WorkflowRunStop) -> bool {
     resource.claim().is_none() || resource.is_finished()
 }
 
-/// Logs the decision of a step at debug level, and the time of the next reconciliation if it has one.
+/// Logs the decision of a step at debug level, and the time of the next reconciliation if it has one. The fields are
+/// computed only if the level is enabled.
 fn log_decision(resource: &WorkflowRunStop, report: &StepReport, now: Timestamp) {
-    let requeue_at = match report.requeue {
+    let requeue_at = || match report.requeue {
         Requeue::Now => Some(now),
         Requeue::At(then) => now.checked_add(then.saturating_duration_since(Instant::now())).ok(),
         Requeue::OnChange => None,
@@ -207,7 +208,7 @@ fn log_decision(resource: &WorkflowRunStop, report: &StepReport, now: Timestamp)
         tenant = resource.spec.tenant,
         run = resource.spec.run_id,
         decision = ?report.decision,
-        requeue_at = requeue_at.map(tracing::field::display),
+        requeue_at = requeue_at().map(tracing::field::display),
         "reconciled"
     );
 }

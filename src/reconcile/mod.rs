@@ -29,7 +29,7 @@ use crate::amperity::{
 use crate::clock::until;
 use crate::reconcile::{
     access::{Access, Blocked, Denied, RetryWhen},
-    backoff::{MAX_CREDENTIALS_DELAY, MAX_DELAY, delay, read_delay},
+    backoff::{MAX_DELAY, read_delay},
     context::Context,
     decide::{Decision, Ending, Established, Observed, at_the_latest, decide, first_read_delay},
     outcome::Retry,
@@ -70,10 +70,7 @@ pub async fn reconcile(context: &Context, tracked: &mut Tracked, interrupt: Inte
         Ok((outcome, requeue)) => StepReport { decision, outcome, requeue: requeue.bounded(latest) },
         Err(error) => {
             // Not bounded by a deadline: the write at that deadline may be what failed.
-            tracked.memory.failures += 1;
-            let wait = delay(tracked.memory.failures, MAX_CREDENTIALS_DELAY, rng::unit());
-            let requeue = Requeue::At(Instant::now() + wait);
-            StepReport { decision, outcome: StepOutcome::Failed(error), requeue }
+            StepReport { decision, outcome: StepOutcome::Failed(error), requeue: tracked.retry_after_failure() }
         }
     }
 }
@@ -112,7 +109,7 @@ impl Context {
         let Prepared { endpoint, run_id, access, slot } = match ready {
             Ok(Readiness::Ready(prepared)) => *prepared,
             Ok(Readiness::Answered(answer)) => {
-                return self.record_read_result(tracked, answer, repeats.unwrap_or_default()).await;
+                return self.record_confirmation(tracked, answer, repeats.unwrap_or_default()).await;
             }
             Err(blocked) => return self.blocked(tracked, blocked).await,
         };
@@ -138,8 +135,8 @@ impl Context {
         let written = self.store.record(claimed, status).await;
         tracked.memory = Memory::default();
         if let StopAnswer::Accepted(run, _) = &answer {
-            let wait = first_read_delay(run.as_ref().map(|run| run.state.as_str()), rng::unit());
-            tracked.memory.next_read = Some(Instant::now() + wait);
+            let state = run.as_ref().map(|run| run.state.as_str());
+            tracked.schedule_first_read(first_read_delay(state, rng::unit()));
         }
         let stored = matches!(written, WriteResult::Stored(_));
         let requeue = tracked.take(written);
@@ -173,7 +170,7 @@ impl Context {
     async fn confirm(&self, tracked: &mut Tracked, established: Established, interrupt: Interrupt<'_>) -> Done {
         match self.read_within(tracked, self.longest_wait_for_a_read(), interrupt).await {
             None => Ok((StepOutcome::Unchanged, Requeue::Now)),
-            Some(Ok(answer)) => self.record_read_result(tracked, answer, established).await,
+            Some(Ok(answer)) => self.record_confirmation(tracked, answer, established).await,
             Some(Err(blocked)) => {
                 // Refused credentials count as a try to read the run. A missing Secret or a host that is not allowed do
                 // not: a person can correct them, and then a read shows the outcome.
@@ -187,10 +184,14 @@ impl Context {
         }
     }
 
-    /// Records what a read showed about an earlier stop request.
+    /// Records what a read showed about an earlier stop request, which may turn out to be accepted.
+    async fn record_confirmation(&self, tracked: &mut Tracked, answer: ReadAnswer, established: Established) -> Done {
+        tracked.schedule_first_read(read_delay(0, rng::unit()));
+        self.record_read_result(tracked, answer, established).await
+    }
+
     async fn record_read_result(&self, tracked: &mut Tracked, answer: ReadAnswer, established: Established) -> Done {
         tracked.read(&answer);
-        tracked.memory.next_read = Some(Instant::now() + read_delay(0, rng::unit()));
         tracked.reads().unrecorded = Some((answer, established));
         self.record(tracked).await
     }
@@ -208,10 +209,8 @@ impl Context {
                     ReadAnswer::Failed(failure) => failure.retry_after().unwrap_or_default(),
                     ReadAnswer::Run(_) | ReadAnswer::Unreadable(_) => Duration::ZERO,
                 };
-                tracked.read(&answer);
                 tracked.schedule_next_read(asked);
-                tracked.reads().unrecorded = Some((answer, established));
-                self.record(tracked).await
+                self.record_read_result(tracked, answer, established).await
             }
             Some(Err(blocked)) => {
                 // Counts as a try, so that following ends in time without usable credentials as well.
@@ -280,8 +279,8 @@ impl Context {
         let answer = self.amperity.read(endpoint, run_id, &access.token, slot).await;
         match &answer {
             ReadAnswer::Run(_) => self.may_read(access),
-            ReadAnswer::Failed(ReadFailure::Unauthorized(said)) => {
-                if self.refused(access, Refusal::Unauthorized, &said.detail()) == Retry::AtOnce {
+            ReadAnswer::Failed(ReadFailure::Unauthorized(info)) => {
+                if self.refused(access, Refusal::Unauthorized, &info.detail()) == Retry::AtOnce {
                     return Err(Blocked::Changed);
                 }
             }
@@ -299,10 +298,7 @@ impl Context {
         let requeue = match again {
             RetryWhen::OnChange => Requeue::OnChange,
             RetryWhen::At(then) => Requeue::At(then),
-            RetryWhen::Backoff => {
-                tracked.memory.failures += 1;
-                Requeue::At(Instant::now() + delay(tracked.memory.failures, MAX_CREDENTIALS_DELAY, rng::unit()))
-            }
+            RetryWhen::Backoff => tracked.retry_after_failure(),
         };
         self.announce(tracked, reason, &detail, requeue).await
     }

@@ -10,7 +10,7 @@ use workflow_run_stop_api::{Claim, WorkflowRunStop};
 use crate::amperity::answer::ReadAnswer;
 use crate::fault_injection::{Fault, is_injected};
 use crate::reconcile::{
-    backoff::read_delay,
+    backoff::{MAX_CREDENTIALS_DELAY, delay, read_delay},
     decide::{Established, Observed},
     step_report::Requeue,
     store::WriteResult,
@@ -180,6 +180,17 @@ impl Tracked {
                 self.memory.failures += 1;
             }
         }
+    }
+
+    /// Counts a failure, and returns when to requeue after it.
+    pub fn retry_after_failure(&mut self) -> Requeue {
+        self.memory.failures += 1;
+        Requeue::At(Instant::now() + delay(self.memory.failures, MAX_CREDENTIALS_DELAY, rng::unit()))
+    }
+
+    /// Schedules the first read of a followed run.
+    pub fn schedule_first_read(&mut self, wait: Duration) {
+        self.memory.next_read = Some(Instant::now() + wait);
     }
 
     /// Remembers one more read of a followed run, and schedules the next one, after `wait` at the earliest.

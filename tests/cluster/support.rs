@@ -303,7 +303,13 @@ impl Operator {
 
     /// Sends SIGTERM.
     pub async fn send_sigterm(&self) {
-        Command::new("kill").arg(self.pid().to_string()).status().await.unwrap();
+        self.signal("-TERM").await;
+    }
+
+    /// Sends a signal such as `-STOP`.
+    pub async fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args([signal, &self.pid().to_string()]).status().await.unwrap();
+        assert!(sent.success(), "kill {signal}: {sent}");
     }
 
     /// Waits for the exit and returns the exit code.

@@ -4,7 +4,6 @@ use lab::{
     apiserver_proxy::{ProxyAction, Purpose},
     simulator::HoldPoint,
 };
-use tokio::process::Command;
 
 use crate::{
     batch::{Batch, wait_stored},
@@ -13,14 +12,9 @@ use crate::{
 
 const STOPS: usize = 20;
 
-async fn signal(operator: &Operator, signal: &str) {
-    let done = Command::new("kill").args([signal, &operator.pid().to_string()]).status().await.unwrap();
-    assert!(done.success());
-}
-
 /// Sends SIGSTOP to a replica and waits until it is stopped.
 async fn pause(operator: &Operator) {
-    signal(operator, "-STOP").await;
+    operator.signal("-STOP").await;
     let stat = format!("/proc/{}/stat", operator.pid());
     // The state follows the process name, which is in parentheses.
     while !std::fs::read_to_string(&stat).unwrap().contains(") T ") {
@@ -31,7 +25,7 @@ async fn pause(operator: &Operator) {
 /// Resumes the paused replica, terminates the other one, and waits until the resumed one has processed a new stop. By
 /// then it has also completed the steps that were interrupted by the pause.
 async fn resume_and_check(batch: &Batch, paused: Operator, other: Operator) {
-    signal(&paused, "-CONT").await;
+    paused.signal("-CONT").await;
     assert_eq!(other.terminate().await, Some(0));
     batch.env.amperity.add_run(TENANT, ends_at_once("wf-later"));
     batch.env.create(a_stop("wf-later")).await;

@@ -10,10 +10,7 @@ use kube::{
 };
 use lab::simulator::{Fault, HoldPoint, Kind, RetryAfter};
 use serde_json::{Value, json};
-use tokio::{
-    process::Command,
-    time::{sleep, timeout},
-};
+use tokio::time::{sleep, timeout};
 use workflow_run_stop_api::{
     WorkflowRunStop,
     conditions::{ConditionStatus, ConditionType, Reason},
@@ -131,10 +128,6 @@ async fn first_watch_code(env: &TestEnv, version: &str) -> u16 {
     }
 }
 
-async fn signal(operator: &Operator, name: &str) {
-    Command::new("kill").args([name, &operator.pid().to_string()]).status().await.unwrap();
-}
-
 #[tokio::test]
 async fn a_watch_whose_resource_version_is_gone_lists_again_and_misses_nothing() {
     let env = TestEnv::with_own_control_plane().await;
@@ -152,7 +145,7 @@ async fn a_watch_whose_resource_version_is_gone_lists_again_and_misses_nothing()
     let known = env.stops().list(&ListParams::default()).await.unwrap().metadata.resource_version.unwrap();
 
     // The operator is paused and sees none of these changes.
-    signal(&operator, "-STOP").await;
+    operator.signal("-STOP").await;
     env.patch_spec("wf-resumed", json!({"suspend": false})).await.unwrap();
     env.stops().delete("wf-deleted", &DeleteParams::default()).await.unwrap();
     env.create(a_stop("wf-new")).await;
@@ -161,7 +154,7 @@ async fn a_watch_whose_resource_version_is_gone_lists_again_and_misses_nothing()
     env.cluster.start_apiserver().await;
     let code = timeout(TIMEOUT, first_watch_code(&env, &known)).await.expect("the API server responds");
     assert_eq!(code, 410, "the resource version {known} still exists");
-    signal(&operator, "-CONT").await;
+    operator.signal("-CONT").await;
 
     operator.wait_for_log("too old resource version").await;
     for run in ["wf-resumed", "wf-new"] {

@@ -1,4 +1,4 @@
-//! Owns scenarios: one resource in an undisturbed world, and a script of faults for the requests to the API server.
+//! Owns scenarios: one replica and one resource in an undisturbed world, and a script of faults for the requests to the API server.
 //! Never chooses anything at random.
 
 use std::{
@@ -12,11 +12,15 @@ use kube::{Client, client::Body};
 use serde_json::{Value, json};
 use tower::Service;
 use workflow_run_stop_api::WorkflowRunStop;
-use workflow_run_stop_operator::clock::Clock;
+use workflow_run_stop_operator::{
+    clock::Clock,
+    reconcile::{context::Context, tracked::Tracked},
+};
 
 use crate::{
     apiserver::{Answer, ApiServer, rejected},
     choices::{Choices, Plan},
+    replica::context,
     runs::Run,
     secrets::STATIC,
     world::{Size, World},
@@ -28,7 +32,7 @@ pub const KEY: &str = "sim/a";
 /// The id of its run.
 pub const RUN: &str = "wf-1";
 
-/// What happens to one request.
+/// The fault of one request.
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
     None,
@@ -90,11 +94,13 @@ impl Service<Request<Body>> for Scripted {
     }
 }
 
-/// One resource with its Secret and its run, which is active.
+/// One replica, and one resource with its Secret and its run, which is active.
 pub struct Scenario {
     pub world: World,
-    pub client: Client,
-    pub clock: Clock,
+    /// The context of the replica.
+    pub context: Context,
+    /// The resource as the replica knows it.
+    pub tracked: Tracked,
     script: Arc<Mutex<VecDeque<Fault>>>,
     requests: Arc<Mutex<Vec<String>>>,
 }
@@ -122,7 +128,9 @@ impl Scenario {
             let world = world.clone();
             Arc::new(move || world.lock().wall(0))
         };
-        Self { client: Client::new(service, namespace), clock, world, script, requests }
+        let context = context(&world, 0, Client::new(service, namespace), clock);
+        let tracked = Tracked::new(stored(&world));
+        Self { world, context, tracked, script, requests }
     }
 
     /// Sets the faults of the next requests to the API server.
@@ -138,13 +146,17 @@ impl Scenario {
 
     /// Returns the resource as it is stored.
     pub fn stored(&self) -> WorkflowRunStop {
-        serde_json::from_value(self.world.lock().objects[KEY].clone()).unwrap()
+        stored(&self.world)
     }
 
     /// Changes the stored resource.
     pub fn change(&self, change: fn(&mut Value)) {
         change_stored(&self.world, change);
     }
+}
+
+fn stored(world: &World) -> WorkflowRunStop {
+    serde_json::from_value(world.lock().objects[KEY].clone()).unwrap()
 }
 
 fn change_stored(world: &World, change: fn(&mut Value)) {

@@ -6,42 +6,19 @@ use std::{future::pending, pin::pin, time::Duration};
 use tokio::time::Instant;
 use workflow_run_stop_api::conditions::{ConditionType, Reason, find};
 use workflow_run_stop_operator::reconcile::{
-    context::Context,
     reconcile,
     step_report::{Requeue, StepOutcome, StepReport},
-    tracked::Tracked,
 };
 
 use crate::{
     answers::{Answer, Behavior, Effect, Page},
     in_virtual_time,
-    replica::context,
     scenario::{Fault, RUN, Scenario, claim_of_another, finish},
     world::SETTLE_TIME,
 };
 
-/// A scenario with one replica, and the resource as the replica knows it.
-struct Fixture {
-    scenario: Scenario,
-    context: Context,
-    tracked: Tracked,
-}
-
-impl std::ops::Deref for Fixture {
-    type Target = Scenario;
-
-    fn deref(&self) -> &Scenario {
-        &self.scenario
-    }
-}
-
-impl Fixture {
-    fn new() -> Self {
-        let scenario = Scenario::new();
-        let context = context(&scenario.world, 0, scenario.client.clone(), scenario.clock.clone());
-        Self { context, tracked: Tracked::new(scenario.stored()), scenario }
-    }
-
+/// The set-up and the steps of these tests.
+impl Scenario {
     /// Lets the run answer every stop request like this.
     fn stops(&self, answer: Answer, effect: Effect) {
         self.world.lock().runs.get_mut(RUN).unwrap().stop_fault = Some(Behavior { answer, effect });
@@ -60,7 +37,7 @@ impl Fixture {
 
     /// Reconciles once, with the newest version of the resource.
     async fn step(&mut self) -> StepReport {
-        self.tracked.refresh(&self.scenario.stored());
+        self.tracked.refresh(&self.stored());
         reconcile(&self.context, &mut self.tracked, pin!(pending())).await
     }
 
@@ -74,11 +51,11 @@ impl Fixture {
                 _ => return report,
             }
         }
-        panic!("100 steps wrote nothing: {:?}", self.scenario.stored().status)
+        panic!("100 steps wrote nothing: {:?}", self.stored().status)
     }
 
     fn reason(&self) -> Option<Reason> {
-        let status = self.scenario.stored().status?;
+        let status = self.stored().status?;
         find(&status.conditions, ConditionType::Ready).and_then(Reason::of)
     }
 }
@@ -95,7 +72,7 @@ fn wait(requeue: Requeue) -> Option<Duration> {
 #[test]
 fn an_accepted_stop_is_followed_and_its_run_is_read_two_seconds_later() {
     in_virtual_time(1, async {
-        let mut test = Fixture::new();
+        let mut test = Scenario::new();
         test.is_stopping();
         let report = test.step().await;
         let StepOutcome::StopAttempted { class, sent, finished, unstored } = &report.outcome else {
@@ -116,7 +93,7 @@ fn an_accepted_stop_is_followed_and_its_run_is_read_two_seconds_later() {
 #[test]
 fn an_accepted_stop_without_a_run_in_its_answer_is_read_at_once() {
     in_virtual_time(1, async {
-        let mut test = Fixture::new();
+        let mut test = Scenario::new();
         test.stops(Answer::Foreign(202, Page::Empty), Effect::AtOnce);
         drop(test.step().await);
         let start = Instant::now();
@@ -129,7 +106,7 @@ fn an_accepted_stop_without_a_run_in_its_answer_is_read_at_once() {
 #[test]
 fn failed_requests_to_the_api_server_are_retried_with_backoff() {
     in_virtual_time(1, async {
-        let mut test = Fixture::new();
+        let mut test = Scenario::new();
         let mut longest = Duration::ZERO;
         for failures in 1..=12 {
             test.faults(&[Fault::Refused(503); 4]);
@@ -148,7 +125,7 @@ fn failed_requests_to_the_api_server_are_retried_with_backoff() {
 fn an_answer_that_another_replica_has_overtaken_is_reported_and_not_stored() {
     in_virtual_time(1, async {
         for change in [claim_of_another as fn(&mut serde_json::Value), finish] {
-            let mut test = Fixture::new();
+            let mut test = Scenario::new();
             // Secret, claim, record.
             test.faults(&[Fault::None, Fault::None, Fault::ChangedBefore(change)]);
             let report = test.step().await;
@@ -166,7 +143,7 @@ fn an_answer_that_another_replica_has_overtaken_is_reported_and_not_stored() {
 #[test]
 fn a_missing_secret_is_reported_and_looked_up_again_with_backoff_and_is_no_try_to_read() {
     in_virtual_time(1, async {
-        let mut test = Fixture::new();
+        let mut test = Scenario::new();
         test.change(|object| object["spec"]["credentialsSecretRef"]["name"] = "none".into());
         let mut waits = vec![];
         for _ in 0..8 {
@@ -183,7 +160,7 @@ fn a_missing_secret_is_reported_and_looked_up_again_with_backoff_and_is_no_try_t
         drop(test.step().await);
         tokio::time::sleep(Duration::from_secs(70)).await;
         drop(test.step().await);
-        test.tracked.refresh(&test.scenario.stored());
+        test.tracked.refresh(&test.stored());
         assert_eq!(test.tracked.observed().tried_for, None);
     });
 }
@@ -191,7 +168,7 @@ fn a_missing_secret_is_reported_and_looked_up_again_with_backoff_and_is_no_try_t
 #[test]
 fn an_open_claim_is_confirmed_by_reading_the_run_after_the_request_timeout_and_the_settle_time() {
     in_virtual_time(1, async {
-        let mut test = Fixture::new();
+        let mut test = Scenario::new();
         test.change(claim_of_another);
         let report = test.step().await;
         let quiet = Duration::from_secs(5) + test.context.rules.request_timeout + SETTLE_TIME;
@@ -212,7 +189,7 @@ fn an_open_claim_is_confirmed_by_reading_the_run_after_the_request_timeout_and_t
 #[test]
 fn a_repeated_stop_is_preceded_by_a_read_and_is_not_sent_if_the_run_has_stopped() {
     in_virtual_time(1, async {
-        let mut test = Fixture::new();
+        let mut test = Scenario::new();
         test.stops(Answer::Own(503), Effect::None);
         drop(test.step().await);
         assert_eq!(test.world.lock().runs[RUN].posts.len(), 1);
@@ -230,7 +207,7 @@ fn a_repeated_stop_is_preceded_by_a_read_and_is_not_sent_if_the_run_has_stopped(
 #[test]
 fn a_run_that_is_unreadable_after_acceptance_ends_the_following_at_the_second_read() {
     in_virtual_time(1, async {
-        let mut test = Fixture::new();
+        let mut test = Scenario::new();
         test.is_stopping();
         test.reads(Answer::Own(403));
         drop(test.step().await);

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use workflow_run_stop_api::{Claim, StopRequest, WorkflowRunStopStatus, workflow_run::TaskInstance};
 use workflow_run_stop_operator::{
     metric_labels::ResultLabel,
-    reconcile::store::{ClaimResult, Claimed, Store, StoreError, WriteResult},
+    reconcile::store::{ClaimResult, Claimed, StoreError, WriteResult},
 };
 
 use crate::{
@@ -17,28 +17,10 @@ use crate::{
     secrets::STATIC,
 };
 
-/// A scenario with a store.
-struct Fixture {
-    scenario: Scenario,
-    store: Store,
-}
-
-impl std::ops::Deref for Fixture {
-    type Target = Scenario;
-
-    fn deref(&self) -> &Scenario {
-        &self.scenario
-    }
-}
-
-impl Fixture {
-    fn new() -> Self {
-        let scenario = Scenario::new();
-        Self { store: Store::new(scenario.client.clone(), "replica-0", scenario.clock.clone()), scenario }
-    }
-
+/// The operations of the store that these tests repeat.
+impl Scenario {
     async fn claim(&self) -> Result<ClaimResult, StoreError> {
-        self.store.claim(&self.stored(), |claim| with_request(Some(claim))).await
+        self.context.store.claim(&self.stored(), |claim| with_request(Some(claim))).await
     }
 
     async fn claimed(&self) -> Claimed {
@@ -49,7 +31,7 @@ impl Fixture {
     }
 
     fn writes(&self, result: &'static str) -> u64 {
-        self.store.writes.get_or_create(&ResultLabel { result }).get()
+        self.context.store.writes.get_or_create(&ResultLabel { result }).get()
     }
 }
 
@@ -70,8 +52,8 @@ fn label(object: &mut Value) {
 #[test]
 fn a_claim_is_made_only_if_it_is_stored() {
     in_virtual_time(1, async {
-        let test = Fixture::new();
-        assert_eq!(test.store.holder(), "replica-0");
+        let test = Scenario::new();
+        assert_eq!(test.context.store.holder(), "replica-0");
         test.faults(&[]);
         let claimed = test.claimed().await;
         assert_eq!(claimed.resource().claim(), test.stored().claim());
@@ -88,7 +70,7 @@ fn a_claim_is_made_only_if_it_is_stored() {
             // Nobody knows.
             (&[Fault::ResponseLost, Fault::RequestLost], false),
         ] {
-            let test = Fixture::new();
+            let test = Scenario::new();
             test.faults(faults);
             let claim = test.claim().await;
             assert_eq!(matches!(claim, Ok(ClaimResult::Claimed(_))), claims, "{faults:?}");
@@ -100,12 +82,12 @@ fn a_claim_is_made_only_if_it_is_stored() {
 #[test]
 fn a_resource_that_changed_or_is_gone_is_not_claimed() {
     in_virtual_time(1, async {
-        let test = Fixture::new();
+        let test = Scenario::new();
         test.faults(&[Fault::ChangedBefore(claim_of_another)]);
         let Ok(ClaimResult::NotClaimed(WriteResult::Changed(now))) = test.claim().await else { panic!("claimed") };
         assert_eq!(now.claim().unwrap().id, "other");
         assert_eq!(test.writes("conflict"), 1);
-        let test = Fixture::new();
+        let test = Scenario::new();
         test.faults(&[Fault::DeletedBefore]);
         assert!(matches!(test.claim().await, Ok(ClaimResult::NotClaimed(WriteResult::Gone))));
         assert_eq!(test.writes("gone"), 1);
@@ -127,11 +109,11 @@ fn an_outcome_is_recorded_until_it_is_stored() {
             // A change in between that leaves the claim: at once, for the newest version.
             (&[Fault::ChangedBefore(label)], "PATCH GET PATCH", (1, 1, 0)),
         ] {
-            let test = Fixture::new();
+            let test = Scenario::new();
             let claimed = test.claimed().await;
             let before = test.writes("stored");
             test.faults(faults);
-            let written = test.store.record(claimed, |_| in_state("stopping")).await;
+            let written = test.context.store.record(claimed, |_| in_state("stopping")).await;
             assert!(matches!(written, WriteResult::Stored(_)), "{faults:?}: {written:?}");
             assert_eq!(test.stored().status, Some(in_state("stopping")), "{faults:?}");
             assert_eq!(test.requests(), requests, "{faults:?}");
@@ -144,15 +126,15 @@ fn an_outcome_is_recorded_until_it_is_stored() {
 #[test]
 fn an_outcome_is_given_up_only_if_the_resource_is_gone_finished_or_claimed_by_another() {
     in_virtual_time(1, async {
-        let test = Fixture::new();
+        let test = Scenario::new();
         let claimed = test.claimed().await;
         test.faults(&[Fault::DeletedBefore]);
-        assert!(matches!(test.store.record(claimed, |_| in_state("stopping")).await, WriteResult::Gone));
+        assert!(matches!(test.context.store.record(claimed, |_| in_state("stopping")).await, WriteResult::Gone));
         for change in [claim_of_another as fn(&mut Value), finish] {
-            let test = Fixture::new();
+            let test = Scenario::new();
             let claimed = test.claimed().await;
             test.faults(&[Fault::ChangedBefore(change)]);
-            let written = test.store.record(claimed, |_| in_state("stopping")).await;
+            let written = test.context.store.record(claimed, |_| in_state("stopping")).await;
             assert!(matches!(written, WriteResult::Changed(_)), "{written:?}");
             assert_eq!(test.stored().status.unwrap().state, None, "the record of another is not overwritten");
         }
@@ -164,17 +146,17 @@ fn an_outcome_that_the_api_server_rejects_is_stored_without_details() {
     in_virtual_time(1, async {
         let with_tasks =
             || WorkflowRunStopStatus { task_instances: Some(vec![TaskInstance::default()]), ..in_state("stopping") };
-        let test = Fixture::new();
+        let test = Scenario::new();
         let claimed = test.claimed().await;
         test.faults(&[Fault::Refused(422)]);
-        assert!(matches!(test.store.record(claimed, |_| with_tasks()).await, WriteResult::Stored(_)));
+        assert!(matches!(test.context.store.record(claimed, |_| with_tasks()).await, WriteResult::Stored(_)));
         assert_eq!(test.stored().status, Some(with_tasks().bare()));
         // An update does the same at once, if there are details to leave out.
         for (status, requests, stored) in [(with_tasks(), "PATCH GET PATCH", true), (in_state("x"), "PATCH GET", false)]
         {
-            let test = Fixture::new();
+            let test = Scenario::new();
             test.faults(&[Fault::Refused(422)]);
-            let written = test.store.update(&test.stored(), status.clone()).await;
+            let written = test.context.store.update(&test.stored(), status.clone()).await;
             assert_eq!(matches!(written, Ok(WriteResult::Stored(_))), stored, "{written:?}");
             assert_eq!(matches!(written, Err(StoreError::Invalid(_))), !stored, "{written:?}");
             assert_eq!(test.requests(), requests);
@@ -185,17 +167,17 @@ fn an_outcome_that_the_api_server_rejects_is_stored_without_details() {
 #[test]
 fn an_update_builds_on_the_version_that_was_read_and_is_skipped_if_nothing_changes() {
     in_virtual_time(1, async {
-        let test = Fixture::new();
-        let written = test.store.update(&test.stored(), in_state("a")).await.unwrap();
+        let test = Scenario::new();
+        let written = test.context.store.update(&test.stored(), in_state("a")).await.unwrap();
         let WriteResult::Stored(stored) = written else { panic!("{written:?}") };
         test.faults(&[]);
-        assert!(matches!(test.store.update(&stored, in_state("a")).await, Ok(WriteResult::Same)));
+        assert!(matches!(test.context.store.update(&stored, in_state("a")).await, Ok(WriteResult::Same)));
         assert_eq!(test.requests(), "", "nothing is sent");
         test.faults(&[Fault::ChangedBefore(label)]);
-        assert!(matches!(test.store.update(&stored, in_state("b")).await, Ok(WriteResult::Changed(_))));
+        assert!(matches!(test.context.store.update(&stored, in_state("b")).await, Ok(WriteResult::Changed(_))));
         assert_eq!(test.stored().status, Some(in_state("a")));
         test.faults(&[Fault::Refused(500)]);
-        assert!(matches!(test.store.announce(&test.stored(), in_state("b")).await, Err(StoreError::Kube(_))));
+        assert!(matches!(test.context.store.announce(&test.stored(), in_state("b")).await, Err(StoreError::Kube(_))));
         assert_eq!((test.writes("stored"), test.writes("conflict"), test.writes("failed")), (1, 1, 1));
     });
 }
@@ -203,25 +185,26 @@ fn an_update_builds_on_the_version_that_was_read_and_is_skipped_if_nothing_chang
 #[test]
 fn a_secret_is_cached_for_one_second_and_one_read_serves_all_that_wait() {
     in_virtual_time(1, async {
-        let test = Fixture::new();
+        let test = Scenario::new();
         let (namespace, name) = {
             let inner = test.world.lock();
             (inner.namespaces()[0], STATIC)
         };
         test.faults(&[]);
-        let (first, second) = tokio::join!(test.store.secret(namespace, name), test.store.secret(namespace, name));
+        let (first, second) =
+            tokio::join!(test.context.store.secret(namespace, name), test.context.store.secret(namespace, name));
         let version = first.unwrap().unwrap().version;
         assert_eq!(second.unwrap().unwrap().version, version);
         assert_eq!(test.requests(), "GET");
         tokio::time::advance(Duration::from_millis(900)).await;
-        assert!(test.store.secret(namespace, name).await.unwrap().is_some());
+        assert!(test.context.store.secret(namespace, name).await.unwrap().is_some());
         assert_eq!(test.requests(), "GET", "it is still fresh");
         tokio::time::advance(Duration::from_millis(200)).await;
-        assert!(test.store.secret(namespace, "none").await.unwrap().is_none());
-        assert!(test.store.secret(namespace, name).await.unwrap().is_some());
+        assert!(test.context.store.secret(namespace, "none").await.unwrap().is_none());
+        assert!(test.context.store.secret(namespace, name).await.unwrap().is_some());
         assert_eq!(test.requests(), "GET GET GET", "it is read again");
         test.faults(&[Fault::Refused(403)]);
         tokio::time::advance(Duration::from_secs(2)).await;
-        assert!(test.store.secret(namespace, name).await.is_err_and(|error| error.is_forbidden()));
+        assert!(test.context.store.secret(namespace, name).await.is_err_and(|error| error.is_forbidden()));
     });
 }

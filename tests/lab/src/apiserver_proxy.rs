@@ -55,7 +55,7 @@ pub struct ProxiedRequest {
     pub status: Option<u16>,
 }
 
-/// How the proxy handles a request.
+/// The action of the proxy for one request.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum ProxyAction {
     /// Forwards the request and the response.

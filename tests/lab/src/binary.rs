@@ -2,26 +2,26 @@
 //! Never returns a program that is older than its source: cargo builds it first.
 
 use std::{
-    collections::HashMap,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::{LazyLock, Mutex},
+    sync::LazyLock,
 };
 
-static BUILT: LazyLock<Mutex<HashMap<String, PathBuf>>> = LazyLock::new(Mutex::default);
+/// The programs of the workspace, built at the first use in this process.
+static PROGRAMS: LazyLock<Vec<PathBuf>> = LazyLock::new(build);
 
-/// Builds a program of this workspace, once per process, and returns its path.
+/// Builds the programs of this workspace, once per process, and returns the path of one.
 ///
-/// All programs of the workspace are built, as by `make`, so that cargo builds their dependencies only once.
+/// All of them are built, as by `make`, so that cargo builds their dependencies only once.
 ///
 /// # Panics
-/// If cargo cannot build it, or if there is no program of this name.
+/// If cargo cannot build them, or if there is no program of this name.
 pub fn binary(name: &str) -> PathBuf {
-    let mut built = BUILT.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    built.entry(name.to_owned()).or_insert_with(|| build(name)).clone()
+    let found = PROGRAMS.iter().find(|path| path.file_stem().is_some_and(|stem| stem == name));
+    found.unwrap_or_else(|| panic!("the workspace has no program {name}")).clone()
 }
 
-fn build(name: &str) -> PathBuf {
+fn build() -> Vec<PathBuf> {
     let workspace =
         Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("tests/lab is two levels below the workspace");
     let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
@@ -31,13 +31,9 @@ fn build(name: &str) -> PathBuf {
         .stderr(Stdio::inherit())
         .output()
         .expect("cargo can be started");
-    assert!(output.status.success(), "cargo cannot build {name}: {}", output.status);
+    assert!(output.status.success(), "cargo cannot build the workspace: {}", output.status);
     let messages = String::from_utf8_lossy(&output.stdout);
-    let executables = messages.lines().filter_map(|line| {
-        serde_json::from_str::<serde_json::Value>(line).ok()?["executable"].as_str().map(PathBuf::from)
-    });
-    executables
-        .into_iter()
-        .find(|path| path.file_stem().is_some_and(|stem| stem == name))
-        .unwrap_or_else(|| panic!("the workspace has no program {name}"))
+    let executable =
+        |line: &str| serde_json::from_str::<serde_json::Value>(line).ok()?["executable"].as_str().map(PathBuf::from);
+    messages.lines().filter_map(executable).collect()
 }

@@ -26,7 +26,7 @@ pub(super) struct Ports {
     pub(super) etcd_peer: u16,
 }
 
-/// What the shell process has reported so far.
+/// The state that the shell process reported last.
 #[derive(Debug, Default)]
 struct State {
     /// The running programs and their process ids.

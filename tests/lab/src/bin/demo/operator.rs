@@ -26,7 +26,7 @@ const TAIL_LINES: usize = 40;
 /// The running operator.
 pub struct Operator {
     supervisor: Child,
-    /// When it closes, the operator gets SIGTERM and the folder is removed.
+    /// The input of the supervisor. Closing it sends SIGTERM to the operator and removes the folder.
     pipe: ChildStdin,
     status: watch::Receiver<Option<String>>,
     folder: PathBuf,
