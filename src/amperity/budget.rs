@@ -22,7 +22,7 @@ use tokio::{
 use crate::amperity::{
     endpoint::BudgetKey,
     purpose::Purpose,
-    tenant_budget::{Grant, IN_TRANSIT, MAX_LEAD, MIN_LEAD, QueuePosition, TenantBudget},
+    tenant_budget::{Grant, QueuePosition, TenantBudget},
 };
 
 /// A snapshot of one budget, for the metrics.
@@ -73,14 +73,7 @@ impl Budget {
     pub async fn acquire(&self, key: &BudgetKey, purpose: Purpose, created: Timestamp) -> Slot {
         let entry = self.enqueue(key, purpose, created);
         loop {
-            let granted = self.with_tenant(key, |tenant| {
-                let now = Instant::now();
-                if tenant.queue.first_key_value().is_none_or(|(first, _)| *first != entry.position) {
-                    return Grant::OnChange;
-                }
-                tenant.try_grant(now)
-            });
-            match granted {
+            match self.with_tenant(key, |tenant| tenant.try_grant(&entry.position, Instant::now())) {
                 Grant::Slot { id, turn } => {
                     let turn = Mutex::new(Turn { at: turn, preparing_since: Instant::now() });
                     return Slot { budget: self.clone(), key: key.clone(), id, turn, sent_at: SetOnce::new() };
@@ -103,18 +96,18 @@ impl Budget {
         let tenants = self.lock();
         let state = |(key, tenant): (&BudgetKey, &TenantBudget)| {
             let mut waiting = BTreeMap::from(Purpose::ALL.map(|purpose| (purpose, 0)));
-            for (purpose, ..) in tenant.queue.keys() {
-                *waiting.entry(*purpose).or_default() += 1;
+            for purpose in tenant.waiting() {
+                *waiting.entry(purpose).or_default() += 1;
             }
             let closed_for = tenant.closure_end(now).map(|until| until - now);
-            State { tenant: key.tenant().to_owned(), rate: tenant.rate.rate(now), closed_for, waiting }
+            State { tenant: key.tenant().to_owned(), rate: tenant.rate(now), closed_for, waiting }
         };
         tenants.iter().map(state).collect()
     }
 
     /// Returns true if requests wait for a slot of this budget.
     pub fn has_waiting_requests(&self, key: &BudgetKey) -> bool {
-        self.lock().get(key).is_some_and(|tenant| !tenant.queue.is_empty())
+        self.lock().get(key).is_some_and(|tenant| tenant.waiting().next().is_some())
     }
 
     /// Returns the limit for each tenant, in requests per second.
@@ -124,12 +117,7 @@ impl Budget {
 
     fn enqueue(&self, key: &BudgetKey, purpose: Purpose, created: Timestamp) -> QueueEntry<'_> {
         let woken = Arc::new(Notify::new());
-        let position = self.with_tenant(key, |tenant| {
-            tenant.next_id += 1;
-            let position = (purpose, created, tenant.next_id);
-            tenant.queue.insert(position, woken.clone());
-            position
-        });
+        let position = self.with_tenant(key, |tenant| tenant.enqueue(purpose, created, woken.clone()));
         QueueEntry { budget: self, key: key.clone(), position, woken }
     }
 
@@ -149,9 +137,7 @@ impl Budget {
         let mut tenants = self.lock();
         let Some(tenant) = tenants.get_mut(key) else { return };
         work(tenant);
-        if let Some((_, first)) = tenant.queue.first_key_value() {
-            first.notify_one();
-        }
+        tenant.wake_first();
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<BudgetKey, TenantBudget>> {
@@ -169,9 +155,7 @@ struct QueueEntry<'a> {
 
 impl Drop for QueueEntry<'_> {
     fn drop(&mut self) {
-        self.budget.update(&self.key, |tenant| {
-            tenant.queue.remove(&self.position);
-        });
+        self.budget.update(&self.key, |tenant| tenant.leave_queue(&self.position));
     }
 }
 
@@ -180,7 +164,7 @@ impl Slot {
     pub async fn wait_until_near_turn(&self) {
         loop {
             self.wait_while_closed().await;
-            let (turn, lead) = (self.lock_turn().at, self.with_tenant(|tenant| tenant.lead));
+            let (turn, lead) = (self.lock_turn().at, self.with_tenant(|tenant| tenant.lead()));
             let Some(wait) = (turn - lead).checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero()) else {
                 return;
             };
@@ -194,7 +178,7 @@ impl Slot {
     async fn wait_while_closed(&self) {
         while let Some(until) = self.with_tenant(|tenant| tenant.closure_end(Instant::now())) {
             sleep_until(until).await;
-            let at = self.with_tenant(|tenant| *tenant.last_turn.insert(tenant.earliest_turn(Instant::now())));
+            let at = self.with_tenant(|tenant| tenant.retake_turn(Instant::now()));
             *self.lock_turn() = Turn { at, preparing_since: Instant::now() };
         }
     }
@@ -202,7 +186,7 @@ impl Slot {
     /// Waits for the turn. To be called when all preparations are done: their duration adjusts the lead.
     pub async fn wait_for_turn(&self) {
         let took = self.lock_turn().preparing_since.elapsed();
-        self.with_tenant(|tenant| tenant.lead = ((tenant.lead * 3 + took) / 4).clamp(MIN_LEAD, MAX_LEAD));
+        self.with_tenant(|tenant| tenant.learn_lead(took));
         loop {
             let turn = self.lock_turn().at;
             sleep_until(turn).await;
@@ -225,9 +209,7 @@ impl Slot {
     pub fn mark_sent(&self) {
         let now = Instant::now();
         if self.sent_at.set(now).is_ok() {
-            self.budget.update(&self.key, |tenant| {
-                tenant.counted.insert(self.id, Some(now + IN_TRANSIT));
-            });
+            self.budget.update(&self.key, |tenant| tenant.record_sent(self.id, now));
         }
     }
 
@@ -244,34 +226,20 @@ impl Slot {
     /// Records a 429: it closes the budget for all requests of the tenant.
     pub fn record_rate_limited(&self, retry_after: Option<Duration>) {
         let Some(sent_at) = self.sent_at() else { return };
-        self.budget.update(&self.key, |tenant| {
-            tenant.mark_arrived(self.id, sent_at);
-            tenant.close(sent_at, retry_after);
-        });
+        self.budget.update(&self.key, |tenant| tenant.record_rate_limited(self.id, sent_at, retry_after));
     }
 
     /// Records a response other than 429.
     pub fn record_answered(&self) {
         let Some(sent_at) = self.sent_at() else { return };
-        self.budget.update(&self.key, |tenant| {
-            tenant.mark_arrived(self.id, sent_at);
-            if tenant.closed_until.is_none_or(|until| until <= sent_at) {
-                tenant.consecutive_429s = 0;
-                tenant.closed_until = None;
-            }
-        });
+        self.budget.update(&self.key, |tenant| tenant.record_answered(self.id, sent_at));
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
         let unused = self.sent_at().is_none();
-        self.budget.update(&self.key, |tenant| {
-            tenant.slots -= 1;
-            if unused {
-                tenant.counted.remove(&self.id);
-            }
-        });
+        self.budget.update(&self.key, |tenant| tenant.release(self.id, unused));
     }
 }
 
@@ -279,7 +247,7 @@ impl Drop for Slot {
 mod tests {
     use super::*;
     use crate::amperity::endpoint::{AllowedHosts, Endpoints};
-    use crate::amperity::tenant_budget::WINDOW;
+    use crate::amperity::tenant_budget::{IN_TRANSIT, MAX_LEAD, MIN_LEAD, WINDOW};
 
     fn key(tenant: &str) -> BudgetKey {
         let endpoints = Endpoints::new("https://app.amperity.com/api", AllowedHosts::parse("").unwrap()).unwrap();

@@ -34,25 +34,25 @@ pub type QueuePosition = (Purpose, Timestamp, u64);
 pub struct TenantBudget {
     per_second: u32,
     /// The rate after recent 429s.
-    pub rate: AdaptiveRate,
+    rate: AdaptiveRate,
     /// The latest turn that was assigned.
-    pub last_turn: Option<Instant>,
+    last_turn: Option<Instant>,
     /// The end of the closure after a 429.
-    pub closed_until: Option<Instant>,
+    closed_until: Option<Instant>,
     /// The arrival of the last 429 whose request was written after the 429 before it arrived.
     last_429: Option<Instant>,
     /// The number of such 429s since another response.
-    pub consecutive_429s: u32,
+    consecutive_429s: u32,
     /// The recent time from the grant of a slot to a request that is ready to be written.
-    pub lead: Duration,
+    lead: Duration,
     /// The id of the last slot or queue entry.
-    pub next_id: u64,
+    next_id: u64,
     /// The number of slots that are not dropped: their requests may still get a 429.
-    pub slots: usize,
+    slots: usize,
     /// The requests that count, with the start of their window; `None` while a slot is unused.
-    pub counted: BTreeMap<u64, Option<Instant>>,
+    counted: BTreeMap<u64, Option<Instant>>,
     /// The requests that wait for a slot.
-    pub queue: BTreeMap<QueuePosition, Arc<Notify>>,
+    queue: BTreeMap<QueuePosition, Arc<Notify>>,
 }
 
 /// The result of asking for a slot.
@@ -88,8 +88,41 @@ impl TenantBudget {
         }
     }
 
-    /// Grants a slot, or returns when to try again.
-    pub fn try_grant(&mut self, now: Instant) -> Grant {
+    /// Adds a request to the queue. `created` is the time of the resource's creation.
+    pub fn enqueue(&mut self, purpose: Purpose, created: Timestamp, woken: Arc<Notify>) -> QueuePosition {
+        self.next_id += 1;
+        let position = (purpose, created, self.next_id);
+        self.queue.insert(position, woken);
+        position
+    }
+
+    /// Removes a request from the queue.
+    pub fn leave_queue(&mut self, position: &QueuePosition) {
+        self.queue.remove(position);
+    }
+
+    /// Wakes the first request in the queue.
+    pub fn wake_first(&self) {
+        if let Some((_, first)) = self.queue.first_key_value() {
+            first.notify_one();
+        }
+    }
+
+    /// Returns the purposes of the requests in the queue.
+    pub fn waiting(&self) -> impl Iterator<Item = Purpose> {
+        self.queue.keys().map(|(purpose, ..)| *purpose)
+    }
+
+    /// Returns the rate that is allowed now, in requests per second.
+    pub fn rate(&self, now: Instant) -> f64 {
+        self.rate.rate(now)
+    }
+
+    /// Grants a slot to the request at this position of the queue, or returns when to try again.
+    pub fn try_grant(&mut self, position: &QueuePosition, now: Instant) -> Grant {
+        if self.queue.first_key_value().is_none_or(|(first, _)| first != position) {
+            return Grant::OnChange;
+        }
         let guarded = !is_injected(Fault::ClaimBeforeSlot);
         if let Some(until) = self.closure_end(now).filter(|_| guarded) {
             return Grant::At(until);
@@ -114,7 +147,7 @@ impl TenantBudget {
     }
 
     /// Returns the earliest turn that the adaptive rate allows.
-    pub fn earliest_turn(&self, now: Instant) -> Instant {
+    fn earliest_turn(&self, now: Instant) -> Instant {
         let next = self.last_turn.zip(self.rate.interval(now)).map(|(last, interval)| last + interval);
         next.map_or(now, |next| next.max(now))
     }
@@ -124,8 +157,51 @@ impl TenantBudget {
         self.closed_until.filter(|until| now < *until)
     }
 
+    /// Takes a new turn after a closure.
+    pub fn retake_turn(&mut self, now: Instant) -> Instant {
+        *self.last_turn.insert(self.earliest_turn(now))
+    }
+
+    /// Returns the recent time from the grant of a slot to a request that is ready to be written.
+    pub fn lead(&self) -> Duration {
+        self.lead
+    }
+
+    /// Records how long the preparations of a request took.
+    pub fn learn_lead(&mut self, took: Duration) {
+        self.lead = ((self.lead * 3 + took) / 4).clamp(MIN_LEAD, MAX_LEAD);
+    }
+
+    /// Records that a request is written.
+    pub fn record_sent(&mut self, id: u64, now: Instant) {
+        self.counted.insert(id, Some(now + IN_TRANSIT));
+    }
+
+    /// Records a 429 to a request that was written at `sent_at`.
+    pub fn record_rate_limited(&mut self, id: u64, sent_at: Instant, retry_after: Option<Duration>) {
+        self.mark_arrived(id, sent_at);
+        self.close(sent_at, retry_after);
+    }
+
+    /// Records a response other than 429. It ends the backoff, if the request was written after the last closure.
+    pub fn record_answered(&mut self, id: u64, sent_at: Instant) {
+        self.mark_arrived(id, sent_at);
+        if self.closed_until.is_none_or(|until| until <= sent_at) {
+            self.consecutive_429s = 0;
+            self.closed_until = None;
+        }
+    }
+
+    /// Drops a slot, and gives it back if it is unused.
+    pub fn release(&mut self, id: u64, unused: bool) {
+        self.slots -= 1;
+        if unused {
+            self.counted.remove(&id);
+        }
+    }
+
     /// Records that a request was answered and so has arrived.
-    pub fn mark_arrived(&mut self, id: u64, sent_at: Instant) {
+    fn mark_arrived(&mut self, id: u64, sent_at: Instant) {
         self.counted.insert(id, Some(Instant::now().min(sent_at + IN_TRANSIT)));
     }
 
