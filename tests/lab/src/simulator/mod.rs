@@ -23,6 +23,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use tokio::net::TcpSocket;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -44,6 +45,8 @@ pub struct Simulator {
     address: SocketAddr,
     tls: Option<(TlsAcceptor, String)>,
     server: Option<JoinHandle<()>>,
+    /// Keeps the port while offline: otherwise another test's simulator could get it.
+    reserved: Option<TcpSocket>,
 }
 
 /// The point at which stop requests are held.
@@ -94,7 +97,7 @@ impl Simulator {
 
     async fn start_with(address: SocketAddr, tls: Option<(TlsAcceptor, String)>) -> Self {
         let (listener, address) = server::bind(address).await;
-        let mut simulator = Simulator { shared: Arc::new(Shared::new()), address, tls, server: None };
+        let mut simulator = Simulator { shared: Arc::new(Shared::new()), address, tls, server: None, reserved: None };
         simulator.serve(listener);
         simulator
     }
@@ -111,14 +114,14 @@ impl Simulator {
             server.abort();
             // The sockets are closed when the task has ended.
             let _ = server.await;
+            self.reserved = Some(server::reserve(self.address));
         }
     }
 
     /// Accepts connections again, at the same address.
     pub async fn go_online(&mut self) {
-        if self.server.is_none() {
-            let (listener, _) = server::bind(self.address).await;
-            self.serve(listener);
+        if let Some(reserved) = self.reserved.take() {
+            self.serve(server::listen(reserved));
         }
     }
 

@@ -14,7 +14,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
@@ -43,6 +43,20 @@ pub(super) async fn bind(address: SocketAddr) -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind(address).await.expect("the address can be bound");
     let address = listener.local_addr().expect("a bound socket has an address");
     (listener, address)
+}
+
+/// Binds a socket that refuses connections until [`listen`]. Until then no other socket gets its port.
+pub(super) fn reserve(address: SocketAddr) -> TcpSocket {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.expect("a socket is free");
+    // Connections that were closed a moment ago still have the address.
+    socket.set_reuseaddr(true).expect("a new socket takes options");
+    socket.bind(address).expect("the address was in use by this simulator only");
+    socket
+}
+
+/// Accepts connections again.
+pub(super) fn listen(reserved: TcpSocket) -> TcpListener {
+    reserved.listen(1024).expect("a bound socket can listen")
 }
 
 /// Serves until its task is aborted, which also closes the connections.
