@@ -128,33 +128,37 @@ pub struct CredentialCache(Arc<Mutex<CacheState>>);
 struct CacheState {
     tokens: HashMap<CredentialsKey, (Token, Instant)>,
     fetch_locks: HashMap<CredentialsKey, Arc<AsyncMutex<()>>>,
-    refusals: HashMap<CredentialsKey, HashMap<Scope, RefusalRecord>>,
+    refusals: HashMap<CredentialsKey, HashMap<Refused, RefusalRecord>>,
 }
 
 impl CacheState {
     /// Returns the refusals of these credentials that block requests for this purpose.
     fn refusals(&self, key: &CredentialsKey, purpose: Purpose) -> impl Iterator<Item = &RefusalRecord> {
         let known = self.refusals.get(key);
-        Scope::of(purpose).iter().filter_map(move |scope| known?.get(scope))
+        Refused::blocking(purpose).iter().filter_map(move |refused| known?.get(refused))
     }
 }
 
-/// The requests that a refusal blocks.
+/// What was refused. Each kind has its own backoff, since different answers end it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Scope {
-    /// Every request.
-    All,
-    /// Stop requests only: reading a run does not need the right to stop it.
-    Stops,
+enum Refused {
+    /// A token, by the token endpoint: blocks every request until one is issued.
+    Issuing,
+    /// The token, with a 401: blocks every request until the API accepts it.
+    Token,
+    /// A stop, with a 403: blocks stop requests only, since reading a run does not need the right to stop it.
+    Stop,
 }
 
-impl Scope {
-    /// Returns the scopes that include requests for this purpose.
-    fn of(purpose: Purpose) -> &'static [Self] {
+impl Refused {
+    /// Returns the kinds that block requests for this purpose.
+    fn blocking(purpose: Purpose) -> &'static [Self] {
         match purpose {
-            Purpose::Stop => &[Self::All, Self::Stops],
-            Purpose::Read | Purpose::Token if is_injected(Fault::ForbiddenBlocksReads) => &[Self::All, Self::Stops],
-            Purpose::Read | Purpose::Token => &[Self::All],
+            Purpose::Stop => &[Self::Issuing, Self::Token, Self::Stop],
+            Purpose::Read | Purpose::Token if is_injected(Fault::ForbiddenBlocksReads) => {
+                &[Self::Issuing, Self::Token, Self::Stop]
+            }
+            Purpose::Read | Purpose::Token => &[Self::Issuing, Self::Token],
         }
     }
 }
@@ -178,10 +182,12 @@ pub struct Permit {
 /// The reason why credentials are in backoff.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// 401, or the token endpoint refused the client.
+    /// 401.
     Unauthorized,
     /// Amperity answered a stop request with its own 403.
     Forbidden,
+    /// The token endpoint refused the client.
+    ClientRefused,
     /// The token endpoint answered 429.
     RateLimited,
     /// The token endpoint could not be reached.
@@ -191,10 +197,11 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    fn scope(self) -> Scope {
+    fn refused(self) -> Refused {
         match self {
-            Self::Forbidden => Scope::Stops,
-            Self::Unauthorized | Self::RateLimited | Self::Unreachable | Self::Unavailable => Scope::All,
+            Self::Unauthorized => Refused::Token,
+            Self::Forbidden => Refused::Stop,
+            Self::ClientRefused | Self::RateLimited | Self::Unreachable | Self::Unavailable => Refused::Issuing,
         }
     }
 }
@@ -218,11 +225,15 @@ impl CredentialCache {
         (Instant::now() < *renew_at).then(|| token.clone())
     }
 
-    /// Caches a fetched token until it is due for renewal. `lifetime` is the time until it expires.
+    /// Caches a fetched token until it is due for renewal, and ends the backoff of token requests. `lifetime` is the time
+    /// until the token expires.
     pub fn store_token(&self, key: CredentialsKey, token: Token, lifetime: Duration) {
         let now = Instant::now();
         let mut state = self.lock();
         state.tokens.retain(|_, (_, renew_at)| now < *renew_at);
+        if let Some(records) = state.refusals.get_mut(&key) {
+            records.remove(&Refused::Issuing);
+        }
         let renew_at = now + (lifetime - RENEW_BEFORE_EXPIRY.min(lifetime / 10));
         state.tokens.insert(key, (token, renew_at));
     }
@@ -261,8 +272,8 @@ impl CredentialCache {
         if let Some(backoff) = backoff {
             return Err(backoff);
         }
-        for scope in Scope::of(purpose) {
-            if let Some(record) = state.refusals.get_mut(key).and_then(|records| records.get_mut(scope)) {
+        for refused in Refused::blocking(purpose) {
+            if let Some(record) = state.refusals.get_mut(key).and_then(|records| records.get_mut(refused)) {
                 record.until = now + TRIAL_TIME;
             }
         }
@@ -291,7 +302,7 @@ impl CredentialCache {
             !records.is_empty()
         });
         let records = state.refusals.entry(key.clone()).or_default();
-        let count = match records.get(&refusal.scope()) {
+        let count = match records.get(&refusal.refused()) {
             // This request was in flight already when another one was refused, so it says nothing new.
             Some(record) if issued_at < record.since => return,
             Some(record) => record.count,
@@ -300,14 +311,14 @@ impl CredentialCache {
         let backoff = FIRST_BACKOFF.saturating_mul(1 << count.min(10)).min(MAX_BACKOFF);
         let until = now + backoff.mul_f64(rng::upper_half());
         let record = RefusalRecord { count: count + 1, refusal, detail: detail.to_owned(), since: now, until };
-        records.insert(refusal.scope(), record);
+        records.insert(refusal.refused(), record);
     }
 
     /// Records that the API accepted these credentials for this purpose, which ends the backoffs that concern it.
     pub fn record_acceptance(&self, key: &CredentialsKey, purpose: Purpose) {
         let mut state = self.lock();
         if let Some(records) = state.refusals.get_mut(key) {
-            records.retain(|scope, _| !Scope::of(purpose).contains(scope));
+            records.retain(|refused, _| !Refused::blocking(purpose).contains(refused));
         }
     }
 
@@ -416,6 +427,24 @@ mod tests {
         assert!(cache.admit(&key("1"), Purpose::Stop).is_err(), "the others wait for the trial");
         cache.record_acceptance(&key("1"), Purpose::Stop);
         assert!(cache.admit(&key("1"), Purpose::Stop).is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_issued_token_ends_the_backoff_of_token_requests_and_no_other() {
+        for (refusal, ends) in [
+            (Refusal::ClientRefused, true),
+            (Refusal::RateLimited, true),
+            (Refusal::Unreachable, true),
+            (Refusal::Unavailable, true),
+            (Refusal::Unauthorized, false),
+            (Refusal::Forbidden, false),
+        ] {
+            let cache = CredentialCache::default();
+            let permit = cache.admit(&key("1"), Purpose::Stop).unwrap();
+            cache.record_refusal(&key("1"), permit, refusal, "");
+            cache.store_token(key("1"), Token::bearer("t").unwrap(), Duration::from_secs(3600));
+            assert_eq!(cache.admit(&key("1"), Purpose::Stop).is_ok(), ends, "{refusal:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -155,7 +155,7 @@ impl Context {
                 self.credential_cache.store_token(key.clone(), token.clone(), valid);
                 return Ok(Access { token, key, permit, origin: Origin::Fetched });
             }
-            TokenAnswer::Refused(info) => (Refusal::Unauthorized, info.detail()),
+            TokenAnswer::Refused(info) => (Refusal::ClientRefused, info.detail()),
             TokenAnswer::RateLimited(info) => (Refusal::RateLimited, info.detail()),
             TokenAnswer::NotSent(why) => (Refusal::Unreachable, why),
             TokenAnswer::Unavailable(why) => (Refusal::Unavailable, why),
@@ -188,7 +188,11 @@ impl Context {
     pub fn judge(&self, access: &Access, answer: &StopAnswer) -> Retry {
         match answer {
             StopAnswer::Unauthorized(info) => return self.refused(access, Refusal::Unauthorized, &info.detail()),
-            StopAnswer::Forbidden(info) => return self.refused(access, Refusal::Forbidden, &info.detail()),
+            StopAnswer::Forbidden(info) => {
+                // Amperity knows the token: only the right to stop is missing.
+                self.credential_cache.record_acceptance(&access.key, Purpose::Read);
+                return self.refused(access, Refusal::Forbidden, &info.detail());
+            }
             StopAnswer::Accepted(..)
             | StopAnswer::NotFound(_)
             | StopAnswer::Conflict(_)
@@ -224,7 +228,7 @@ impl Context {
 
 fn reason_of(refusal: Refusal) -> Reason {
     match refusal {
-        Refusal::Unauthorized => Reason::Unauthorized,
+        Refusal::Unauthorized | Refusal::ClientRefused => Reason::Unauthorized,
         Refusal::Forbidden => Reason::Forbidden,
         Refusal::RateLimited => Reason::RateLimited,
         Refusal::Unreachable => Reason::Unreachable,

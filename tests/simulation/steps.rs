@@ -166,6 +166,25 @@ fn a_missing_secret_is_reported_and_looked_up_again_with_backoff_and_is_no_try_t
 }
 
 #[test]
+fn a_403_to_a_stop_ends_the_backoff_that_an_earlier_401_started_for_reads() {
+    in_virtual_time(1, async {
+        let mut test = Scenario::new();
+        for (answer, reason) in [(401, Reason::Unauthorized), (403, Reason::Forbidden)] {
+            test.stops(Answer::Own(answer), Effect::None);
+            while test.reason() != Some(reason) {
+                drop(test.step_that_writes().await);
+            }
+        }
+        // Accepted by another replica with other credentials.
+        test.change(|object| {
+            object["status"]["stopRequest"]["acceptedTime"] = "2027-01-15T08:00:00Z".into();
+        });
+        let report = test.step_that_writes().await;
+        assert!(matches!(report.outcome, StepOutcome::RunRead), "{report:?}");
+    });
+}
+
+#[test]
 fn an_open_claim_is_confirmed_by_reading_the_run_after_the_request_timeout_and_the_settle_time() {
     in_virtual_time(1, async {
         let mut test = Scenario::new();
