@@ -2,7 +2,7 @@
 # Never hides what it runs: each target calls cargo, or prints what it does instead. Only cargo and go download anything.
 
 .DEFAULT_GOAL := help
-.PHONY: help check rustdoc package demo test simulate mutants bench soak build image e2e plugin fmt fmt-check clippy lint crd chart-docs api-docs check-drift tools control-plane
+.PHONY: help check rustdoc package demo test simulate mutants bench soak build image e2e plugin fmt fmt-check clippy lint crd chart-docs api-docs pictures check-drift tools control-plane
 
 CRD := crds/workflowrunstops.yaml
 CHART := charts/workflow-run-stop-operator
@@ -100,25 +100,35 @@ crd: ## Generates crds/workflowrunstops.yaml and the chart's copy from the Rust 
 	@$(operator) && "$$operator" crd >$(CRD).new && mv -f $(CRD).new $(CRD) || { rm -f $(CRD).new; exit 1; }
 	@cp $(CRD) $(CHART)/files/crd.yaml
 
-# helm-docs is pinned in tests/lab/helm-docs.
-helm_docs = cd tests/lab/helm-docs && go tool helm-docs --chart-search-root ../../../charts --log-level warning
+# The version is pinned in the module.
+helm_docs = cd tests/lab/go/helm-docs && go tool helm-docs --chart-search-root ../../../../charts --log-level warning
 
 chart-docs: ## Generates the chart's README.md from its values.yaml
 	@$(helm_docs)
+
+# The themes for light and dark pages. The version is pinned in the module.
+draw = cd tests/lab/go/d2 && GOWORK=off go tool d2 --layout elk --theme 0 --dark-theme 200
+PICTURES := overview architecture protocol
+
+pictures: ## Draws docs/images/*.svg from the .d2 files beside them
+	@for picture in $(PICTURES); do (file=$$PWD/docs/images/$$picture; $(draw) "$$file.d2" "$$file.svg") || exit 1; done
 
 api_docs = page=$$($(call program,api-docs)) && [ -n "$$page" ]
 
 api-docs: ## Generates docs/api.md from the CustomResourceDefinition
 	@$(api_docs) && "$$page" <$(CRD) >$(API).new && mv -f $(API).new $(API) || { rm -f $(API).new; exit 1; }
 
-check-drift: ## Fails if crds/, docs/api.md or the chart's README.md is out of date
+check-drift: ## Fails if crds/, docs/api.md, the chart's README.md or a picture is out of date
 	@$(api_docs) && "$$page" <$(CRD) | diff -u $(API) - || \
 	  { echo '$(API) does not match $(CRD): run `make api-docs` and commit the result' >&2; exit 1; }
 	@($(helm_docs) --dry-run) | diff -u $(CHART)/README.md - || \
 	  { echo '$(CHART)/README.md does not match values.yaml and README.md.gotmpl: run `make chart-docs` and commit the result' >&2; exit 1; }
 	@$(operator) && printed=$$("$$operator" crd) || exit 1; printf '%s\n' "$$printed" | diff -u $(CRD) - || \
 	  { echo '$(CRD) does not match the output of `workflow-run-stop-operator crd`: run `make crd` and commit the result' >&2; exit 1; }
-	@echo '$(CRD), $(API) and $(CHART)/README.md are up to date'
+	@for picture in $(PICTURES); do file=$$PWD/docs/images/$$picture; \
+	  ($(draw) --stdout-format svg "$$file.d2" - 2>/dev/null) | cmp - "$$file.svg" || \
+	  { echo "docs/images/$$picture.svg does not match its .d2 file: run \`make pictures\` and commit the result" >&2; exit 1; }; done
+	@echo '$(CRD), $(API), $(CHART)/README.md and docs/images are up to date'
 
 tools:
 	@command -v cargo >/dev/null || { echo 'cargo is missing: install Rust (see rust-version in Cargo.toml)' >&2; exit 1; }

@@ -25,10 +25,10 @@ fn archive(folder: &Path) -> PathBuf {
     folder.join(format!("kubectl-stop_run-{VERSION}-linux-amd64.tar.gz"))
 }
 
-/// Returns the command of a program of krew, at the version pinned in tests/lab/krew.
+/// Returns the command of a program of krew, at the version pinned in tests/lab/go/krew.
 fn krew(program: &str, root: &Path) -> Command {
     let mut command = Command::new("go");
-    command.args(["tool", program]).current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/lab/krew"));
+    command.args(["tool", program]).current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/lab/go/krew"));
     command.env("GOWORK", "off").env("GOFLAGS", "-mod=readonly").env("KREW_ROOT", root);
     // With these it needs no network.
     command.env("KREW_OS", "linux").env("KREW_ARCH", "amd64").env("KREW_NO_UPGRADE_CHECK", "1");

@@ -5,7 +5,7 @@
 #   sh build.sh            etcd and kube-apiserver
 #   sh build.sh kubectl    kubectl as well
 #
-# They are built once, from the Go modules pinned in this folder, and kept in the user's cache folder.
+# They are built once, from the Go modules pinned in ../go, and kept in the user's cache folder.
 # If KUBEBUILDER_ASSETS names a folder that has them, that folder is used and nothing is built.
 set -eu
 
@@ -13,7 +13,8 @@ here=${0%/*}
 [ "$here" != "$0" ] || here=.
 here=$(cd -- "$here" && pwd)
 what='control plane'
-. "$here/../go-build.sh"
+modules=$here/../go
+. "$modules/build.sh"
 
 case "$#${1-}" in
 0) wanted='etcd kube-apiserver' ;;
@@ -36,18 +37,18 @@ if [ -n "${KUBEBUILDER_ASSETS-}" ]; then
   say "KUBEBUILDER_ASSETS ($KUBEBUILDER_ASSETS) lacks one of: $wanted; building them instead"
 fi
 
-use_go "$here/kubernetes" \
+use_go "$modules/kubernetes" \
   'etcd and kube-apiserver for the tests: install it, or set KUBEBUILDER_ASSETS to a folder that has them'
-stamp_kubernetes "$here/kubernetes"
-cache control-plane "$here"/kubernetes/go.mod "$here"/kubernetes/go.sum "$here"/etcd/go.mod "$here"/etcd/go.sum
+stamp_kubernetes "$modules/kubernetes"
+cache control-plane "$modules"/kubernetes/go.mod "$modules"/kubernetes/go.sum "$modules"/etcd/go.mod "$modules"/etcd/go.sum
 
 if ! has_all "$folder"; then
   open_cache
   for program in $wanted; do
     case $program in
-    etcd) build etcd "$here/etcd" go.etcd.io/etcd/server/v3 'less than a minute' ;;
-    kube-apiserver) build kube-apiserver "$here/kubernetes" k8s.io/kubernetes/cmd/kube-apiserver '4 to 5 minutes' ;;
-    kubectl) build kubectl "$here/kubernetes" k8s.io/kubernetes/cmd/kubectl 'about 20 seconds more' ;;
+    etcd) build etcd "$modules/etcd" go.etcd.io/etcd/server/v3 'less than a minute' ;;
+    kube-apiserver) build kube-apiserver "$modules/kubernetes" k8s.io/kubernetes/cmd/kube-apiserver '4 to 5 minutes' ;;
+    kubectl) build kubectl "$modules/kubernetes" k8s.io/kubernetes/cmd/kubectl 'about 20 seconds more' ;;
     esac
   done
 fi

@@ -80,7 +80,7 @@ fn the_shared_control_plane_outlives_the_runtime_that_started_it() {
 #[tokio::test]
 async fn the_api_server_has_the_pinned_version() {
     let version = ControlPlane::shared().await.client().apiserver_version().await.unwrap();
-    let pinned = include_str!("../../../control-plane/kubernetes/go.mod");
+    let pinned = include_str!("../../../go/kubernetes/go.mod");
     if std::env::var_os("KUBEBUILDER_ASSETS").is_none() {
         assert!(pinned.contains(&format!("k8s.io/kubernetes {}", version.git_version)), "{version:?}");
     }

@@ -1,7 +1,8 @@
 # Owns the build of the Go programs of the test environment: from pinned modules, once, into the user's cache folder.
 # Never prints on stdout, and never leaves a partly built program.
 #
-# Sourced by the build.sh scripts, which set `what`, their name in messages. They call, in this order:
+# The folders beside this script are Go modules that pin one program each, or a few. This script is sourced by the build.sh
+# scripts of ../control-plane, ../node and ../prometheus, which set `what`, their name in messages. They call, in this order:
 #   use_go MODULE PURPOSE    checks the Go version inside this module, where an older Go may download a newer toolchain
 #   cache NAME FILE...       sets $folder, named by a hash of these files, the flags and the Go version
 #   open_cache               creates $folder, and waits for another build in it
