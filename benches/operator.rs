@@ -3,9 +3,6 @@
 //! Never fails on a slow machine: it prints figures and ratios.
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
-#[path = "../tests/outage/other_client.rs"]
-mod other_client;
-
 use std::{process::Stdio, time::Duration};
 
 use futures::{StreamExt, TryStreamExt, stream};
@@ -17,6 +14,7 @@ use kube::{
 use lab::{
     control_plane::ControlPlane,
     simulator::{Kind, RecordedRequest, Run, Simulator},
+    testing::other_client,
 };
 use serde_json::json;
 use tokio::{

@@ -141,13 +141,13 @@ fn api_version(text: &str) -> Result<String, String> {
     if plain { Ok(text.to_owned()) } else { Err("not a version such as 2024-04-01".to_owned()) }
 }
 
-/// A duration such as `30s` or `1m30s`, greater than zero and at most one hour.
+/// Parses a duration such as `30s` or `1m30s`, which must be greater than zero and at most one hour.
 fn duration(text: &str) -> Result<Duration, String> {
     let parsed = Duration::try_from(duration::parse(text).map_err(|error| error.to_string())?).unwrap_or_default();
     if Duration::ZERO < parsed && parsed <= Duration::from_secs(3600) {
         Ok(parsed)
     } else {
-        Err("not greater than 0s and at most 1h".to_owned())
+        Err("must be greater than 0s and at most 1h".to_owned())
     }
 }
 
@@ -188,7 +188,7 @@ mod tests {
     fn wrong_values_are_refused_with_a_reason() {
         for (args, why) in [
             (&["--request-timeout", "soon"][..], "not a duration"),
-            (&["--request-timeout", "0s"], "not greater than 0s and at most 1h"),
+            (&["--request-timeout", "0s"], "must be greater than 0s and at most 1h"),
             (&["--requests-per-second", "0"], "1..=1000"),
             (&["--allowed-hosts", "https://x"], "not a host name"),
             (&["--http-addr", "x"], "invalid socket address"),

@@ -10,7 +10,8 @@ pub enum Fault {
     ClaimBeforeSlot,
     /// A claim is stored without a test of the resource version.
     ClaimWithoutVersion,
-    /// An outcome is stored without a test of the resource version, so possibly over the claim of another process.
+    /// An outcome is stored without a test of the resource version, so that it may overwrite the claim of another
+    /// process.
     RecordWithoutClaim,
     /// A run counts as not stopped after one read that shows it active.
     ConfirmAfterOneRead,

@@ -1,5 +1,5 @@
 //! Owns the modules of workflow-run-stop-operator, which sends one stop request to Amperity for each
-//! `WorkflowRunStop`. They stand in reading order, from the outside in.
+//! `WorkflowRunStop`. The modules stand in reading order, from the outside in.
 //! Never holds code.
 //!
 //! Data flows one way: the API server → [`operator`] watches → [`reconcile`] decides, acts and records →

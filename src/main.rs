@@ -23,7 +23,7 @@ use workflow_run_stop_operator::{
     rng,
 };
 
-/// The exit code for invalid arguments, as of clap and most programs.
+/// The exit code for invalid arguments: the one that clap and most programs use.
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
@@ -115,7 +115,7 @@ async fn cancel_on_signal(shutdown: CancellationToken) {
     }
     tracing::info!("shutting down: no new work is started, requests in flight are recorded");
     shutdown.cancel();
-    // A second Ctrl-C ends the process at once.
+    // From now on, Ctrl-C ends the process at once.
     interrupt.recv().await;
     tracing::warn!("terminated immediately: the next replica confirms the claims of requests in flight");
     std::process::exit(130);
@@ -135,7 +135,7 @@ fn log_filter(directives: &str) -> Result<Targets, String> {
         }
     }
     let targets: Targets = directives.parse().map_err(|error| format!("RUST_LOG: '{directives}': {error}"))?;
-    // kube logs failed requests without saying which; whoever made the request reports the error with its context.
+    // kube logs a failed request without naming it. The caller reports the error with its context.
     let quiet = !directives.contains("kube_client");
     Ok(if quiet { targets.with_target("kube_client::client::builder", LevelFilter::OFF) } else { targets })
 }

@@ -33,13 +33,14 @@ impl ConditionType {
     }
 }
 
-// `kubectl explain` shows this description instead of the field's, and none of those of the values.
+// `kubectl explain` shows this description instead of the one of the field, and shows no descriptions of the values: so
+// this one describes them all.
 /// The outcome in one word, for scripts and queries. It is set together with `completionTime`, and never before.
 /// `Stopped`: the run was stopped. `EndedOtherwise`: the run succeeded or failed on its own. `Accepted`: the stop was
 /// accepted, and the end of the run was not followed or could not be read. `Expired`: created at or after `notAfter`, so
 /// that no request was sent. `StillActive`: the stop was accepted, and no end of the run was observed before
 /// `followTimeoutSeconds` expired. `Unknown`: a request was sent, and its outcome is not known. `Failed`: the stop was
-/// not accepted. Resources that finished before this field existed have none.
+/// not accepted. Resources that an older version of the operator finished have no result.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopResult {
     /// The stop was accepted, or another client stopped the run, and the run was stopped.
@@ -175,6 +176,7 @@ macro_rules! reasons {
         $name:ident {
             $(result: $result:ident,)?
             $(waits_for: $waits_for:ident,)?
+            $(in_progress: $in_progress:literal,)?
             $(routine: $routine:literal,)?
             $(no_effect: $no_effect:literal,)?
         } $summary:literal, $remedy:literal;
@@ -203,9 +205,15 @@ macro_rules! reasons {
             }
 
             /// Returns what an unfinished resource waits for if its `Ready` has this reason, or `None` if only finished
-            /// resources have it. A claim or an accepted stop says more than the reason.
+            /// resources have it. If the resource has a claim or an accepted stop, the wait follows from that instead.
             pub fn waits_for(self) -> Option<WaitsFor> {
                 match self { $(Self::$name => or!(None; $(Some(WaitsFor::$waits_for))?),)* }
+            }
+
+            /// Returns true if an unfinished resource with this reason counts as in progress, so that its `Ready` is
+            /// `Unknown`. Its `Ready` is `False` for all other reasons.
+            pub fn is_in_progress(self) -> bool {
+                match self { $(Self::$name => or!(false; $($in_progress)?),)* }
             }
 
             /// Returns true for a reason that a stop passes through in the normal course, so that it needs no event.
@@ -213,9 +221,9 @@ macro_rules! reasons {
                 match self { $(Self::$name => or!(false; $($routine)?),)* }
             }
 
-            /// Returns true if a stop request whose claim was dropped with this reason is known to have had no effect,
-            /// from its own answer or because it was not sent. After any other reason the run is read before the request
-            /// is repeated.
+            /// Returns true if a stop request whose claim was dropped with this reason is known to have had no effect:
+            /// its answer says so, or it was not sent. After any other reason, the run is read before the request is
+            /// repeated.
             pub fn excludes_an_effect(self) -> bool {
                 match self { $(Self::$name => or!(false; $($no_effect)?),)* }
             }
@@ -236,23 +244,23 @@ macro_rules! reasons {
 // Each row: the properties that differ from `None` and false, then summary and remedy.
 reasons! {
     /// `spec.suspend` is true, and no stop request may have taken effect.
-    Suspended { waits_for: Suspended, }
+    Suspended { waits_for: Suspended, in_progress: true, }
         "No stop request is sent while spec.suspend is true",
         "Set spec.suspend to false to continue.";
     /// The request is queued for a slot of the tenant's rate limit.
-    WaitingForBudget { waits_for: Budget, routine: true, }
+    WaitingForBudget { waits_for: Budget, in_progress: true, routine: true, }
         "The request waits for a slot of the tenant's rate limit", "";
     /// The claim is stored, and the stop request is being sent.
-    StopRequested { waits_for: New, routine: true, no_effect: true, }
+    StopRequested { waits_for: New, in_progress: true, routine: true, no_effect: true, }
         "The stop request is being sent", "";
-    /// Amperity accepted the stop. The reason of `Ready` only if the run is not followed.
+    /// Amperity accepted the stop. `Ready` has this reason only if the run is not followed.
     StopAccepted { result: Accepted, }
         "Amperity accepted the stop", "";
     /// A read showed that the run is stopping or stopped.
     ConfirmedByRead { waits_for: RunEnd, }
         "A read of the run showed that it is stopping or stopped", "";
     /// The stop was accepted, and the run is read until it ends.
-    FollowingRun { waits_for: RunEnd, routine: true, }
+    FollowingRun { waits_for: RunEnd, in_progress: true, routine: true, }
         "The stop was accepted, and the run is read until it ends", "";
     /// The run is stopped.
     RunStopped { result: Stopped, }
@@ -287,8 +295,11 @@ reasons! {
     RunNotFound { result: Failed, }
         "Amperity does not know this run in this tenant",
         "Check runId, tenant and base URL, then create a new WorkflowRunStop.";
-    /// Amperity's own 405, 410 or another 4xx without a reason of its own; its 400 or 422 and the run is active; its 400,
-    /// 409 or 422 and the run cannot be read; or a gateway's 4xx to the stop, and the same status to two reads.
+    /// The stop was rejected. One of these was observed:
+    /// - Amperity's own 405, 410, or another 4xx for which there is no other reason.
+    /// - Amperity's own 400 or 422, and the run is active.
+    /// - Amperity's own 400, 409 or 422, and the run cannot be read.
+    /// - A gateway's 4xx other than 404 to the stop, and the same status to two reads.
     Rejected { result: Failed, }
         "The stop was rejected",
         "Check runId, tenant and the operator's --amperity-api-version, then create a new WorkflowRunStop.";
@@ -309,7 +320,7 @@ reasons! {
         "Amperity cannot be reached",
         "Check name resolution, network policies, proxies and certificates. The operator retries.";
     /// A stop request was sent, and it is not known whether it took effect.
-    OutcomeUnknown { result: Unknown, waits_for: Outcome, }
+    OutcomeUnknown { result: Unknown, waits_for: Outcome, in_progress: true, }
         "A stop request was sent and its outcome is not known",
         "Until this WorkflowRunStop finishes, the operator reads the run to learn the outcome. Once it has finished, look at the run in Amperity, and create a new WorkflowRunStop only if the run is still active.";
     /// The host is not in the operator's `--allowed-hosts`, or the URL is not https.

@@ -38,12 +38,12 @@ impl ResponseInfo {
 /// The answer to a stop request.
 #[derive(Clone, Debug, PartialEq)]
 pub enum StopAnswer {
-    /// 200 with this run, or another 2xx that is empty or a JSON object and not another run.
+    /// 200 with this run, or another 2xx whose body is empty or a JSON object, unless it is another run.
     Accepted(Option<Box<Run>>, ResponseInfo),
     /// Any other 2xx, such as the page of a proxy, or another run. The outcome is unknown.
     NotOurRun(ResponseInfo),
-    /// 429, with the `Retry-After`.
-    RateLimited(ResponseInfo, Option<Duration>),
+    /// 429, with the time until the tenant's budget reopens.
+    RateLimited(ResponseInfo, Duration),
     /// 401, for a bad or expired token or an invalid API version.
     Unauthorized(ResponseInfo),
     /// Amperity's own 403.
@@ -91,8 +91,8 @@ impl ReadAnswer {
 /// The reason why a run was not read this time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReadFailure {
-    /// 429.
-    RateLimited(ResponseInfo),
+    /// 429, with the time until the tenant's budget reopens.
+    RateLimited(ResponseInfo, Duration),
     /// 401.
     Unauthorized(ResponseInfo),
     /// The connection could not be established.
@@ -102,11 +102,12 @@ pub enum ReadFailure {
 }
 
 impl ReadFailure {
-    /// Returns the wait that `Retry-After` asks for.
+    /// Returns the shortest wait before the next read: until the budget reopens, or for `Retry-After`.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
+            Self::RateLimited(_, reopens_in) => Some(*reopens_in),
             Self::Unavailable(_, retry_after) => *retry_after,
-            Self::RateLimited(_) | Self::Unauthorized(_) | Self::NotSent(_) => None,
+            Self::Unauthorized(_) | Self::NotSent(_) => None,
         }
     }
 }
@@ -118,8 +119,8 @@ pub enum TokenAnswer<T> {
     Token(T, Duration),
     /// 401, or Amperity's own 4xx except 404, 408, 409, 429 and 499: the client's id or secret is wrong.
     Refused(ResponseInfo),
-    /// 429.
-    RateLimited(ResponseInfo),
+    /// 429, with the time until the tenant's budget reopens.
+    RateLimited(ResponseInfo, Duration),
     /// The connection could not be established.
     NotSent(String),
     /// Everything else; a retry may succeed.
@@ -154,7 +155,7 @@ impl Code {
             404 => Self::NotFound,
             409 => Self::Conflict,
             429 => Self::TooManyRequests,
-            // With these a gateway reports a timeout of the client or the request, which it may have forwarded.
+            // A gateway answers with these when the client or the request timed out. It may have forwarded the request.
             408 | 499 => Self::ServerError,
             400..=499 => Self::OtherClientError,
             _ => Self::ServerError,
@@ -253,7 +254,7 @@ pub fn stop_answer(result: Result<Reply, Failure>, run_id: &str) -> StopAnswer {
         (Code::Ok | Code::OtherSuccess, _) => StopAnswer::NotOurRun(info),
         (Code::Redirect, _) => StopAnswer::Redirected(info, reply.location.unwrap_or_default()),
         (Code::Unauthorized, _) => StopAnswer::Unauthorized(info),
-        (Code::TooManyRequests, _) => StopAnswer::RateLimited(info, reply.retry_after),
+        (Code::TooManyRequests, _) => StopAnswer::RateLimited(info, reply.retry_after.unwrap_or_default()),
         (Code::ServerError, _) => StopAnswer::ServerError(info, reply.retry_after),
         (Code::Forbidden, true) => StopAnswer::Forbidden(info),
         (Code::NotFound, true) => StopAnswer::NotFound(info),
@@ -282,7 +283,9 @@ pub fn read_answer(result: Result<Reply, Failure>, run_id: &str) -> ReadAnswer {
             }
         },
         Code::Unauthorized => ReadAnswer::Failed(ReadFailure::Unauthorized(info)),
-        Code::TooManyRequests => ReadAnswer::Failed(ReadFailure::RateLimited(info)),
+        Code::TooManyRequests => {
+            ReadAnswer::Failed(ReadFailure::RateLimited(info, reply.retry_after.unwrap_or_default()))
+        }
         Code::Forbidden
         | Code::NotFound
         | Code::Conflict
@@ -293,7 +296,8 @@ pub fn read_answer(result: Result<Reply, Failure>, run_id: &str) -> ReadAnswer {
     }
 }
 
-/// Classifies the response to a request for a token, which comes with the token in its body and the token's lifetime.
+/// Classifies the response to a request for a token. It is given together with the token and the lifetime from its
+/// body, if the body has them.
 pub fn token_answer<T>(result: Result<(Reply, Option<(T, Duration)>), Failure>) -> TokenAnswer<T> {
     let (reply, token) = match result {
         Ok(answer) => answer,
@@ -307,7 +311,7 @@ pub fn token_answer<T>(result: Result<(Reply, Option<(T, Duration)>), Failure>) 
         (Code::Ok | Code::OtherSuccess, Some((token, valid))) => TokenAnswer::Token(token, valid),
         (Code::Unauthorized, _) => TokenAnswer::Refused(info),
         (Code::BadRequest | Code::Forbidden | Code::OtherClientError, _) if own => TokenAnswer::Refused(info),
-        (Code::TooManyRequests, _) => TokenAnswer::RateLimited(info),
+        (Code::TooManyRequests, _) => TokenAnswer::RateLimited(info, reply.retry_after.unwrap_or_default()),
         (
             Code::Ok
             | Code::OtherSuccess
@@ -365,7 +369,7 @@ classes! {
     READ_CLASSES, ReadAnswer:
     ReadAnswer::Run(_) => "run",
     ReadAnswer::Unreadable(_) => "unreadable",
-    ReadAnswer::Failed(ReadFailure::RateLimited(_)) => "rate_limited",
+    ReadAnswer::Failed(ReadFailure::RateLimited(..)) => "rate_limited",
     ReadAnswer::Failed(ReadFailure::Unauthorized(_)) => "unauthorized",
     ReadAnswer::Failed(ReadFailure::NotSent(_)) => "not_sent",
     ReadAnswer::Failed(ReadFailure::Unavailable(..)) => "unavailable",
@@ -376,7 +380,7 @@ classes! {
     TOKEN_CLASSES, TokenAnswer<T>, T:
     TokenAnswer::Token(..) => "token",
     TokenAnswer::Refused(_) => "refused",
-    TokenAnswer::RateLimited(_) => "rate_limited",
+    TokenAnswer::RateLimited(..) => "rate_limited",
     TokenAnswer::NotSent(_) => "not_sent",
     TokenAnswer::Unavailable(_) => "unavailable",
 }
@@ -592,13 +596,13 @@ mod tests {
     }
 
     #[test]
-    fn only_an_unavailable_endpoint_asks_a_read_to_wait() {
+    fn a_429_or_an_unavailable_endpoint_asks_a_read_to_wait() {
         let wait = Some(Duration::from_secs(7));
-        let reply = Reply { status: 503, retry_after: wait, ..Reply::default() };
-        let ReadAnswer::Failed(failure) = read_answer(Ok(reply), "wf-1") else { panic!("a 503 is a failure") };
-        assert_eq!(failure.retry_after(), wait);
-        // A 429 closes the budget for all requests of the tenant instead.
-        assert_eq!(ReadFailure::RateLimited(ResponseInfo::default()).retry_after(), None);
+        for (status, asked) in [(503, wait), (429, wait), (401, None)] {
+            let reply = Reply { status, retry_after: wait, ..Reply::default() };
+            let ReadAnswer::Failed(failure) = read_answer(Ok(reply), "wf-1") else { panic!("{status} is a failure") };
+            assert_eq!(failure.retry_after(), asked, "{status}");
+        }
         assert_eq!(ReadFailure::NotSent(String::new()).retry_after(), None);
     }
 }

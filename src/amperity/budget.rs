@@ -2,10 +2,11 @@
 //! ten, see <https://docs.amperity.com/api/rate_limits.html>.
 //! Never sends a request, and never lets the queue of one tenant delay another tenant.
 //!
-//! The API counts a request when it arrives, at an unknown time between its write and its response. So a request counts
-//! from its response on, or from `IN_TRANSIT` after its write if the response takes longer. A slot is granted ahead
-//! of its turn, by the time that the claim and the connection took recently, so that these do not lower the rate. After
-//! a 429, requests are also spaced evenly.
+//! The API counts a request when it arrives, at an unknown time between its write and its response. So the second for
+//! which a request counts starts at its response, or at `IN_TRANSIT` after its write if the response takes longer.
+//!
+//! A slot is granted before its turn, because the claim and the connection take time, which must not lower the rate.
+//! The lead is the time that they took recently. After a 429, requests are also spaced evenly.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -223,10 +224,12 @@ impl Slot {
         *self.sent_at.wait().await
     }
 
-    /// Records a 429: it closes the budget for all requests of the tenant.
-    pub fn record_rate_limited(&self, retry_after: Option<Duration>) {
-        let Some(sent_at) = self.sent_at() else { return };
+    /// Records a 429: it closes the budget for all requests of the tenant. Returns the time until it reopens.
+    pub fn record_rate_limited(&self, retry_after: Option<Duration>) -> Duration {
+        let sent_at = self.sent_at().unwrap_or_else(Instant::now);
         self.budget.update(&self.key, |tenant| tenant.record_rate_limited(self.id, sent_at, retry_after));
+        let now = Instant::now();
+        self.with_tenant(|tenant| tenant.closure_end(now)).map(|until| until - now).unwrap_or_default()
     }
 
     /// Records a response other than 429.
@@ -363,9 +366,17 @@ mod tests {
     async fn a_429_closes_the_whole_budget_of_its_tenant_and_no_other() {
         let budget = Budget::new(10);
         let start = Instant::now();
-        let slot = budget.acquire(&key("a"), Purpose::Stop, created(0)).await;
-        slot.mark_sent();
-        slot.record_rate_limited(Some(Duration::from_secs(7)));
+        let slots = [
+            budget.acquire(&key("a"), Purpose::Stop, created(0)).await,
+            budget.acquire(&key("a"), Purpose::Stop, created(0)).await,
+        ];
+        slots.iter().for_each(Slot::mark_sent);
+        assert_eq!(slots[0].record_rate_limited(Some(Duration::from_secs(7))), Duration::from_secs(7));
+        assert_eq!(
+            slots[1].record_rate_limited(Some(Duration::from_secs(3))),
+            Duration::from_secs(7),
+            "until it reopens"
+        );
         send(&budget, "b", Duration::ZERO).await;
         assert_eq!(start.elapsed(), Duration::ZERO, "another tenant is not delayed");
         send(&budget, "a", Duration::ZERO).await;
@@ -462,13 +473,17 @@ mod tests {
         let start = Instant::now();
         let sent = futures::future::join_all(delayed.iter().map(async |slot| {
             slot.wait_until_near_turn().await;
+            let near = start.elapsed();
             slot.wait_for_turn().await;
             slot.mark_sent();
-            start.elapsed().as_millis()
+            (near, start.elapsed())
         }));
-        let mut sent = sent.await;
+        let (near, mut sent): (Vec<_>, Vec<_>) = sent.await.into_iter().unzip();
+        let lead = near.iter().zip(&sent).map(|(near, sent)| *sent - *near);
+        assert!(lead.clone().all(|lead| lead <= MIN_LEAD), "they connect when their turn is near: {near:?}, {sent:?}");
         sent.sort_unstable();
-        assert!(sent.windows(2).all(|two| 150 <= two[1] - two[0]), "{sent:?}");
+        let apart = Duration::from_millis(150);
+        assert!(sent.windows(2).all(|two| apart <= two[1] - two[0]), "{sent:?}");
     }
 
     #[tokio::test(start_paused = true)]
@@ -508,6 +523,31 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn an_answer_ends_the_doubling_if_its_request_was_written_after_the_closure() {
+        for (answered_later, doubled) in [(true, false), (false, true)] {
+            let budget = Budget::new(10);
+            let early = budget.acquire(&key("a"), Purpose::Stop, created(0)).await;
+            early.mark_sent();
+            let limited = async || {
+                let slot = budget.acquire(&key("a"), Purpose::Stop, created(0)).await;
+                slot.wait_for_turn().await;
+                slot.mark_sent();
+                tokio::time::advance(Duration::from_millis(1)).await;
+                slot.record_rate_limited(None)
+            };
+            limited().await;
+            limited().await;
+            match answered_later {
+                true => drop(send(&budget, "a", Duration::ZERO).await),
+                false => early.record_answered(),
+            }
+            let closure = limited().await;
+            // The first closure lasts up to 1 s, the third one at least 2 s.
+            assert_eq!(Duration::from_secs(2) <= closure, doubled, "{answered_later}: {closure:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_snapshot_names_tenant_rate_closure_and_waiting_requests() {
         let budget = Budget::new(2);
         assert_eq!((budget.limit(), budget.states()), (2, vec![]));
@@ -515,6 +555,8 @@ mod tests {
             budget.acquire(&key("a"), Purpose::Stop, created(0)).await,
             budget.acquire(&key("a"), Purpose::Stop, created(0)).await,
         ];
+        let [State { rate, closed_for, .. }] = budget.states()[..] else { panic!("{:?}", budget.states()) };
+        assert_eq!((rate, closed_for), (2.0, None));
         assert!(!budget.has_waiting_requests(&key("a")) && !budget.has_waiting_requests(&key("b")));
         let (other, of) = (budget.clone(), key("a"));
         let waits = tokio::spawn(async move { other.acquire(&of, Purpose::Read, created(0)).await });

@@ -85,7 +85,8 @@ impl Amperity {
         &self.metrics
     }
 
-    /// Sends one stop request, if the fence is open when it can be written. Returns its answer and when it was written.
+    /// Sends one stop request, if its fence is open when the request can be written. Returns the answer, and the time
+    /// of the write; `None` if the request was not sent.
     ///
     /// See <https://docs.amperity.com/api/endpoint_post_workflows_stop.html>.
     pub async fn stop(
@@ -171,7 +172,7 @@ impl Amperity {
                 );
             });
         }
-        // A date in `Retry-After` is relative to the clock of the server, if the response has its `Date`.
+        // A date in `Retry-After` is compared with the server's `Date`, or with the own clock if the response has none.
         let server_time = || header(DATE).and_then(decode::http_date).unwrap_or_else(|| (self.clock)());
         let location = header(LOCATION).and_then(|location| response.url().join(location).ok());
         Reply {

@@ -192,10 +192,6 @@ enum ErrorValue {
 impl LenientVisitor for ErrorValue {
     type Value = Self;
 
-    fn absent(self) -> Self {
-        Self::Absent
-    }
-
     fn text(self, _: &str) -> Self {
         Self::Text
     }

@@ -55,10 +55,12 @@ pub fn skip<'de, A: MapAccess<'de>>(map: &mut A) -> Result<(), A::Error> {
 /// A visitor of a JSON value that accepts some types and treats all others as absent.
 pub trait LenientVisitor: Sized {
     /// The decoded type.
-    type Value;
+    type Value: Default;
 
     /// Returns the value for null and for every type that is not accepted.
-    fn absent(self) -> Self::Value;
+    fn absent(self) -> Self::Value {
+        Self::Value::default()
+    }
 
     /// Decodes a boolean.
     fn boolean(self, _: bool) -> Self::Value {
@@ -100,10 +102,6 @@ pub struct Text;
 impl LenientVisitor for Text {
     type Value = Option<String>;
 
-    fn absent(self) -> Self::Value {
-        None
-    }
-
     fn text(self, text: &str) -> Self::Value {
         Some(cut(text))
     }
@@ -114,10 +112,6 @@ pub struct TextOrNumber;
 
 impl LenientVisitor for TextOrNumber {
     type Value = Option<String>;
-
-    fn absent(self) -> Self::Value {
-        None
-    }
 
     fn number(self, number: Number) -> Self::Value {
         Some(number.to_string())
@@ -134,10 +128,6 @@ pub struct WholeText;
 impl LenientVisitor for WholeText {
     type Value = Option<String>;
 
-    fn absent(self) -> Self::Value {
-        None
-    }
-
     fn text(self, text: &str) -> Self::Value {
         Some(text.to_owned())
     }
@@ -149,10 +139,6 @@ pub struct AnyNumber;
 impl LenientVisitor for AnyNumber {
     type Value = Option<Number>;
 
-    fn absent(self) -> Self::Value {
-        None
-    }
-
     fn number(self, number: Number) -> Self::Value {
         Some(number)
     }
@@ -163,10 +149,6 @@ pub struct Object<T>(pub PhantomData<T>);
 
 impl<T: Fields> LenientVisitor for Object<T> {
     type Value = Option<T>;
-
-    fn absent(self) -> Self::Value {
-        None
-    }
 
     fn object<'de, A: MapAccess<'de>>(self, mut fields: A) -> Result<Self::Value, A::Error> {
         let mut object = T::default();
@@ -183,10 +165,6 @@ pub struct Objects<T, C>(pub PhantomData<(T, C)>);
 
 impl<T: Fields, C: Default + Extend<T>> LenientVisitor for Objects<T, C> {
     type Value = Option<C>;
-
-    fn absent(self) -> Self::Value {
-        None
-    }
 
     fn array<'de, A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
         let mut objects = C::default();
@@ -207,10 +185,6 @@ pub struct Bounded {
 
 impl LenientVisitor for Bounded {
     type Value = Option<Value>;
-
-    fn absent(self) -> Self::Value {
-        None
-    }
 
     fn boolean(mut self, value: bool) -> Self::Value {
         self.as_part().boolean(value)
@@ -315,8 +289,8 @@ impl LenientVisitor for BoundedPart<'_> {
     }
 }
 
-/// Returns the number as the API server stores it, which turns 1.0 into 1. So the stored status equals the one that the
-/// next, equal answer gives.
+/// Returns the number as the API server stores it, which turns 1.0 into 1. Otherwise the stored status would differ
+/// from the one that an equal answer gives later.
 fn as_stored(number: Number) -> Number {
     match number.as_f64().filter(|double| number.is_f64() && double.fract() == 0.0) {
         Some(double) if double.abs() < MAX_EXACT_INTEGER => Number::from(double as i64),

@@ -41,7 +41,7 @@ pub struct Reply {
     pub status: u16,
     /// The decoded body.
     pub body: Body,
-    /// The wait that `Retry-After` asks for.
+    /// The wait that `Retry-After` asks for. After a 429: the time until the tenant's budget reopens.
     pub retry_after: Option<Duration>,
     /// Scheme and host of the target of a redirect.
     pub location: Option<String>,

@@ -84,7 +84,7 @@ impl RequestMetrics {
         }
     }
 
-    /// Records one completed request. `sent_at` is when it was written, if it was.
+    /// Records one completed request. `sent_at` is the time at which it was written; `None` if it was not.
     pub fn record(&self, tenant: &str, purpose: Purpose, answer: &'static str, sent_at: Option<Instant>) {
         let (tenant, purpose) = (self.tenants.label(tenant), purpose.as_str());
         if let Some(sent_at) = sent_at {

@@ -221,6 +221,19 @@ mod tests {
     }
 
     #[test]
+    fn successful_tasks_after_important_ones_get_the_rest_of_their_limit() {
+        let task = |state: &str| TaskInstance {
+            label: Some("x".repeat(1000)),
+            state: Some(state.to_owned()),
+            ..TaskInstance::default()
+        };
+        let half = MAX_TASKS_BYTES / 2 / 1000;
+        let (kept, omitted) = fit_tasks([vec![task("failed"); half], vec![task("succeeded"); 2 * half]].concat());
+        assert!(half < kept.len() && 0 < omitted);
+        assert!(serde_json::to_vec(&kept).unwrap().len() <= MAX_TASKS_BYTES);
+    }
+
+    #[test]
     fn the_number_of_kept_tasks_is_bounded() {
         let (kept, omitted) = fit_tasks(vec![TaskInstance::default(); 10_000]);
         assert_eq!(

@@ -16,9 +16,9 @@ pub const WINDOW: Duration = Duration::from_secs(1);
 /// The time after its write at which a request counts as arrived, if no response came earlier.
 pub const IN_TRANSIT: Duration = Duration::from_millis(100);
 
-/// The bounds of the lead, the time between the grant of a slot and its turn.
+/// The shortest lead: the time between the grant of a slot and its turn.
 pub const MIN_LEAD: Duration = Duration::from_millis(50);
-/// See [`MIN_LEAD`].
+/// The longest lead, see [`MIN_LEAD`].
 pub const MAX_LEAD: Duration = Duration::from_secs(1);
 
 /// The time for which a 429 without `Retry-After` closes the budget. It doubles with each further one up to the maximum. This
@@ -39,9 +39,9 @@ pub struct TenantBudget {
     last_turn: Option<Instant>,
     /// The end of the closure after a 429.
     closed_until: Option<Instant>,
-    /// The arrival of the last 429 whose request was written after the 429 before it arrived.
+    /// The arrival of the last new 429. A 429 is new if its request was written after the previous new one had arrived.
     last_429: Option<Instant>,
-    /// The number of such 429s since another response.
+    /// The number of new 429s since the last other response.
     consecutive_429s: u32,
     /// The recent time from the grant of a slot to a request that is ready to be written.
     lead: Duration,
@@ -64,9 +64,9 @@ pub enum Grant {
         /// The time at which the slot may be used.
         turn: Instant,
     },
-    /// None before this time.
+    /// No slot before this time.
     At(Instant),
-    /// None before another slot is used or given back, or another request leaves the queue.
+    /// No slot until another one is used or given back, or another request leaves the queue.
     OnChange,
 }
 

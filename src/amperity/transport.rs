@@ -1,9 +1,9 @@
 //! Owns the transport of one request: its connection, the checks before it is written, its response.
 //! Never repeats a request, follows a redirect, or reads a body of unbounded size.
 //!
-//! Requests never share a connection. So the moment at which a connection is established is the last one before its
-//! request is written: then the request waits for its turn, checks its fence, and begins to count in the budget. A
-//! pooled connection has no such moment, and may be dead already, which leaves the outcome of a request unknown.
+//! Each request has its own connection. Between the connection and the write, the request waits for its turn, its fence
+//! is checked, and it begins to count in the budget. With a pooled connection nothing can be checked that late, and the
+//! connection may be dead already, which leaves the outcome of a request unknown.
 //!
 //! The request timeout runs from the write of the request. Before that, only connecting has a timeout: waiting for the
 //! rate limit is not a failure of the API.
@@ -33,8 +33,8 @@ const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
 /// The timeout for connecting, TLS included; shorter than the validity of a claim.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The longest wait of an established connection for the turn of a request without a fence. Then it is closed, before the
-/// server does so, and the request connects again when its turn is near.
+/// The longest time for which an established connection waits for the turn of a request without a fence. After that,
+/// the connection is closed, before the server closes it, and the request connects again when its turn is near.
 const MAX_TURN_WAIT: Duration = Duration::from_secs(1);
 
 /// The check right before a request is written.
@@ -172,11 +172,12 @@ pub async fn send(
             result => break result.map_err(|error| failure(&*error, slot.sent_at().is_some()))?,
         }
     };
-    let head = decode_head(&response);
+    let mut head = decode_head(&response);
     if head.is_rate_limited() {
-        slot.record_rate_limited(head.retry_after)
+        // The closure of the budget is the only backoff after a 429.
+        head.retry_after = Some(slot.record_rate_limited(head.retry_after));
     } else {
-        slot.record_answered()
+        slot.record_answered();
     }
     Ok((head, response))
 }

@@ -59,7 +59,8 @@ impl Backlog {
         let mut backlog = self.lock();
         backlog.next_id += 1;
         let place = (resource.created(), backlog.next_id);
-        // A row that is there from the start shows its first resource.
+        // All rows of the tenant exist from now on with the value 0, so that the first increase is visible in the
+        // metrics.
         for waits_for in WaitsFor::ALL {
             backlog.rows.entry((tenant.clone(), waits_for)).or_default();
         }
@@ -68,7 +69,7 @@ impl Backlog {
         BacklogEntry { backlog: self.clone(), key, place }
     }
 
-    /// All that was ever waited for, with how many do so now.
+    /// Returns the current counts of every tenant that had a resource since the start, also those that are 0.
     pub fn waiting(&self) -> Vec<BacklogCount> {
         let backlog = self.lock();
         let rows = backlog.rows.iter().map(|((tenant, waits_for), row)| BacklogCount {
@@ -99,7 +100,7 @@ impl BacklogEntry {
         self.key.1
     }
 
-    /// Counts the resource where its status says that it is now.
+    /// Moves the resource to the count that matches its status.
     pub fn update(&mut self, resource: &WorkflowRunStop) {
         let waits_for = waits_for(resource);
         if waits_for != self.key.1 {

@@ -1,4 +1,5 @@
-//! Owns which changes of a resource become events: each change that matters, once, and no routine.
+//! Owns the choice of the changes that become events: each change that matters becomes one event, and routine changes
+//! none.
 //! Never publishes anything, and reads no clock.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -28,7 +29,7 @@ pub struct EventFilter {
 }
 
 impl EventFilter {
-    /// Starts with a resource whose status was reported by whoever wrote it.
+    /// Creates a filter for a resource whose current status was already reported by the process that wrote it.
     pub fn of(resource: &WorkflowRunStop) -> Self {
         let mut filter = Self::default();
         drop(filter.update(resource));
@@ -98,7 +99,7 @@ mod tests {
 
     const THEN: Time = Time(Timestamp::UNIX_EPOCH);
 
-    /// A resource whose `Ready` is so.
+    /// Returns a resource whose condition `Ready` has this status and reason.
     fn with_ready(ready: ConditionStatus, reason: Reason) -> WorkflowRunStop {
         let mut stop = WorkflowRunStop::new("a", WorkflowRunStopSpec::new("wf-1", "acme", "amperity"));
         let condition =

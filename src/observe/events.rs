@@ -1,4 +1,4 @@
-//! Owns the queue of events and writing them to the API server, in order for each resource.
+//! Owns the queue of events and writing them to the API server; the events of one step in their order.
 //! Never blocks a step: if the API server does not keep up, events are dropped and counted.
 
 use futures::{StreamExt, stream};
@@ -15,10 +15,10 @@ use workflow_run_stop_common::error::root_cause;
 use crate::metric_labels::ResultLabel;
 use crate::observe::event_filter::EventDraft;
 
-/// The capacity of the queue, in steps that emit events.
+/// The capacity of the queue. One entry has all events of one step.
 const MOST_WAITING: usize = 4096;
 
-/// The number of resources whose events are written concurrently.
+/// The number of steps whose events are written concurrently.
 const AT_ONCE: usize = 8;
 
 /// The timeout for writing one event.
@@ -67,10 +67,10 @@ pub async fn run(client: Client, reporter: EventReporter, queue: EventQueue, res
     let queue = stream::unfold(queue, |mut queue| async move { Some((queue.recv().await?, queue)) });
     queue
         .for_each_concurrent(AT_ONCE, |(about, drafts)| async move {
-            // Events of one resource are written one after the other: their names contain the time, and so their order.
+            // One after the other: the name of an event contains the time, and so the order.
             for draft in drafts {
-                // A new recorder for each event: it would cache events for minutes to count repetitions, and the event
-                // filter emits none twice.
+                // A new recorder for each event, because a recorder caches events for minutes to count repetitions.
+                // There are none: the event filter emits each event once.
                 let recorder = Recorder::new(client.clone(), reporter.clone());
                 let result = publish(&recorder, &about, draft).await;
                 results.get_or_create(&ResultLabel { result }).inc();

@@ -28,7 +28,7 @@ use crate::observe::{
 };
 use crate::reconcile::store;
 
-/// Buckets from a stop that is sent at once to one that waits behind many others, or for a person.
+/// Buckets for stops that are sent at once, that wait behind many others, or that wait for a person.
 const SENT: SecondsHistogram =
     SecondsHistogram(&[0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0]);
 

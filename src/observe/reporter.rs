@@ -21,8 +21,8 @@ use crate::observe::{
 use crate::reconcile::step_report::{Requeue, StepOutcome, StepReport};
 use crate::rng;
 
-/// The wait for the rate limit after which an event reports it. Jitter adds up to half of it: resources that started to
-/// wait together should not report it together.
+/// The time after which an event reports a wait for the rate limit. Jitter adds up to half of this time, so that
+/// resources that started to wait together do not report it together.
 const LONG: Duration = Duration::from_secs(120);
 
 /// Reports steps to log, metrics and events.
@@ -38,14 +38,15 @@ pub struct Reporter {
 pub struct ResourceReport {
     event_filter: EventFilter,
     backlog_entry: BacklogEntry,
-    /// The time at which a wait for the rate limit is reported; `None` while it does not wait.
+    /// The time at which a wait for the rate limit is reported; `None` while the resource does not wait for it.
     waits_long: Option<Instant>,
     /// True if the last step started with a claim of another process.
     foreign_claim: bool,
 }
 
 impl ResourceReport {
-    /// Returns the time at which a long wait is to be reported, unless it was.
+    /// Returns the time at which a long wait for the rate limit is to be reported; `None` if there is no such wait, or
+    /// if one was reported before.
     pub fn waits_long(&self) -> Option<Instant> {
         self.waits_long.filter(|_| self.event_filter.may_wait_long())
     }
@@ -75,7 +76,8 @@ impl Reporter {
         }
     }
 
-    /// Reports a step that ended at `now`: its decision at debug level, and one log line if something was written.
+    /// Reports a step that ended at `now`: its decision at debug level and, unless the step changed nothing, one more
+    /// log line, its events and metrics.
     pub fn step(&self, reported: &mut ResourceReport, resource: &WorkflowRunStop, report: &StepReport, now: Timestamp) {
         log_decision(resource, report, now);
         reported.update(resource);
@@ -188,7 +190,8 @@ impl ResourceReport {
     }
 }
 
-/// Returns true if no claim is open any more. A final OutcomeUnknown keeps its claim.
+/// Returns true if no claim is open any more. A resource that finished with OutcomeUnknown keeps its claim, but counts
+/// as cleared up.
 fn is_cleared_up(resource: &WorkflowRunStop) -> bool {
     resource.claim().is_none() || resource.is_finished()
 }

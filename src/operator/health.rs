@@ -43,7 +43,8 @@ fn metrics_response(metrics: &Metrics, headers: &HeaderMap) -> Response {
     }
 }
 
-/// Returns true if the protobuf format is accepted first: Prometheus lists its preferred format first.
+/// Returns true if the protobuf format is the first one in the header `Accept`, where Prometheus lists its preferred
+/// format first.
 fn prefers_protobuf(accept: &str) -> bool {
     let first = accept.split(',').next().unwrap_or_default();
     first.contains("application/vnd.google.protobuf") && first.contains("io.prometheus.client.MetricFamily")

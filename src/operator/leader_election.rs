@@ -1,5 +1,6 @@
 //! Owns leader election by a Lease: whether this replica may start new work.
-//! Never matters for correctness: leadership saves traffic and rate limit, claims keep the promise.
+//! Never matters for correctness: claims ensure that no stop is sent twice. Leadership only saves traffic and slots of
+//! the rate limit.
 
 use std::time::Duration;
 

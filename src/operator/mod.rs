@@ -39,7 +39,7 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The timeout at shutdown for writing queued events.
 const EVENTS_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// A connection to the API server that is silent for longer is given up. A watch is renewed more often than that.
+/// The time without data after which a connection to the API server is closed. A watch is renewed more often than that.
 const READ_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// The reporting controller of events.
@@ -100,7 +100,8 @@ pub enum StartError {
     Listen(SocketAddr, std::io::Error),
 }
 
-/// Runs until `shutdown` is cancelled and all requests in flight are recorded.
+/// Runs until `shutdown` is cancelled, and then until all requests in flight are recorded or the drain timeout has
+/// passed.
 ///
 /// # Errors
 /// If it cannot start.
@@ -191,7 +192,7 @@ pub async fn run(setup: Setup, shutdown: CancellationToken) -> Result<(), StartE
     if let Some(election) = election
         && timeout(RELEASE_TIMEOUT, election.release()).await.is_err()
     {
-        tracing::warn!("failed to release the lease: the API server does not answer; it will expire");
+        tracing::warn!("failed to release the lease: the API server does not answer; the lease will expire");
     }
     tracing::info!("stopped");
     Ok(())

@@ -22,7 +22,7 @@ use workflow_run_stop_api::{EXPIRING, WorkflowRunStop};
 use crate::clock::{Clock, until};
 use crate::operator::watch::{apis, changes};
 
-/// The delay after a failed deletion: the right to delete may be missing for long.
+/// The delay after a failed deletion. It is long because the permission to delete may be missing for a long time.
 const RETRY: Duration = Duration::from_secs(60);
 
 /// The timeout of one deletion.

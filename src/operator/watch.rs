@@ -1,4 +1,4 @@
-//! Owns the watch of unfinished resources, and one task for each that reconciles it, one step at a time.
+//! Owns the watch of unfinished resources, and one task for each resource, which reconciles it one step at a time.
 //! Never reads a status. A panic in one task does not affect the others.
 
 use std::{
@@ -51,8 +51,8 @@ pub fn apis<T>(namespaces: &[String], all: impl Fn() -> Api<T>, one: impl Fn(&st
     if namespaces.is_empty() { vec![all()] } else { namespaces.iter().map(|name| one(name)).collect() }
 }
 
-/// Returns the changes of the resources that a field selector matches, each with the number of its stream. Failures are
-/// logged and retried.
+/// Returns the changes of the resources that a field selector matches, each with the index of its API in `apis`.
+/// Failures are logged and retried.
 pub fn changes<T>(apis: Vec<Api<T>>, fields: &str) -> impl Stream<Item = (usize, Event<T>)> + use<T>
 where
     T: kube::Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
@@ -87,7 +87,7 @@ impl Iterator for Backoff {
 }
 
 impl kube::runtime::utils::Backoff for Backoff {
-    /// Does nothing: it is called for every event, also when a list begins that may fail again.
+    /// Does nothing. The watcher calls it for every event, even for the start of a list, which may still fail.
     fn reset(&mut self) {}
 }
 
@@ -119,8 +119,8 @@ pub struct Watch {
 type Inbox = watch::Receiver<WorkflowRunStop>;
 
 impl Watch {
-    /// Watches until `stop` is cancelled, and returns the tasks that are still running. Sets `synced` when the first list is
-    /// complete.
+    /// Watches until `stop` is cancelled, and returns the tasks that are still running. Sets `synced` when the first
+    /// list of each namespace is complete.
     pub async fn run(&self, client: &Client, namespaces: &[String], synced: &watch::Sender<bool>) -> JoinSet<()> {
         let apis: Vec<Api<WorkflowRunStop>> =
             apis(namespaces, || Api::all(client.clone()), |name| Api::namespaced(client.clone(), name));
@@ -168,7 +168,7 @@ impl Watch {
         number: usize,
         mut resource: WorkflowRunStop,
     ) {
-        // Not used, and often the largest part.
+        // The managed fields are not used, and are often the largest part of a resource.
         resource.metadata.managed_fields = None;
         // A closed channel means that the task ended by a panic outside of a step.
         if let Some((_, inbox)) = inboxes.get(resource.uid()).filter(|(_, inbox)| !inbox.is_closed()) {
@@ -235,8 +235,8 @@ async fn caught<T>(step: impl Future<Output = T>) -> Option<T> {
     AssertUnwindSafe(step).catch_unwind().await.ok()
 }
 
-/// Resolves when the resource changed in a part that matters or left the watch, when `stop` is cancelled, and at
-/// `at_the_latest`, to report that the resource waits.
+/// Resolves when the resource has changed in a part that matters, when it has left the watch, when `stop` is cancelled,
+/// or at `at_the_latest`: the time at which a long wait is to be reported.
 async fn interrupted(inbox: &mut Inbox, known: &Snapshot, stop: &CancellationToken, at_the_latest: Option<Instant>) {
     loop {
         if known.is_outdated_by(&inbox.borrow(), false) {

@@ -156,17 +156,21 @@ impl Context {
                 return Ok(Access { token, key, permit, origin: Origin::Fetched });
             }
             TokenAnswer::Refused(info) => (Refusal::ClientRefused, info.detail()),
-            TokenAnswer::RateLimited(info) => (Refusal::RateLimited, info.detail()),
+            TokenAnswer::RateLimited(info, reopens_in) => {
+                // The closure of the budget is the only backoff after a 429.
+                let detail = format!("the token request failed: {}", info.detail());
+                return Err(denied(Reason::RateLimited, detail, RetryWhen::At(Instant::now() + reopens_in)));
+            }
             TokenAnswer::NotSent(why) => (Refusal::Unreachable, why),
             TokenAnswer::Unavailable(why) => (Refusal::Unavailable, why),
         };
-        // Refuses all that wait for the same token at once, instead of asking once for each.
+        // Denies all requests that wait for the same token, instead of sending a token request for each of them.
         let detail = format!("the token request failed: {why}");
         self.credential_cache.record_refusal(&key, permit, refusal, &detail);
         Err(denied(reason_of(refusal), detail, RetryWhen::Backoff))
     }
 
-    /// Returns true if Secret and token are unchanged after a long wait.
+    /// Returns true if, after a long wait, the Secret and the token are unchanged and were not refused.
     ///
     /// # Errors
     /// If the request to the API server fails.
@@ -183,8 +187,8 @@ impl Context {
         self.credential_cache.was_refused_since(&access.key, access.permit)
     }
 
-    /// Records what the answer to a stop request says about its credentials, for all that use them. Returns how the stop
-    /// goes on if they were refused.
+    /// Records what the answer to a stop request says about its credentials, for all requests that use them. Returns
+    /// when the stop is retried if they were refused.
     pub fn judge(&self, access: &Access, answer: &StopAnswer) -> Retry {
         match answer {
             StopAnswer::Unauthorized(info) => return self.refused(access, Refusal::Unauthorized, &info.detail()),
@@ -215,7 +219,9 @@ impl Context {
         self.credential_cache.record_acceptance(&access.key, Purpose::Read);
     }
 
-    /// Records that the API refused these credentials.
+    /// Removes a refused token from the cache. If the token came from the cache and was refused with a 401, returns
+    /// [`Retry::AtOnce`], because a new one may be accepted. Otherwise records the refusal and returns
+    /// [`Retry::Backoff`].
     pub fn refused(&self, access: &Access, refusal: Refusal, detail: &str) -> Retry {
         self.credential_cache.remove_token(&access.key, &access.token);
         if access.origin == Origin::Kept && refusal == Refusal::Unauthorized {
@@ -230,7 +236,6 @@ fn reason_of(refusal: Refusal) -> Reason {
     match refusal {
         Refusal::Unauthorized | Refusal::ClientRefused => Reason::Unauthorized,
         Refusal::Forbidden => Reason::Forbidden,
-        Refusal::RateLimited => Reason::RateLimited,
         Refusal::Unreachable => Reason::Unreachable,
         Refusal::Unavailable => Reason::Unavailable,
     }

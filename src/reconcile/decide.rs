@@ -14,7 +14,8 @@ use crate::reconcile::backoff::{MAX_DELAY, read_delay};
 /// The time for which a claim allows sending, counted from before it was written.
 pub const CLAIM_VALIDITY: Duration = Duration::from_secs(5);
 
-/// The shortest time, beside `followTimeoutSeconds`, after which the outcome of an open claim counts as unknown.
+/// The shortest time after which the outcome of an open claim counts as unknown, even if `followTimeoutSeconds` is
+/// shorter.
 const MIN_OPEN_CLAIM: Duration = Duration::from_secs(3600);
 
 /// The tolerance for a `nextAttemptTime` that another replica wrote: clocks of two machines differ, and written times are
@@ -39,7 +40,7 @@ pub struct Observed {
     pub next_attempt_unchanged: Duration,
     /// Time since the run was first read as active after the last stop request ended; `None` if it was not.
     pub active_for: Option<Duration>,
-    /// Time since the first of the latest consecutive unreadable reads; `None` if the last read was none.
+    /// Time since the first of the latest consecutive unreadable reads; `None` if the last read was not unreadable.
     pub unreadable_for: Option<Duration>,
     /// Time since this process first tried to read the run for this request, or after its acceptance; `None` if it
     /// has not tried.
@@ -67,12 +68,14 @@ pub enum Ending {
     OutcomeUnknown,
 }
 
-/// The conclusion that one more read of the same kind allows, given the earlier ones.
+/// The conclusions that the next read allows if its result is the same as that of an earlier read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Established {
-    /// The run was read as active at least the settle time ago. Active again: the request had no effect.
+    /// The run was read as active at least the settle time ago. If the next read shows it active again, the request had
+    /// no effect.
     pub active: bool,
-    /// The run has been unreadable for at least the settle time. Unreadable again: it counts as unreadable for good.
+    /// The run has been unreadable for at least the settle time. If the next read cannot read it either, it counts as
+    /// unreadable for good.
     pub unreadable: bool,
 }
 
@@ -108,8 +111,9 @@ pub fn decide(resource: &WorkflowRunStop, now: Timestamp, observed: &Observed, r
     let status = resource.status.as_ref().unwrap_or(&unwritten);
     let request = status.stop_request.as_ref();
     let next_attempt = request.and_then(|request| request.next_attempt_time.as_ref()).map(|Time(next)| {
-        // A time further ahead than the longest backoff comes from another clock. It is waited for up to that backoff:
-        // otherwise, of two replicas whose clocks are far apart, each would ignore the backoff of the other.
+        // A time further ahead than the longest backoff was written by a clock that is ahead of this one. The wait is
+        // limited to that backoff, but not skipped: otherwise two replicas whose clocks are far apart would ignore each
+        // other's backoff.
         let longest = MAX_DELAY.max(rules.settle_time) + CLOCK_SKEW;
         until(now, *next).min(longest.saturating_sub(observed.next_attempt_unchanged))
     });
@@ -198,14 +202,15 @@ pub fn first_read_delay(answered_state: Option<&str>, jitter: f64) -> Duration {
     }
 }
 
-/// Returns the conclusion that one more read of the same kind allows.
+/// Returns the conclusions that the next read allows.
 fn established(observed: &Observed, rules: &Rules) -> Established {
     let settled = |since: Option<Duration>| since.is_some_and(|since| rules.settle_time <= since);
     Established { active: settled(observed.active_for), unreadable: settled(observed.unreadable_for) }
 }
 
-/// Returns true if the last stop request is known to have had no effect only because the run was read as active twice.
-/// Reading the run right before the next request narrows the window for a wrong repeat to one round trip.
+/// Returns true if the last stop request may have had an effect after all: its claim was dropped because reads showed
+/// the run active, and not for a reason that excludes an effect. Then the run is read again right before the request is
+/// repeated, which narrows the window for a wrong repeat to one round trip.
 fn may_have_had_an_effect(status: &WorkflowRunStopStatus) -> bool {
     let dropped = conditions::find(&status.conditions, ConditionType::StopAccepted).and_then(Reason::of);
     let attempts = status.stop_request.as_ref().map_or(0, |request| request.attempts);
@@ -250,8 +255,8 @@ fn in_flight(rules: &Rules) -> Duration {
     CLAIM_VALIDITY + rules.request_timeout + rules.settle_time
 }
 
-/// Returns the time until the resource must be reconciled, whatever else it waits for: its deadline, or the end of
-/// following. `None` while it has a claim, which must be confirmed first.
+/// Returns how long the resource may wait, whatever it waits for: until its deadline, or until the end of following.
+/// `None` while it has a claim, which must be confirmed first.
 pub fn at_the_latest(resource: &WorkflowRunStop, now: Timestamp) -> Option<Duration> {
     let end = match resource.accepted_time() {
         _ if is_left_alone(resource) || resource.claim().is_some() => None,

@@ -40,8 +40,8 @@ use crate::reconcile::{
 };
 use crate::rng;
 
-/// The longest time between the read before a repeated stop request and the request. If the rate limit was closed in
-/// between, the run is read again.
+/// The longest time between a repeated stop request and the read before it. If the request had to wait longer, because
+/// a 429 closed the budget, the run is read again.
 const MAX_READ_AGE: Duration = Duration::from_secs(5);
 
 /// Resolves when a step must stop waiting: the resource changed, or the replica is draining. Ignored between a claim and
@@ -69,7 +69,8 @@ pub async fn reconcile(context: &Context, tracked: &mut Tracked, interrupt: Inte
     match done {
         Ok((outcome, requeue)) => StepReport { decision, outcome, requeue: requeue.bounded(latest) },
         Err(error) => {
-            // Not bounded by a deadline: the write at that deadline may be what failed.
+            // Not bounded by the deadline: if the failed write was due at the deadline, it would be retried without a
+            // delay.
             StepReport { decision, outcome: StepOutcome::Failed(error), requeue: tracked.retry_after_failure() }
         }
     }
@@ -146,8 +147,8 @@ impl Context {
         Ok((StepOutcome::StopAttempted { class: answer.class(), sent, finished, unstored }, requeue))
     }
 
-    /// Gets what a stop request needs. If it repeats an earlier one, the run is read right before it, and the next slot of
-    /// the tenant is then for the request.
+    /// Gets everything that a stop request needs. If the request repeats an earlier one, the run is read first, with
+    /// the slot of the preflight, and the request gets the tenant's next slot.
     async fn ready_to_stop(&self, tracked: &mut Tracked, repeats: bool) -> Result<Readiness, Blocked> {
         let prepared = self.preflight(tracked, Purpose::Stop).await?;
         if !repeats {
@@ -198,7 +199,7 @@ impl Context {
 
     /// Reads a run whose stop was accepted.
     async fn follow(&self, tracked: &mut Tracked, established: Established, interrupt: Interrupt<'_>) -> Done {
-        // If the run was not read yet, its last read may take longer than following lasts.
+        // If the run was not read yet, this read may go on after the end of following.
         let left = at_the_latest(&tracked.resource, self.now()).unwrap_or_default();
         let limit =
             if tracked.observed().tried_for.is_some() { left } else { left.max(self.longest_wait_for_a_read()) };
@@ -213,7 +214,7 @@ impl Context {
                 self.record_read_result(tracked, answer, established).await
             }
             Some(Err(blocked)) => {
-                // Counts as a try, so that following ends in time without usable credentials as well.
+                // A denied read counts as a try, so that following also ends in time without usable credentials.
                 if matches!(blocked, Blocked::Denied(_)) {
                     tracked.tried_to_read();
                     tracked.schedule_next_read(Duration::ZERO);
@@ -247,7 +248,7 @@ impl Context {
         }
     }
 
-    /// Stores what was read. If that fails, it is kept for the next step.
+    /// Stores the last read. If that fails, the read is kept for the next step.
     async fn record(&self, tracked: &mut Tracked) -> Done {
         let Some((answer, established)) = tracked.reads().unrecorded.take() else {
             return Ok((StepOutcome::Unchanged, Requeue::Now));
@@ -323,7 +324,8 @@ impl Context {
         self.write(tracked, |resource| outcome::finished(resource, ending, step_time), StepOutcome::Updated).await
     }
 
-    /// Writes what was learned. Retries at once if the resource changed in between in nothing that the status builds on.
+    /// Writes a new status. Retries at once if the resource changed in the meantime, but in no part that the status
+    /// depends on.
     async fn write(
         &self,
         tracked: &mut Tracked,
@@ -354,7 +356,7 @@ impl Context {
         Ok((outcome, requeue))
     }
 
-    /// Returns the final status instead, if the next step would only write that.
+    /// Returns the final status instead of `status` if the next step would only write the final status.
     fn with_end(
         &self,
         resource: &WorkflowRunStop,

@@ -12,7 +12,7 @@ use crate::reconcile::backoff::{MAX_CREDENTIALS_DELAY, MAX_DELAY, delay};
 use crate::reconcile::decide::{Ending, Established};
 use crate::reconcile::status_builder::{StatusBuilder, StepTime, state_detail};
 
-/// The attempt from which on a stop that a gateway answered is not retried.
+/// The largest number of attempts at a stop that a gateway answers.
 const MAX_FOREIGN_ATTEMPTS: i32 = 5;
 
 /// Returns the status with a claim, for a request that is about to be sent.
@@ -22,14 +22,12 @@ pub fn claimed(resource: &WorkflowRunStop, claim: Claim, url: String, step_time:
     // The answer to an earlier request does not belong to this one.
     *builder.request() = StopRequest { url: Some(url), attempts, claim: Some(claim), ..StopRequest::default() };
     builder.set(ConditionType::StopAccepted, ConditionStatus::Unknown, (Reason::StopRequested, ""));
-    builder.going_on(ConditionStatus::Unknown, (Reason::StopRequested, ""))
+    builder.going_on((Reason::StopRequested, ""))
 }
 
 /// Returns the status while the stop waits for something before a request may be sent.
 pub fn waiting(resource: &WorkflowRunStop, reason: Reason, detail: &str, step_time: StepTime) -> WorkflowRunStopStatus {
-    let in_order = matches!(reason, Reason::Suspended | Reason::WaitingForBudget);
-    let ready = if in_order { ConditionStatus::Unknown } else { ConditionStatus::False };
-    StatusBuilder::of(resource, step_time).going_on(ready, (reason, detail))
+    StatusBuilder::of(resource, step_time).going_on((reason, detail))
 }
 
 /// The time at which a stop whose credentials were refused is retried.
@@ -79,10 +77,7 @@ pub fn stop_answered(
             }
             builder.accepted(Reason::StopAccepted)
         }
-        StopAnswer::RateLimited(_, retry_after) => {
-            let wait = retry_after.unwrap_or_else(|| builder.backoff(MAX_DELAY));
-            builder.refused(wait, (Reason::RateLimited, &detail))
-        }
+        StopAnswer::RateLimited(_, reopens_in) => builder.refused(*reopens_in, (Reason::RateLimited, &detail)),
         StopAnswer::Unauthorized(_) | StopAnswer::Forbidden(_) => {
             let wait = match retry {
                 Retry::AtOnce => Duration::ZERO,
@@ -97,51 +92,37 @@ pub fn stop_answered(
             builder.refused(wait, (Reason::Unreachable, &detail))
         }
         StopAnswer::TooLate => {
-            let why = (
-                Reason::StopRequested,
-                "the previous attempt was not sent because its claim or the deadline expired first",
-            );
-            builder.request().claim = None;
+            let why = "the previous attempt was not sent because its claim or the deadline expired first";
             let wait = builder.backoff(MAX_DELAY);
-            builder.next_attempt_in(wait);
-            builder.set(ConditionType::StopAccepted, ConditionStatus::False, why);
-            builder.going_on(ConditionStatus::Unknown, why)
+            builder.refused(wait, (Reason::StopRequested, why))
         }
         // Amperity answered: the run is read at once.
         StopAnswer::Conflict(_) => {
-            let why = (ConditionStatus::False, (Reason::Conflict, detail.as_str()));
-            builder.unclear(UnclearAnswer::Conflict, Duration::ZERO, why)
+            builder.unclear(UnclearAnswer::Conflict, Duration::ZERO, (Reason::Conflict, &detail))
         }
         StopAnswer::BadRequest(_) => {
-            let why = (ConditionStatus::Unknown, (Reason::OutcomeUnknown, detail.as_str()));
-            builder.unclear(UnclearAnswer::Conflict, Duration::ZERO, why)
+            builder.unclear(UnclearAnswer::Conflict, Duration::ZERO, (Reason::OutcomeUnknown, &detail))
         }
         StopAnswer::ServerError(_, retry_after) => {
             let wait = step_time.settle_time.max(retry_after.unwrap_or_default());
-            let why = (ConditionStatus::False, (Reason::Unavailable, detail.as_str()));
-            builder.unclear(UnclearAnswer::ServerError, wait, why)
+            builder.unclear(UnclearAnswer::ServerError, wait, (Reason::Unavailable, &detail))
         }
         StopAnswer::NotOurRun(_) => {
             let detail = format!("{detail}, but the body is not this run");
-            let why = (ConditionStatus::Unknown, (Reason::OutcomeUnknown, detail.as_str()));
-            builder.unclear(UnclearAnswer::NotOurRun, step_time.settle_time, why)
+            builder.unclear(UnclearAnswer::NotOurRun, step_time.settle_time, (Reason::OutcomeUnknown, &detail))
         }
         StopAnswer::Foreign(_) => {
-            let why = (ConditionStatus::Unknown, (Reason::OutcomeUnknown, detail.as_str()));
-            builder.unclear(UnclearAnswer::NotOurRun, step_time.settle_time, why)
+            builder.unclear(UnclearAnswer::NotOurRun, step_time.settle_time, (Reason::OutcomeUnknown, &detail))
         }
         StopAnswer::Redirected(info, to) => {
             // Kept for the message after the run has been read.
             let message = format!("a redirect to {to}, which is never followed");
             let info = ResponseInfo { message: Some(message), ..info.clone() };
             builder.info(&info);
-            let detail = info.detail();
-            let why = (ConditionStatus::Unknown, (Reason::OutcomeUnknown, detail.as_str()));
-            builder.unclear(UnclearAnswer::NotOurRun, step_time.settle_time, why)
+            builder.unclear(UnclearAnswer::NotOurRun, step_time.settle_time, (Reason::OutcomeUnknown, &info.detail()))
         }
         StopAnswer::NoAnswer(_) => {
-            let why = (ConditionStatus::Unknown, (Reason::OutcomeUnknown, detail.as_str()));
-            builder.unclear(UnclearAnswer::NoAnswer, step_time.settle_time, why)
+            builder.unclear(UnclearAnswer::NoAnswer, step_time.settle_time, (Reason::OutcomeUnknown, &detail))
         }
         StopAnswer::NotFound(_) => builder.rejected((Reason::RunNotFound, &detail)),
         StopAnswer::Rejected(_) => builder.rejected((Reason::Rejected, &detail)),
@@ -221,10 +202,15 @@ pub fn confirmed(
             }
         }
         ReadAnswer::Failed(failure) => {
-            let wait = delay(failures, MAX_DELAY, step_time.jitter).max(failure.retry_after().unwrap_or_default());
+            let wait = match failure {
+                ReadFailure::RateLimited(_, reopens_in) => *reopens_in,
+                ReadFailure::Unauthorized(_) | ReadFailure::NotSent(_) | ReadFailure::Unavailable(..) => {
+                    delay(failures, MAX_DELAY, step_time.jitter).max(failure.retry_after().unwrap_or_default())
+                }
+            };
             builder.next_attempt_in(wait);
             let (reason, detail) = read_failure(failure);
-            builder.going_on(ConditionStatus::False, (reason, &detail))
+            builder.going_on((reason, &detail))
         }
     }
 }
@@ -239,7 +225,7 @@ enum Answered {
     Redirect(String),
     /// Any other 4xx, not Amperity's own.
     ClientError(String),
-    /// 5xx, a success without the run, or not at all.
+    /// 5xx, a success without the run, or no answer.
     Otherwise,
 }
 
@@ -251,7 +237,7 @@ impl Answered {
         else {
             return Self::Otherwise;
         };
-        // After a claim is dropped, the condition still has the reason.
+        // After the claim is dropped, the condition `StopAccepted` still has the reason of the answer.
         let own = match resource.claim().map(|claim| claim.ended.as_ref().map(|ended| ended.answer)) {
             Some(answer) => answer == Some(UnclearAnswer::Conflict),
             None => {
@@ -286,13 +272,13 @@ pub fn followed(
             builder.observe((**run).clone());
             // A verbose view without the field has no tasks.
             builder.status.task_instances.get_or_insert_default();
-            builder.going_on(ConditionStatus::Unknown, (Reason::FollowingRun, &detail))
+            builder.going_on((Reason::FollowingRun, &detail))
         }
         // A gateway may have answered: only a second unreadable read is final.
         ReadAnswer::Unreadable(info) if !established.unreadable => {
             let state = builder.status.state.as_deref().map(|state| format!("last known state {state}, "));
             let detail = format!("{}the last read was answered with {}", state.unwrap_or_default(), info.detail());
-            builder.going_on(ConditionStatus::Unknown, (Reason::FollowingRun, &detail))
+            builder.going_on((Reason::FollowingRun, &detail))
         }
         ReadAnswer::Unreadable(info) => {
             let ended = builder.status.state.as_deref().map(Phase::of).filter(|phase| phase.has_ended());
@@ -303,14 +289,14 @@ pub fn followed(
         }
         ReadAnswer::Failed(failure) => {
             let (reason, detail) = read_failure(failure);
-            builder.going_on(ConditionStatus::False, (reason, &detail))
+            builder.going_on((reason, &detail))
         }
     }
 }
 
 fn read_failure(failure: &ReadFailure) -> (Reason, String) {
     match failure {
-        ReadFailure::RateLimited(info) => (Reason::RateLimited, info.detail()),
+        ReadFailure::RateLimited(info, _) => (Reason::RateLimited, info.detail()),
         ReadFailure::Unauthorized(info) => (Reason::Unauthorized, info.detail()),
         ReadFailure::NotSent(why) => (Reason::Unreachable, why.clone()),
         ReadFailure::Unavailable(why, _) => (Reason::Unavailable, why.clone()),

@@ -20,7 +20,7 @@ use crate::reconcile::{
 };
 use crate::rng;
 
-/// After this queueing time, and up to twice as long, the status says `WaitingForBudget`.
+/// The time in the queue after which the status says `WaitingForBudget`. Jitter makes it up to twice as long.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Everything that one request needs.
@@ -31,7 +31,7 @@ pub struct Prepared {
     pub run_id: RunId,
     /// The credentials.
     pub access: Access,
-    /// The right to send it within the rate limit.
+    /// The right to send the request within the rate limit.
     pub slot: Slot,
 }
 
@@ -67,7 +67,7 @@ impl Context {
                 let status = outcome::waiting(&tracked.resource, Reason::WaitingForBudget, "", self.step_time());
                 tokio::select! {
                     biased;
-                    // The slot does not wait for this write: others queue behind it.
+                    // A granted slot does not wait for this write, because other requests queue behind the slot.
                     ready = ready.as_mut() => break ready?,
                     written = self.store.announce(&tracked.resource, status) => match written? {
                         WriteResult::Stored(stored) => tracked.resource = *stored,

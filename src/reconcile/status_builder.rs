@@ -40,8 +40,9 @@ impl StatusBuilder {
         let mut status = resource.status.clone().unwrap_or_default();
         let generation = resource.metadata.generation;
         status.observed_generation = generation;
-        // By the clock of the replica that sent the request. If that clock is ahead, a time by this replica's clock would be
-        // in the past for it, and it would retry without backoff.
+        // The base is not before the time of the claim, which is by the clock of the replica that sent the request. If
+        // that clock is ahead, a time by this replica's clock would be in the past for that replica, and it would retry
+        // without backoff.
         let base =
             resource.claim().map_or(step_time.now, |Claim { time: Time(claimed), .. }| step_time.now.max(*claimed));
         Self { status, generation, step_time, base }
@@ -56,7 +57,8 @@ impl StatusBuilder {
         self.status.stop_request.get_or_insert_default()
     }
 
-    /// Sets the earliest time of the next attempt, rounded up to whole seconds, as times are written.
+    /// Sets the earliest time of the next attempt, rounded up, since a status has whole seconds. Removes it if `wait`
+    /// is zero.
     pub fn next_attempt_in(&mut self, wait: Duration) {
         if wait.is_zero() {
             self.request().next_attempt_time = None;
@@ -78,8 +80,9 @@ impl StatusBuilder {
         conditions::set(&mut self.status.conditions, new);
     }
 
-    /// Returns an unfinished status: `ready` is `Unknown` in progress and `False` while it fails.
-    pub fn going_on(mut self, ready: ConditionStatus, why: (Reason, &str)) -> WorkflowRunStopStatus {
+    /// Returns an unfinished status.
+    pub fn going_on(mut self, why: (Reason, &str)) -> WorkflowRunStopStatus {
+        let ready = if why.0.is_in_progress() { ConditionStatus::Unknown } else { ConditionStatus::False };
         self.set(ConditionType::Ready, ready, why);
         self.set(ConditionType::Reconciling, ConditionStatus::True, why);
         // Before the first request, `StopAccepted` has the reason of `Ready`.
@@ -107,7 +110,7 @@ impl StatusBuilder {
         self.status
     }
 
-    /// Sets `StopAccepted`, if no request or wait has set it before.
+    /// Sets `StopAccepted` to `False`, unless a request or a wait has set it before.
     fn not_sent_by_default(&mut self, why: (Reason, &str)) {
         if conditions::find(&self.status.conditions, ConditionType::StopAccepted).is_none() {
             self.set(ConditionType::StopAccepted, ConditionStatus::False, why);
@@ -155,7 +158,7 @@ impl StatusBuilder {
         request.accepted_time = Some(now);
         self.set(ConditionType::StopAccepted, ConditionStatus::True, (reason, ""));
         let detail = state_detail(self.status.state.as_deref());
-        self.going_on(ConditionStatus::Unknown, (Reason::FollowingRun, &detail))
+        self.going_on((Reason::FollowingRun, &detail))
     }
 
     /// Returns the status after a request without effect: the claim is dropped and the request repeated after `wait`.
@@ -163,7 +166,7 @@ impl StatusBuilder {
         self.request().claim = None;
         self.next_attempt_in(wait);
         self.set(ConditionType::StopAccepted, ConditionStatus::False, why);
-        self.going_on(ConditionStatus::False, why)
+        self.going_on(why)
     }
 
     /// Returns the final status of a rejected stop.
@@ -178,7 +181,7 @@ impl StatusBuilder {
         let why = (Reason::OutcomeUnknown, detail);
         self.next_attempt_in(self.step_time.settle_time);
         self.open_if_claimed(why);
-        self.going_on(ConditionStatus::Unknown, why)
+        self.going_on(why)
     }
 
     /// Returns the final status of a stop whose outcome is unknown. The claim stays.
@@ -188,7 +191,8 @@ impl StatusBuilder {
         self.finished(false, why)
     }
 
-    /// Sets `StopAccepted` to `Unknown`. Without a claim it keeps the reason why the last one was dropped.
+    /// Sets `StopAccepted` to `Unknown` if there is a claim. Otherwise the condition keeps the reason why the last
+    /// claim was dropped.
     fn open_if_claimed(&mut self, why: (Reason, &str)) {
         if self.request().claim.is_some() {
             self.set(ConditionType::StopAccepted, ConditionStatus::Unknown, why);
@@ -196,19 +200,14 @@ impl StatusBuilder {
     }
 
     /// Returns the status after an unclear answer: the claim stays, and the run is read after `wait` at the earliest.
-    pub fn unclear(
-        mut self,
-        answer: UnclearAnswer,
-        wait: Duration,
-        (ready, why): (ConditionStatus, (Reason, &str)),
-    ) -> WorkflowRunStopStatus {
+    pub fn unclear(mut self, answer: UnclearAnswer, wait: Duration, why: (Reason, &str)) -> WorkflowRunStopStatus {
         let ended = ClaimEnded { time: self.now(), answer };
         if let Some(claim) = &mut self.request().claim {
             claim.ended = Some(ended);
         }
         self.next_attempt_in(wait);
         self.set(ConditionType::StopAccepted, ConditionStatus::Unknown, why);
-        self.going_on(ready, why)
+        self.going_on(why)
     }
 }
 

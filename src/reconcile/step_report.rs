@@ -18,7 +18,7 @@ pub enum Requeue {
 }
 
 impl Requeue {
-    /// Returns the same, but not later than `latest`.
+    /// Returns this time, or `latest` if that is earlier.
     #[must_use]
     pub fn bounded(self, latest: Option<Instant>) -> Self {
         match (self, latest) {
@@ -54,7 +54,7 @@ pub enum StepOutcome {
         /// True if the same write finished the resource.
         finished: bool,
         /// The status that could not be stored: the resource is gone or finished, or another replica has taken over the
-        /// claim. `None` if it was stored.
+        /// claim. `None` if it was stored, or if no request was sent.
         unstored: Option<Box<WorkflowRunStopStatus>>,
     },
     /// The run was read, and the status written.

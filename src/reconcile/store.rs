@@ -36,8 +36,8 @@ use crate::rng;
 /// The time for which a Secret is cached: a thousand stops with one Secret read it once.
 const SECRET_FRESH: Duration = Duration::from_secs(1);
 
-/// The number of concurrent requests of one kind that can wait: ten thousand resources that report that they wait must not
-/// open ten thousand connections.
+/// The largest number of concurrent requests of one kind, for the kinds that may be delayed: ten thousand resources
+/// that report a wait must not open ten thousand connections.
 const AT_ONCE: usize = 32;
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);

@@ -29,13 +29,14 @@ pub fn is_refused(error: &StoreError) -> bool {
     is_invalid(error) || matches!(code(error), Some(404 | 409))
 }
 
-/// Returns true for the answers of the API server to invalid content, and to a failed test of a patch.
+/// Returns true if the API server rejected the content as invalid. The answer to a failed test of a patch looks the
+/// same.
 pub fn is_invalid(error: &StoreError) -> bool {
     matches!(code(error), Some(400 | 413 | 422))
 }
 
 impl StoreError {
-    /// Returns true if the operator lacks the right.
+    /// Returns true if the operator lacks the permission.
     pub fn is_forbidden(&self) -> bool {
         matches!(code(self), Some(403))
     }

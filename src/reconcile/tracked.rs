@@ -24,11 +24,12 @@ const GONE_REQUEUE: Duration = Duration::from_secs(60);
 pub struct Tracked {
     /// The newest version known.
     pub resource: WorkflowRunStop,
-    /// The memory of this process beside it.
+    /// The observations of this process that the resource does not contain.
     pub memory: Memory,
 }
 
-/// The memory of a process beside the resource. Correctness does not depend on it: a process without it waits longer.
+/// The observations of a process that the resource does not contain. Correctness does not depend on them: a process
+/// without them waits longer.
 #[derive(Default)]
 pub struct Memory {
     /// The claim as last observed, and since when.
@@ -103,8 +104,8 @@ impl Snapshot {
     }
 }
 
-/// Returns the resource version as a number. If it is none, every other version counts as newer, and the guards of the
-/// writes decide.
+/// Returns the resource version as a number; `None` if it is not a number. Then every other version counts as newer,
+/// and the guards of the writes decide.
 fn version(resource: &WorkflowRunStop) -> Option<u64> {
     resource.resource_version().parse().ok()
 }

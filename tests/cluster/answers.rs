@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use lab::simulator::{ErrorBody, Fault, Kind, RepeatedStop, RetryAfter, Run, Simulator, StopEffect, StopResponseTasks};
+use lab::{
+    simulator::{ErrorBody, Fault, Kind, RepeatedStop, RetryAfter, Run, Simulator, StopEffect, StopResponseTasks},
+    testing::{History, Operator, TENANT, TestEnv, a_stop, condition, condition_lines, ready, stop_request},
+};
 use serde_json::json;
 use workflow_run_stop_api::{
     WorkflowRunStop,
     conditions::{ConditionType, Reason, StopResult},
 };
-
-use crate::support::{History, Operator, TENANT, TestEnv, a_stop, condition, condition_lines, ready, stop_request};
 
 /// The final conditions of a stop that its answer accepted.
 pub const STOPPED: [&str; 3] =

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use lab::simulator::{Fault, Kind, RecordedRequest, RetryAfter, Run};
+use lab::{
+    simulator::{Fault, Kind, RecordedRequest, RetryAfter, Run},
+    testing::{TENANT, TestEnv, a_stop, condition, ends_at_once, is, ready},
+};
 use workflow_run_stop_api::{
     WorkflowRunStop,
     conditions::{ConditionStatus, ConditionType, Reason},
 };
-
-use crate::support::{TENANT, TestEnv, a_stop, condition, ends_at_once, is, ready};
 
 const OTHER_TENANT: &str = "globex";
 

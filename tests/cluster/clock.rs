@@ -29,7 +29,7 @@ use workflow_run_stop_operator::{
     reconcile::{context::Context, decide::Rules, store::Store},
 };
 
-use crate::support::{TENANT, TestEnv, a_stop, ends_at_once, is, ready, stop_request};
+use lab::testing::{TENANT, TestEnv, a_stop, ends_at_once, is, ready, stop_request};
 
 /// Returns the current time, to compare with timestamps of the cluster and the operator.
 #[allow(clippy::disallowed_methods)]

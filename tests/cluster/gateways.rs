@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use lab::simulator::{ErrorBody, Fault, Kind, RetryAfter, Run, StopEffect};
+use lab::{
+    simulator::{ErrorBody, Fault, Kind, RetryAfter, Run, StopEffect},
+    testing::{TENANT, a_stop, condition_lines, ends_at_once, message, ready, stop_request},
+};
 use serde_json::json;
 use workflow_run_stop_api::{
     StopRequest, WorkflowRunStop, WorkflowRunStopStatus,
@@ -15,7 +18,6 @@ use crate::answers::{
     CONFIRMED, Fixture, STOPPED, UNEXPECTED_ANSWER, a_run, a_stop_with_client, status, token_requests,
 };
 use crate::clock::now;
-use crate::support::{TENANT, a_stop, condition_lines, ends_at_once, message, ready, stop_request};
 
 const OUTCOME_UNKNOWN: [&str; 4] = [
     "Ready: False OutcomeUnknown",

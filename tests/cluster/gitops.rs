@@ -1,12 +1,14 @@
 //! The statements of docs/gitops.md about the API server and about resources that are created again.
 
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
-use lab::simulator::RepeatedStop;
+use lab::{
+    simulator::RepeatedStop,
+    testing::{TENANT, TestEnv, a_stop, ready},
+};
 use serde_json::json;
 use workflow_run_stop_api::{WorkflowRunStop, WorkflowRunStopStatus, conditions::Reason};
 
 use crate::answers::{Fixture, a_run};
-use crate::support::{TENANT, TestEnv, a_stop, ready};
 
 /// Creates a stop and returns it when it has finished.
 async fn finished_stop(fixture: &Fixture, run: &str) -> WorkflowRunStop {

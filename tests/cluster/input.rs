@@ -7,7 +7,12 @@ use std::{
 };
 
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
-use lab::{control_plane::User, simulator::Kind, table::table};
+use lab::{
+    control_plane::User,
+    simulator::Kind,
+    table::table,
+    testing::{Operator, TENANT, TestEnv, a_stop, condition, ends_at_once, is, message, ready},
+};
 use serde_json::{Value, json};
 use tokio::process::Command;
 use workflow_run_stop_api::{
@@ -16,7 +21,6 @@ use workflow_run_stop_api::{
 };
 
 use crate::clock::now;
-use crate::support::{Operator, TENANT, TestEnv, a_stop, condition, ends_at_once, is, message, ready};
 
 const CRD: &str = include_str!("../../crds/workflowrunstops.yaml");
 

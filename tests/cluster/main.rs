@@ -1,15 +1,18 @@
-//! The operator's binary against a real Kubernetes API server and the simulated Amperity API.
+//! Owns the tests of the programs against a real Kubernetes API server and the simulated Amperity: the operator, the plugin, the
+//! chart, the documents, and the metrics with a real Prometheus.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod answers;
 mod budget;
+mod chart;
 mod clock;
+mod docs;
 mod gateways;
 mod gitops;
 mod input;
 mod network;
 mod observability;
+mod observe;
 mod operator;
+mod plugin;
 mod protocol;
-mod rbac;
-mod support;

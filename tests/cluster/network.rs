@@ -2,14 +2,15 @@
 
 use std::{collections::HashMap, path::PathBuf, time::Duration};
 
-use lab::simulator::{Kind, RecordedRequest, Run, Simulator, proxy::Proxy};
+use lab::{
+    simulator::{Kind, RecordedRequest, Run, Simulator, proxy::Proxy},
+    testing::{Operator, TENANT, TestEnv, a_stop, ends_at_once, is, message, ready},
+};
 use tokio::process::Command;
 use workflow_run_stop_api::{
     WorkflowRunStop,
     conditions::{ConditionStatus, ConditionType, Reason},
 };
-
-use crate::support::{Operator, TENANT, TestEnv, a_stop, ends_at_once, is, message, ready};
 
 /// Writes the CA certificate of the simulator to a file.
 fn authority(amperity: &Simulator) -> PathBuf {

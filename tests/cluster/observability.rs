@@ -7,14 +7,13 @@ use kube::{Api, api::ListParams};
 use lab::{
     control_plane,
     simulator::{Fault, RetryAfter, Run, StopResponseTasks},
+    testing::{Operator, TENANT, TestEnv, a_stop, ends_at_once, rbac},
 };
 use serde_json::{Value, json};
 use tokio::process::Command;
 use workflow_run_stop_api::{Claim, StopRequest, WorkflowRunStopStatus, conditions::Reason};
 
 use crate::operator::{Replica, kubeconfig_with_rules, metric_sum};
-use crate::rbac;
-use crate::support::{Operator, TENANT, TestEnv, a_stop, ends_at_once};
 
 /// Returns the events that `kubectl describe` shows for a resource: type, reason, age, from and message of each.
 async fn describe_events(env: &TestEnv, name: &str) -> Vec<Vec<String>> {
@@ -267,7 +266,7 @@ async fn a_claim_of_another_process_that_is_resolved_is_counted_as_taken_over() 
     .await;
     let replica = Replica::start(&env, &[]).await;
     env.wait_until("wf-1", "was accepted", |stop| {
-        stop.claim().is_none() && crate::support::stop_request(stop).accepted_time.is_some()
+        stop.claim().is_none() && lab::testing::stop_request(stop).accepted_time.is_some()
     })
     .await;
     replica.wait_for_response("/metrics", |_, body| metric_sum(body, "claims_taken_over_total") == 1).await;

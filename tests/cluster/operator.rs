@@ -20,7 +20,10 @@ use kube::{
     api::{ListParams, ObjectMeta, Patch, PatchParams, PostParams},
     runtime::{conditions::is_deleted, wait::await_condition},
 };
-use lab::simulator::{HoldPoint, Kind, Run, StopResponseTasks};
+use lab::{
+    simulator::{HoldPoint, Kind, Run, StopResponseTasks},
+    testing::{Operator, TENANT, TestEnv, a_stop, ends_at_once, is, message, rbac, ready},
+};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -31,9 +34,6 @@ use workflow_run_stop_api::{
     WorkflowRunStop, WorkflowRunStopStatus,
     conditions::{ConditionStatus, ConditionType, Reason},
 };
-
-use crate::rbac;
-use crate::support::{Operator, TENANT, TestEnv, a_stop, ends_at_once, is, message, ready};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);

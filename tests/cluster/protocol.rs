@@ -8,7 +8,10 @@ use kube::{
     Api,
     api::{DeleteParams, Patch, PatchParams},
 };
-use lab::simulator::{ErrorBody, Fault, HoldPoint, Kind, RecordedRequest, RetryAfter, Run, StopEffect};
+use lab::{
+    simulator::{ErrorBody, Fault, HoldPoint, Kind, RecordedRequest, RetryAfter, Run, StopEffect},
+    testing::{TENANT, TestEnv, a_stop, condition, condition_lines, ready, stop_request},
+};
 use serde_json::json;
 use tokio::time::Instant;
 use workflow_run_stop_api::{
@@ -18,7 +21,6 @@ use workflow_run_stop_api::{
 
 use crate::answers::{CONFIRMED, Fixture, STOPPED, a_run, assert_invariants, had_conditions};
 use crate::clock::now;
-use crate::support::{TENANT, TestEnv, a_stop, condition, condition_lines, ready, stop_request};
 
 /// The time for which a foreign claim must be observed: its validity, the request timeout and the settle time.
 const QUIET: Duration = Duration::from_secs(5 + 2 + 1);

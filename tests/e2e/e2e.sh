@@ -201,7 +201,7 @@ k patch workflowrunstop stop-suspended --type=merge -p '{"spec":{"suspend":false
 finishes_as stop-suspended 'True RunStopped'
 once wf-demo-6
 k get workflowrunstops
-# Events are written asynchronously to the status.
+# Events are written in the background, so they may appear after the status.
 until_true 20 'events of stop-nightly' has_events stop-nightly 'StopAccepted RunStopped'
 until_true 20 'events of stop-unknown' has_events stop-unknown 'RunNotFound'
 passed 'each sample has its result, one POST and its events'

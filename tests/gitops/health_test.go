@@ -1,5 +1,5 @@
 // Package gitops tests the health that GitOps tools compute for every state of a WorkflowRunStop: Flux with kstatus,
-// Argo CD with the health script of docs/argocd. The states are written by the operator's own code (tests/gitops.rs);
+// Argo CD with the health script of docs/argocd. The states are written by the operator's own code (tests/pure/gitops.rs);
 // the expected health is the table of docs/gitops.md.
 package gitops
 

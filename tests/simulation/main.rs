@@ -10,6 +10,7 @@
 //! `make simulate LARGE_SEED=17` and `make simulate PLAN=74:1,79:1` replay one schedule and print its history.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::wildcard_enum_match_arm, missing_docs)]
 
+mod access;
 mod amperity;
 mod answers;
 mod apiserver;

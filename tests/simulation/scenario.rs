@@ -3,26 +3,41 @@
 
 use std::{
     collections::VecDeque,
+    future::pending,
+    pin::pin,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use futures::future::BoxFuture;
 use http::Request;
+use jiff::Timestamp;
 use kube::{Client, client::Body};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use tower::Service;
-use workflow_run_stop_api::WorkflowRunStop;
+use workflow_run_stop_api::{
+    WorkflowRunStop,
+    conditions::{ConditionType, Reason, find},
+};
 use workflow_run_stop_operator::{
+    amperity::{credentials::CredentialsKey, endpoint::Endpoint, purpose::Purpose},
     clock::Clock,
-    reconcile::{context::Context, tracked::Tracked},
+    reconcile::{
+        context::Context,
+        reconcile,
+        step_report::{Requeue, StepOutcome, StepReport},
+        tracked::Tracked,
+    },
 };
 
 use crate::{
-    apiserver::{Answer, ApiServer, rejected},
+    answers::{Answer, Behavior, Effect},
+    apiserver::{self, ApiServer, rejected},
     choices::{Choices, Plan},
     replica::context,
     runs::Run,
-    secrets::STATIC,
+    secrets::{CLIENT, STATIC},
     world::{Size, World},
 };
 
@@ -60,9 +75,9 @@ struct Scripted {
 }
 
 impl Service<Request<Body>> for Scripted {
-    type Response = Answer;
+    type Response = apiserver::Answer;
     type Error = Box<dyn std::error::Error + Send + Sync>;
-    type Future = BoxFuture<'static, Result<Answer, Self::Error>>;
+    type Future = BoxFuture<'static, Result<apiserver::Answer, Self::Error>>;
 
     fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> {
         std::task::Poll::Ready(Ok(()))
@@ -177,3 +192,107 @@ pub fn claim_of_another(object: &mut Value) {
 pub fn finish(object: &mut Value) {
     object["status"]["completionTime"] = json!("2027-01-15T08:00:00Z");
 }
+
+/// The steps of tests of single reconciliations.
+impl Scenario {
+    /// Lets the run answer every stop request like this.
+    pub fn stops(&self, answer: Answer, effect: Effect) {
+        self.world.lock().runs.get_mut(RUN).unwrap().stop_fault = Some(Behavior { answer, effect });
+    }
+
+    /// Lets the run be stopping, and stop requests be accepted.
+    pub fn is_stopping(&self) {
+        self.world.lock().runs.get_mut(RUN).unwrap().set_state("stopping");
+        self.stops(Answer::Run(200), Effect::None);
+    }
+
+    /// Lets the run answer every read like this.
+    pub fn reads(&self, answer: Answer) {
+        self.world.lock().runs.get_mut(RUN).unwrap().read_fault = Some(answer);
+    }
+
+    /// Reconciles once, with the newest version of the resource.
+    pub async fn step(&mut self) -> StepReport {
+        self.tracked.refresh(&self.stored());
+        reconcile(&self.context, &mut self.tracked, pin!(pending())).await
+    }
+
+    /// Reconciles, waiting as each step asks for, until a step writes something.
+    pub async fn step_that_writes(&mut self) -> StepReport {
+        for _ in 0..100 {
+            let report = self.step().await;
+            match (&report.outcome, report.requeue) {
+                (StepOutcome::Unchanged, Requeue::At(then)) => tokio::time::sleep_until(then).await,
+                (StepOutcome::Unchanged, Requeue::Now) => {}
+                _ => return report,
+            }
+        }
+        panic!("100 steps wrote nothing: {:?}", self.stored().status)
+    }
+
+    pub fn reason(&self) -> Option<Reason> {
+        let status = self.stored().status?;
+        find(&status.conditions, ConditionType::Ready).and_then(Reason::of)
+    }
+
+    pub fn message(&self) -> String {
+        let status = self.stored().status.unwrap_or_default();
+        find(&status.conditions, ConditionType::Ready).map(|ready| ready.message.clone()).unwrap_or_default()
+    }
+
+    /// Returns the number of stop requests that were written.
+    pub fn posts(&self) -> usize {
+        self.world.lock().runs[RUN].posts.len()
+    }
+
+    /// Lets the resource use the Secret with this name.
+    pub fn uses_secret(&self, name: &str) {
+        let change = if name == CLIENT { use_client } else { use_static };
+        self.change(change);
+    }
+
+    pub fn endpoint(&self) -> Endpoint {
+        self.context.endpoints.of("acme", None).unwrap()
+    }
+
+    /// Returns the key of the credentials in the Secret as it is now.
+    pub async fn credentials_key(&self, name: &str) -> CredentialsKey {
+        let secret = self.context.store.secret("sim", name).await.unwrap().unwrap();
+        CredentialsKey { secret: secret.version, budget: self.endpoint().budget_key() }
+    }
+
+    /// Closes the budget of the tenant, as a 429 to another request does.
+    pub async fn close_budget(&self, wait: Duration) {
+        let slot = self.context.budget.acquire(&self.endpoint().budget_key(), Purpose::Token, Timestamp::MIN).await;
+        slot.mark_sent();
+        slot.record_rate_limited(Some(wait));
+    }
+
+    /// Lets another process accept the stop.
+    pub fn is_accepted(&self) {
+        self.world.lock().runs.get_mut(RUN).unwrap().set_state("stopping");
+        self.change(|object| {
+            object["status"]["stopRequest"] = json!({"attempts": 1, "acceptedTime": "2027-01-15T08:00:00Z"});
+        });
+    }
+}
+
+fn use_client(object: &mut Value) {
+    object["spec"]["credentialsSecretRef"]["name"] = CLIENT.into();
+}
+
+fn use_static(object: &mut Value) {
+    object["spec"]["credentialsSecretRef"]["name"] = STATIC.into();
+}
+
+/// Returns the time until the next reconciliation; `None` if only a change requeues the resource.
+pub fn wait(requeue: Requeue) -> Option<Duration> {
+    match requeue {
+        Requeue::Now => Some(Duration::ZERO),
+        Requeue::At(then) => Some(then.saturating_duration_since(Instant::now())),
+        Requeue::OnChange => None,
+    }
+}
+
+/// Longer than a stop waits for the rate limit before its status says so.
+pub const LONG: Duration = Duration::from_secs(10);

@@ -86,7 +86,7 @@ impl Inner {
     }
 
     /// Writes new content into a Secret. The old content stays valid until it is revoked.
-    fn renew(&mut self, key: &str) {
+    pub fn renew(&mut self, key: &str) {
         self.secrets.version += 1;
         let version = self.secrets.version;
         self.secrets.stored.insert(key.to_owned(), Some(Secret { version, content: format!("content-{version}") }));

@@ -1,73 +1,19 @@
 //! Owns the tests of single reconciliations: what a step does, what it remembers, and when it is requeued.
 //! Never runs the watch around them.
 
-use std::{future::pending, pin::pin, time::Duration};
+use std::time::Duration;
 
-use tokio::time::Instant;
-use workflow_run_stop_api::conditions::{ConditionType, Reason, find};
-use workflow_run_stop_operator::reconcile::{
-    reconcile,
-    step_report::{Requeue, StepOutcome, StepReport},
-};
+use serde_json::json;
+use tokio::time::{Instant, sleep};
+use workflow_run_stop_api::conditions::Reason;
+use workflow_run_stop_operator::reconcile::step_report::{Requeue, StepOutcome};
 
 use crate::{
-    answers::{Answer, Behavior, Effect, Page},
+    answers::{Answer, Effect, Page},
     in_virtual_time,
-    scenario::{Fault, RUN, Scenario, claim_of_another, finish},
+    scenario::{Fault, LONG, RUN, Scenario, claim_of_another, finish, wait},
     world::SETTLE_TIME,
 };
-
-/// The set-up and the steps of these tests.
-impl Scenario {
-    /// Lets the run answer every stop request like this.
-    fn stops(&self, answer: Answer, effect: Effect) {
-        self.world.lock().runs.get_mut(RUN).unwrap().stop_fault = Some(Behavior { answer, effect });
-    }
-
-    /// Lets the run be stopping, and stop requests be accepted.
-    fn is_stopping(&self) {
-        self.world.lock().runs.get_mut(RUN).unwrap().set_state("stopping");
-        self.stops(Answer::Run(200), Effect::None);
-    }
-
-    /// Lets the run answer every read like this.
-    fn reads(&self, answer: Answer) {
-        self.world.lock().runs.get_mut(RUN).unwrap().read_fault = Some(answer);
-    }
-
-    /// Reconciles once, with the newest version of the resource.
-    async fn step(&mut self) -> StepReport {
-        self.tracked.refresh(&self.stored());
-        reconcile(&self.context, &mut self.tracked, pin!(pending())).await
-    }
-
-    /// Reconciles, waiting as each step asks for, until a step writes something.
-    async fn step_that_writes(&mut self) -> StepReport {
-        for _ in 0..100 {
-            let report = self.step().await;
-            match (&report.outcome, report.requeue) {
-                (StepOutcome::Unchanged, Requeue::At(then)) => tokio::time::sleep_until(then).await,
-                (StepOutcome::Unchanged, Requeue::Now) => {}
-                _ => return report,
-            }
-        }
-        panic!("100 steps wrote nothing: {:?}", self.stored().status)
-    }
-
-    fn reason(&self) -> Option<Reason> {
-        let status = self.stored().status?;
-        find(&status.conditions, ConditionType::Ready).and_then(Reason::of)
-    }
-}
-
-/// Returns the time until the next reconciliation; `None` if only a change requeues the resource.
-fn wait(requeue: Requeue) -> Option<Duration> {
-    match requeue {
-        Requeue::Now => Some(Duration::ZERO),
-        Requeue::At(then) => Some(then.saturating_duration_since(Instant::now())),
-        Requeue::OnChange => None,
-    }
-}
 
 #[test]
 fn an_accepted_stop_is_followed_and_its_run_is_read_two_seconds_later() {
@@ -141,50 +87,6 @@ fn an_answer_that_another_replica_has_overtaken_is_reported_and_not_stored() {
 }
 
 #[test]
-fn a_missing_secret_is_reported_and_looked_up_again_with_backoff_and_is_no_try_to_read() {
-    in_virtual_time(1, async {
-        let mut test = Scenario::new();
-        test.change(|object| object["spec"]["credentialsSecretRef"]["name"] = "none".into());
-        let mut waits = vec![];
-        for _ in 0..8 {
-            let report = test.step().await;
-            waits.push(wait(report.requeue).unwrap());
-            tokio::time::sleep(Duration::from_secs(2)).await;
-        }
-        assert_eq!(test.reason(), Some(Reason::CredentialsMissing));
-        assert_eq!(test.stored().stop_request(), None, "nothing is claimed");
-        assert!(waits.iter().all(|wait| !wait.is_zero() && *wait <= Duration::from_secs(60)), "{waits:?}");
-        // With an open claim, a person can still correct it: it does not count as a try to read the run.
-        test.change(claim_of_another);
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        drop(test.step().await);
-        tokio::time::sleep(Duration::from_secs(70)).await;
-        drop(test.step().await);
-        test.tracked.refresh(&test.stored());
-        assert_eq!(test.tracked.observed().tried_for, None);
-    });
-}
-
-#[test]
-fn a_403_to_a_stop_ends_the_backoff_that_an_earlier_401_started_for_reads() {
-    in_virtual_time(1, async {
-        let mut test = Scenario::new();
-        for (answer, reason) in [(401, Reason::Unauthorized), (403, Reason::Forbidden)] {
-            test.stops(Answer::Own(answer), Effect::None);
-            while test.reason() != Some(reason) {
-                drop(test.step_that_writes().await);
-            }
-        }
-        // Accepted by another replica with other credentials.
-        test.change(|object| {
-            object["status"]["stopRequest"]["acceptedTime"] = "2027-01-15T08:00:00Z".into();
-        });
-        let report = test.step_that_writes().await;
-        assert!(matches!(report.outcome, StepOutcome::RunRead), "{report:?}");
-    });
-}
-
-#[test]
 fn an_open_claim_is_confirmed_by_reading_the_run_after_the_request_timeout_and_the_settle_time() {
     in_virtual_time(1, async {
         let mut test = Scenario::new();
@@ -236,5 +138,30 @@ fn a_run_that_is_unreadable_after_acceptance_ends_the_following_at_the_second_re
         }
         assert!(SETTLE_TIME <= start.elapsed() && start.elapsed() < SETTLE_TIME * 4, "{:?}", start.elapsed());
         assert_eq!(test.reason(), Some(Reason::RunUnreadable));
+    });
+}
+
+#[test]
+fn a_read_is_stored_although_somebody_changed_a_label_meanwhile() {
+    in_virtual_time(1, async {
+        let mut test = Scenario::new();
+        test.is_accepted();
+        // Secret, record.
+        test.faults(&[Fault::None, Fault::ChangedBefore(|object| object["metadata"]["labels"] = json!({"a": "b"}))]);
+        let report = test.step_that_writes().await;
+        assert!(matches!(report.outcome, StepOutcome::RunRead), "{report:?}");
+    });
+}
+
+#[test]
+fn the_last_read_after_the_follow_timeout_finishes_the_resource_in_the_same_write() {
+    in_virtual_time(1, async {
+        let mut test = Scenario::new();
+        test.is_accepted();
+        test.change(|object| object["spec"]["followTimeoutSeconds"] = 5.into());
+        sleep(LONG * 2).await;
+        let report = test.step_that_writes().await;
+        assert!(matches!(report.outcome, StepOutcome::Finished), "{report:?}");
+        assert_eq!(test.reason(), Some(Reason::RunStillActive));
     });
 }

@@ -1,12 +1,16 @@
 #!/bin/sh
-# Owns the programs of a real control plane: prints the folder of etcd and kube-apiserver, and builds them if missing.
+# Owns the programs of a real control plane: prints the folder of etcd and kube-apiserver, and fetches or builds them if missing.
 # Never prints anything else on stdout, and never leaves a partly built program.
 #
 #   sh build.sh            etcd and kube-apiserver
 #   sh build.sh kubectl    kubectl as well
 #
-# They are built once, from the Go modules pinned in ../go, and kept in the user's cache folder.
-# If KUBEBUILDER_ASSETS names a folder that has them, that folder is used and nothing is built.
+# setup-envtest fetches the prebuilt ones of the same minor version of Kubernetes, which takes seconds. Without an answer
+# within 10 s, they are built from the Go modules pinned in ../go, which takes minutes. Either is done once, into the
+# user's cache folder.
+#   KUBEBUILDER_ASSETS     a folder that has the programs: it is used, and nothing is fetched or built
+#   ENVTEST_INDEX          the URL of another index for setup-envtest, such as that of a mirror
+#   BUILD_CONTROL_PLANE=1  always builds, so that the version is the pinned one
 set -eu
 
 here=${0%/*}
@@ -42,6 +46,62 @@ use_go "$modules/kubernetes" \
 stamp_kubernetes "$modules/kubernetes"
 cache control-plane "$modules"/kubernetes/go.mod "$modules"/kubernetes/go.sum "$modules"/etcd/go.mod "$modules"/etcd/go.sum
 
+# Runs a command, and ends it after this many seconds.
+within() {
+  limit=$1
+  shift
+  "$@" 9>&- &
+  limited=$!
+  (
+    trap 'kill "$sleeping"; exit' TERM
+    sleep "$limit" &
+    sleeping=$!
+    wait "$sleeping"
+    kill "$limited"
+  ) 2>/dev/null >&2 9>&- &
+  timer=$!
+  wait "$limited" && status=0 || status=$?
+  kill "$timer" 2>/dev/null || :
+  return "$status"
+}
+
+build_envtest() {
+  cd -- "$modules/setup-envtest"
+  exec go build $flags -o "$building/setup-envtest" sigs.k8s.io/controller-runtime/tools/setup-envtest
+}
+
+# Fetches the prebuilt programs into $folder.
+fetch() {
+  minor=${version#v}
+  minor=${minor%.*}
+  say "looking for prebuilt programs of Kubernetes $minor"
+  within 60 build_envtest >/dev/null 2>&1 || return 1
+  envtest() {
+    within "$1" "$building/setup-envtest" "$2" "$minor.x" --bin-dir "$building/envtest" \
+      ${ENVTEST_INDEX:+--index "$ENVTEST_INDEX"} -p path 2>"$building/log"
+  }
+  envtest 10 list >/dev/null && prebuilt=$(envtest 300 use) && has_all "$prebuilt" || return 1
+  chmod -R u+w -- "$building/envtest"
+  mv -f -- "$prebuilt"/* "$folder/"
+  say "fetched $("$folder/kube-apiserver" --version)"
+}
+
+if has_all "$folder"; then
+  printf '%s\n' "$folder"
+  exit 0
+fi
+if [ -z "${BUILD_CONTROL_PLANE-}" ]; then
+  built=$folder
+  folder=$built-prebuilt
+  if ! has_all "$folder"; then
+    open_cache
+    fetch || {
+      say 'no prebuilt programs can be fetched: building them'
+      rm -rf -- "$building"
+      folder=$built
+    }
+  fi
+fi
 if ! has_all "$folder"; then
   open_cache
   for program in $wanted; do

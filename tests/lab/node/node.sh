@@ -282,7 +282,7 @@ run_services() {
     --service-account-issuer=https://kubernetes.default.svc \
     --service-account-signing-key-file="$pki/serviceaccounts.key" --service-account-key-file="$pki/serviceaccounts.pub"
   until curl -sf --noproxy '*' --cacert "$pki/ca.crt" "https://$NODE:6443/readyz" >/dev/null; do sleep 0.1; done
-  # With the default rate limit of its client, a new cluster takes 5 s longer to become usable.
+  # With the default rate limit of the controller manager's client, a new cluster takes 5 s longer to become usable.
   client_service kube-controller-manager --use-service-account-credentials --kube-api-qps=300 --kube-api-burst=600 \
     --service-account-private-key-file="$pki/serviceaccounts.key" --root-ca-file="$pki/ca.crt"
   client_service kube-scheduler

@@ -6,8 +6,8 @@ mod binary;
 pub mod control_plane;
 pub mod dns;
 pub mod examples;
-pub mod table;
-
 pub mod simulator;
+pub mod table;
+pub mod testing;
 
 pub use binary::binary;

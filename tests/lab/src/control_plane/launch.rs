@@ -16,8 +16,8 @@ use super::{ControlPlane, wait_until_ready};
 /// Maximum number of attempts when another process takes one of the ports first.
 const ATTEMPTS: usize = 5;
 
-/// Below the range of ephemeral ports. A port of that range could be taken while the API server is down, and a client
-/// that retries the connection could get the same port as its source port and connect to itself.
+/// The range of ports, below the ephemeral ones. An ephemeral port could be taken while the API server is down, and a
+/// client that retries the connection could get the same port as its source port and connect to itself.
 const PORTS: Range<u16> = 20_000..32_000;
 
 /// The error of a control plane that did not start.
@@ -26,7 +26,7 @@ pub struct StartError {
     pub(super) port_taken: bool,
 }
 
-/// Builds the programs if they are missing, and starts them on free ports.
+/// Fetches or builds the programs if they are missing, and starts them on free ports.
 pub(super) async fn launch() -> Result<ControlPlane, StartError> {
     let binaries = build(&[])?;
     let mut attempt = 1;
@@ -42,7 +42,7 @@ pub(super) async fn launch() -> Result<ControlPlane, StartError> {
 pub(super) async fn launch_on(binaries: &Path, ports: Ports) -> Result<ControlPlane, StartError> {
     let folder = tempfile::Builder::new().prefix("control-plane-").tempdir()?;
     let supervisor = Supervisor::spawn(folder.path(), binaries, ports)?;
-    // From here on the supervisor removes it, also when this process is killed.
+    // From here on the supervisor removes the folder, also when this process is killed.
     let folder = folder.keep();
     let access = Access::create(&folder, ports.apiserver)?;
     let ready = async {
@@ -64,7 +64,7 @@ pub(super) async fn launch_on(binaries: &Path, ports: Ports) -> Result<ControlPl
     }
 }
 
-/// Returns the path of kubectl, and builds it if it is missing.
+/// Returns the path of kubectl, and fetches or builds it if it is missing.
 ///
 /// # Errors
 /// If it cannot be built.
@@ -72,7 +72,8 @@ pub fn kubectl() -> Result<PathBuf, StartError> {
     Ok(build(&["kubectl"])?.join("kubectl"))
 }
 
-/// Returns the folder of the programs, and builds them if they are missing. The progress is printed on stderr.
+/// Returns the folder of the programs, and fetches or builds them if they are missing. The progress is printed on
+/// stderr.
 pub(super) fn build(additional: &[&str]) -> Result<PathBuf, StartError> {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/control-plane/build.sh");
     let mut command = Command::new("/bin/sh");

@@ -40,8 +40,8 @@ pub struct ControlPlane {
 }
 
 impl ControlPlane {
-    /// Starts a control plane for this caller only, and waits until it is ready. Builds its programs first if they
-    /// are missing (5 minutes, once).
+    /// Starts a control plane for this caller only, and waits until it is ready. Fetches its programs first if they are
+    /// missing, or builds them (5 minutes, once).
     ///
     /// # Errors
     /// If the programs cannot be built, exit early or are not ready in time; with the last lines of their logs.
@@ -206,7 +206,7 @@ impl ControlPlane {
         self.supervisor.unexpected_exit()
     }
 
-    /// Waits for an [`ControlPlane::unexpected_exit`].
+    /// Waits until a process exits unexpectedly, and returns the description of [`ControlPlane::unexpected_exit`].
     pub async fn wait_for_unexpected_exit(&self) -> String {
         self.supervisor.wait_for_unexpected_exit().await
     }

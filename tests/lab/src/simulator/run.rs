@@ -107,13 +107,13 @@ impl Run {
         self
     }
 
-    /// Lets it end as `failed` after a stop, with an error that has data, and failed tasks.
+    /// Lets the run end as `failed` after a stop, with an error that has data, and with failed tasks.
     pub fn failing_with_error(mut self) -> Self {
         self.stopped_state = "failed";
         self
     }
 
-    /// Lets it have ended already, in this state.
+    /// Makes the run one that has already ended, in this state.
     pub fn ended(self, state: impl Into<String>) -> Self {
         self.ends_on_its_own(state, Duration::ZERO)
     }
@@ -124,7 +124,7 @@ impl Run {
         self
     }
 
-    /// Sets the status code of all reads of it.
+    /// Makes all reads of the run fail with this status code.
     pub fn unreadable(mut self, status: u16) -> Self {
         self.unreadable = Some(status);
         self

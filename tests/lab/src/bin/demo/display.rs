@@ -15,9 +15,9 @@ const PATH: &str = "/apis/workflow.amperity.com/v1alpha1/namespaces/default/work
 pub struct LiveTable {
     client: Client,
     since: Instant,
-    /// Number of lines to overwrite; on a terminal only.
+    /// Number of lines to overwrite; used only if stdout is a terminal.
     drawn: usize,
-    /// The last printed table without AGE; elsewhere only.
+    /// The last printed table without AGE; used only if stdout is not a terminal.
     last: String,
     on_terminal: bool,
 }

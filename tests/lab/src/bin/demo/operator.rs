@@ -39,7 +39,7 @@ impl Operator {
         if !program.is_file() {
             return Err(io::Error::other(format!("{} is missing: start the demo with `make demo`", program.display())));
         }
-        // From here on the supervisor removes it, also when this process is killed.
+        // From here on the supervisor removes the folder, also when this process is killed.
         let folder = tempfile::Builder::new().prefix("demo-").tempdir()?.keep();
         let mut supervisor = Command::new("/bin/sh")
             .args(["-c", include_str!("supervisor.sh"), "demo-supervisor"])

@@ -1,0 +1,286 @@
+//! Property tests: whatever the API answers, the status made from it can be stored and decoded from a list.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::core::ObjectList;
+use proptest::{collection::vec, prelude::*, sample::select};
+use serde_json::json;
+use workflow_run_stop_api::{Claim, WorkflowRunStop, WorkflowRunStopSpec, WorkflowRunStopStatus};
+use workflow_run_stop_operator::amperity::answer::{ReadAnswer, ResponseInfo, StopAnswer};
+use workflow_run_stop_operator::amperity::decode::{access_token, decode_body};
+use workflow_run_stop_operator::amperity::run::Run;
+use workflow_run_stop_operator::amperity::run::stored_bytes;
+use workflow_run_stop_operator::reconcile::{
+    decide::{Ending, Established},
+    outcome::{Retry, claimed, confirmed, finished, followed, stop_answered},
+    status_builder::StepTime,
+};
+
+/// The limit for the size of a status.
+const MAX_STATUS_BYTES: usize = 512 * 1024;
+
+const STEP_TIME: fn() -> StepTime =
+    || StepTime { now: Timestamp::from_second(1_000).unwrap(), jitter: 0.5, settle_time: Duration::from_secs(30) };
+
+/// Returns a stop with the longest possible spec, whose request was claimed.
+fn a_claimed_stop() -> WorkflowRunStop {
+    let mut spec = WorkflowRunStopSpec::new(&"r".repeat(128), &"t".repeat(63), "amperity");
+    spec.base_url = Some(format!("https://{}", "b".repeat(1000)));
+    spec.reason = Some("😀".repeat(256));
+    let mut stop = WorkflowRunStop::new("a", spec);
+    stop.metadata.generation = Some(3);
+    let time = Time(Timestamp::from_second(1_000).unwrap());
+    let claim = Claim { id: "c".into(), holder: "h".repeat(63), time, ended: None };
+    stop.status = Some(claimed(&stop, claim, format!("https://{}", "u".repeat(8000)), STEP_TIME()));
+    stop
+}
+
+/// Returns every kind of status that an answer with this run can lead to.
+fn statuses(run: &Run, said: &ResponseInfo) -> Vec<WorkflowRunStopStatus> {
+    let with = |status| WorkflowRunStop { status: Some(status), ..a_claimed_stop() };
+    let run = || Box::new(run.clone());
+    let answered = |answer| stop_answered(&a_claimed_stop(), &answer, Retry::Backoff, STEP_TIME());
+    let accepted = answered(StopAnswer::Accepted(Some(run()), said.clone()));
+    let first = Established::default();
+    let twice = Established { active: true, unreadable: true };
+    let again = followed(&with(accepted.clone()), &ReadAnswer::Run(run()), first, STEP_TIME());
+    let unread = followed(&with(accepted.clone()), &ReadAnswer::Unreadable(said.clone()), first, STEP_TIME());
+    let unreadable = followed(&with(accepted.clone()), &ReadAnswer::Unreadable(said.clone()), twice, STEP_TIME());
+    let ended = finished(&with(again.clone()), Ending::Ended, STEP_TIME());
+    let mut statuses = vec![accepted, again, unread, unreadable, ended];
+    let to = "https://login.example".to_owned();
+    for answer in [
+        StopAnswer::Conflict(said.clone()),
+        StopAnswer::BadRequest(said.clone()),
+        StopAnswer::Foreign(said.clone()),
+        StopAnswer::ServerError(said.clone(), None),
+        StopAnswer::Redirected(said.clone(), to),
+    ] {
+        let status = answered(answer);
+        for (answer, established) in [
+            (ReadAnswer::Run(run()), first),
+            (ReadAnswer::Run(run()), twice),
+            (ReadAnswer::Unreadable(said.clone()), first),
+            (ReadAnswer::Unreadable(said.clone()), twice),
+        ] {
+            statuses.push(confirmed(&with(status.clone()), &answer, established, 1, STEP_TIME()));
+        }
+        statuses.push(status);
+    }
+    statuses
+}
+
+/// Encodes a stop in a list and decodes it as the watch does.
+fn decode_from_list(stop: &WorkflowRunStop) -> WorkflowRunStop {
+    let list = json!({
+        "apiVersion": "workflow.amperity.com/v1alpha1",
+        "kind": "WorkflowRunStopList",
+        "metadata": {"resourceVersion": "1"},
+        "items": [stop],
+    });
+    let list: ObjectList<WorkflowRunStop> = serde_json::from_slice(&serde_json::to_vec(&list).unwrap()).unwrap();
+    list.items.into_iter().next().unwrap()
+}
+
+/// Checks that every status from an answer can be stored and decoded from a list. Returns the run of the answer.
+fn check(body: &[u8]) -> Option<Run> {
+    let _ = access_token(body);
+    let answer = decode_body(body);
+    let of_api =
+        ResponseInfo { status: 200, message: answer.message.clone(), request_id: answer.request_id.clone(), own: true };
+    for status in statuses(answer.run.as_ref()?, &of_api) {
+        let stop = WorkflowRunStop { status: Some(status), ..a_claimed_stop() };
+        assert_eq!(decode_from_list(&stop), stop);
+        let size = stored_bytes(&stop.status);
+        assert!(size < MAX_STATUS_BYTES, "a status of {size} bytes");
+    }
+    answer.run
+}
+
+/// Keys that have a meaning in an answer, and some that have none.
+fn key() -> impl Strategy<Value = String> {
+    let known = [
+        "id",
+        "state",
+        "error",
+        "task_instances",
+        "name",
+        "type",
+        "created_at",
+        "ended_at",
+        "launched_version",
+        "warn_after_ms",
+        "message",
+        "request_id",
+        "trace_id",
+        "status",
+        "data",
+        "attribution",
+        "label",
+        "timeout_ms",
+        "principal_email",
+        "access_token",
+        "expires_in",
+        "",
+        "later",
+    ];
+    prop_oneof![8 => select(known.to_vec()).prop_map(|key| format!("\"{key}\"")), 1 => text()]
+}
+
+/// A JSON string, valid or almost valid.
+fn text() -> impl Strategy<Value = String> {
+    let part = prop_oneof![
+        4 => "[ -~]{0,8}".prop_map(|plain| plain.replace(['"', '\\'], "x")),
+        1 => any::<char>().prop_map(|c| json!(c.to_string()).as_str().unwrap().replace(['"', '\\'], "")),
+        2 => select(&[
+            r"\ud800", r"\udfff", r"\ud83d\ude00", r"\ud800\ud800", r"\u0000", r"\n", r"\\", r#"\""#, r"\/", r"\u2028",
+            r"\x", r"\u12", "\0", "\n", "\u{1b}", "\u{7f}", "\u{FFFF}", "<&>", "é", "😀",
+        ][..]).prop_map(str::to_owned),
+        1 => (select(&["x", "é", "\0", r"\u0000", "<", r"\ud800"][..]), prop_oneof![3 => 0..50usize, 1 => 0..6000usize]).prop_map(|(c, n)| c.repeat(n)),
+    ];
+    vec(part, 0..4).prop_map(|parts| format!("\"{}\"", parts.concat()))
+}
+
+fn number() -> impl Strategy<Value = String> {
+    prop_oneof![
+        any::<i64>().prop_map(|n| n.to_string()),
+        any::<u64>().prop_map(|n| n.to_string()),
+        any::<f64>().prop_filter_map("not a JSON number", |n| n.is_finite().then(|| json!(n).to_string())),
+        select(&["1e999", "-1E+999", "1e-999", "-0", "-0.0", "1.0", "1e3", "404.0", "99999999999999999999"][..])
+            .prop_map(str::to_owned),
+        (1..400usize).prop_map(|digits| "7".repeat(digits)),
+    ]
+}
+
+/// JSON, valid or almost valid, with known keys in unexpected places, duplicate keys, and some deeply nested values.
+fn any_json() -> impl Strategy<Value = String> {
+    let leaf = prop_oneof![
+        select(&["null", "true", "false"][..]).prop_map(str::to_owned),
+        number(),
+        text(),
+        (0..300usize, select(&[("[", "]"), (r#"{"k":"#, "}")][..])).prop_map(|(depth, (open, close))| format!(
+            "{}1{}",
+            open.repeat(depth),
+            close.repeat(depth)
+        )),
+    ];
+    leaf.prop_recursive(6, 60, 6, |inner| {
+        prop_oneof![
+            vec(inner.clone(), 0..6).prop_map(|items| format!("[{}]", items.join(","))),
+            vec((key(), inner), 0..6).prop_map(|fields| object(&fields)),
+        ]
+    })
+}
+
+fn object(fields: &[(String, String)]) -> String {
+    let fields: Vec<_> = fields.iter().map(|(key, value)| format!("{key}:{value}")).collect();
+    format!("{{{}}}", fields.join(","))
+}
+
+/// Other fields of a run than its id and state.
+fn other_fields() -> impl Strategy<Value = Vec<(String, String)>> {
+    let error = vec((key(), any_json()), 0..6).prop_map(|fields| ("\"error\"".to_owned(), object(&fields)));
+    let task = vec((key(), any_json()), 0..8).prop_map(|fields| object(&fields));
+    let tasks = (vec(task, 0..6), select(&[1usize, 1, 1, 1, 1, 1, 1, 20][..])).prop_map(|(tasks, times)| {
+        ("\"task_instances\"".to_owned(), format!("[{}]", vec![tasks; times].concat().join(",")))
+    });
+    let key = key().prop_filter("added by with_id_and_state", |key| key != "\"id\"" && key != "\"state\"");
+    let field = prop_oneof![4 => (key, any_json()), 1 => error, 1 => tasks];
+    vec(field, 0..10)
+}
+
+/// Encodes a run whose id and state are between other fields, at these positions.
+fn with_id_and_state(mut fields: Vec<(String, String)>, at: (usize, usize)) -> String {
+    let place = |at: usize, fields: &Vec<_>| at % (fields.len() + 1);
+    fields.insert(place(at.0, &fields), ("\"id\"".into(), "\"wf-1\"".into()));
+    fields.insert(place(at.1, &fields), ("\"state\"".into(), "\"stopping\"".into()));
+    object(&fields)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_status_from_any_bytes_can_be_stored(body in vec(any::<u8>(), 0..200)) {
+        check(&body);
+    }
+
+    #[test]
+    fn a_status_from_any_json_can_be_stored(body in any_json()) {
+        check(body.as_bytes());
+    }
+
+    #[test]
+    fn a_run_between_any_other_fields_is_decoded(fields in other_fields(), at in any::<(usize, usize)>()) {
+        let body = with_id_and_state(fields, at);
+        let run = check(body.as_bytes()).unwrap();
+        prop_assert_eq!((run.id.as_str(), run.state.as_str()), ("wf-1", "stopping"));
+    }
+
+    #[test]
+    fn a_status_from_a_damaged_run_can_be_stored(
+        fields in other_fields(),
+        damage in vec((any::<usize>(), any::<u8>(), any::<bool>()), 0..8),
+    ) {
+        let mut body = with_id_and_state(fields, (0, 0)).into_bytes();
+        for (at, byte, insert) in damage {
+            let at = at % body.len();
+            if insert { body.insert(at, byte) } else { body[at] = byte }
+        }
+        check(&body);
+    }
+
+    #[test]
+    fn a_run_with_invalid_utf8_in_its_strings_is_decoded(bytes in vec(any::<u8>(), 0..40)) {
+        let bytes: Vec<u8> = bytes.into_iter().filter(|byte| !matches!(byte, b'"' | b'\\')).collect();
+        let body = [&b"{\"id\":\"wf-1\",\"name\":\""[..], &bytes, b"\",\"", &bytes, b"x\":1,\"state\":\"stopping\"}"].concat();
+        let run = check(&body).unwrap();
+        prop_assert_eq!(run.details.name.unwrap().chars().count(), String::from_utf8_lossy(&bytes).chars().count());
+    }
+}
+
+#[test]
+fn the_largest_run_fits_into_a_status() {
+    for text in ["x", "\u{0}", "<", "\"", "é", "\u{2028}"] {
+        let long = text.repeat(5000);
+        let data = |pad: usize| json!({"k": [text.repeat(pad)]});
+        let each = stored_bytes(text) - 2;
+        let pad = (16 * 1024 - stored_bytes(&data(0))) / each;
+        let error = json!({"type": long, "message": long, "attribution": long, "data": data(pad)});
+        let mut body = json!({"error": error, "warn_after_ms": i64::MIN});
+        for key in [
+            "id",
+            "state",
+            "name",
+            "type",
+            "created_at",
+            "ended_at",
+            "launched_version",
+            "current_version",
+            "principal_id",
+            "principal_name",
+            "principal_email",
+            "message",
+            "request_id",
+        ] {
+            body[key] = long.as_str().into();
+        }
+        for tasks in [vec![json!({"label": long, "error": error}); 100], vec![json!({"id": text}); 40_000]] {
+            body["task_instances"] = tasks.into();
+            let run = check(&serde_json::to_vec(&body).unwrap()).unwrap();
+            assert!(run.error.unwrap().data.is_some());
+        }
+    }
+}
+
+#[test]
+fn deeply_nested_error_data_can_be_decoded_from_a_list() {
+    for depth in (0..40).chain([63, 64, 127, 128, 200]) {
+        let data = format!("{}1{}", r#"{"k":["#.repeat(depth), "]}".repeat(depth));
+        let task = format!(r#"{{"error":{{"data":{data}}}}}"#);
+        let body = format!(r#"{{"id":"wf-1","state":"x","error":{{"data":{data}}},"task_instances":[{task}]}}"#);
+        assert_eq!(check(body.as_bytes()).unwrap().error.unwrap().data.is_some(), depth <= 16, "{depth}");
+    }
+}

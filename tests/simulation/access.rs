@@ -1,0 +1,231 @@
+//! Owns the tests of a step's credentials and of its wait for the rate limit.
+//! Never runs the watch around them.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use workflow_run_stop_api::conditions::Reason;
+use workflow_run_stop_operator::{
+    amperity::{credentials::Refusal, purpose::Purpose},
+    reconcile::{
+        access::Needs,
+        outcome::Retry,
+        step_report::{Requeue, StepOutcome},
+    },
+};
+
+use crate::{
+    answers::{Answer, Effect},
+    in_virtual_time,
+    scenario::{Fault, LONG, Scenario, claim_of_another, wait},
+    secrets::{CLIENT, STATIC},
+    world::SETTLE_TIME,
+};
+
+#[test]
+fn a_missing_secret_is_reported_and_looked_up_again_with_backoff_and_is_no_try_to_read() {
+    in_virtual_time(1, async {
+        let mut test = Scenario::new();
+        test.change(|object| object["spec"]["credentialsSecretRef"]["name"] = "none".into());
+        let mut waits = vec![];
+        for _ in 0..8 {
+            let report = test.step().await;
+            waits.push(wait(report.requeue).unwrap());
+            tokio::time::sleep(Duration::from_secs(2)).await;
+        }
+        assert_eq!(test.reason(), Some(Reason::CredentialsMissing));
+        assert_eq!(test.stored().stop_request(), None, "nothing is claimed");
+        assert!(waits.iter().all(|wait| !wait.is_zero() && *wait <= Duration::from_secs(60)), "{waits:?}");
+        // With an open claim, a person can still correct it: it does not count as a try to read the run.
+        test.change(claim_of_another);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        drop(test.step().await);
+        tokio::time::sleep(Duration::from_secs(70)).await;
+        drop(test.step().await);
+        test.tracked.refresh(&test.stored());
+        assert_eq!(test.tracked.observed().tried_for, None);
+    });
+}
+
+#[test]
+fn a_403_to_a_stop_ends_the_backoff_that_an_earlier_401_started_for_reads() {
+    in_virtual_time(1, async {
+        let mut test = Scenario::new();
+        for (answer, reason) in [(401, Reason::Unauthorized), (403, Reason::Forbidden)] {
+            test.stops(Answer::Own(answer), Effect::None);
+            while test.reason() != Some(reason) {
+                drop(test.step_that_writes().await);
+            }
+        }
+        // Accepted by another replica with other credentials.
+        test.change(|object| {
+            object["status"]["stopRequest"]["acceptedTime"] = "2027-01-15T08:00:00Z".into();
+        });
+        let report = test.step_that_writes().await;
+        assert!(matches!(report.outcome, StepOutcome::RunRead), "{report:?}");
+    });
+}
+
+#[test]
+fn a_stop_that_waited_for_the_rate_limit_is_sent_with_unchanged_credentials() {
+    for secret in [STATIC, CLIENT] {
+        in_virtual_time(1, async {
+            let mut test = Scenario::new();
+            test.uses_secret(secret);
+            if secret == CLIENT {
+                // The token is fetched before the wait.
+                let needs = Needs::of(&test.stored(), Purpose::Stop);
+                drop(
+                    test.context.access(&needs, &test.endpoint()).await.unwrap_or_else(|_| panic!("a token is issued")),
+                );
+            }
+            test.close_budget(LONG).await;
+            let report = test.step().await;
+            assert!(matches!(report.outcome, StepOutcome::StopAttempted { .. }), "{secret}: {report:?}");
+            assert_eq!(test.posts(), 1);
+        });
+    }
+}
+
+#[test]
+fn a_stop_is_not_sent_with_credentials_that_changed_or_were_refused_while_it_waited_for_the_rate_limit() {
+    in_virtual_time(1, async {
+        for was_refused in [false, true] {
+            let mut test = Scenario::new();
+            test.close_budget(LONG).await;
+            let (key, permit) = {
+                let key = test.credentials_key(STATIC).await;
+                let permit = test.context.credential_cache.admit(&key, Purpose::Stop).unwrap();
+                (key, permit)
+            };
+            let (cache, world) = (test.context.credential_cache.clone(), test.world.clone());
+            let meanwhile = async {
+                sleep(LONG / 2).await;
+                match was_refused {
+                    true => cache.record_refusal(&key, permit, Refusal::Unauthorized, ""),
+                    false => world.lock().renew(&format!("sim/{STATIC}")),
+                }
+            };
+            let (report, ()) = tokio::join!(test.step(), meanwhile);
+            assert!(matches!(report.outcome, StepOutcome::Unchanged), "{was_refused}: {report:?}");
+            assert_eq!((report.requeue, test.posts()), (Requeue::Now, 0), "{was_refused}");
+        }
+    });
+}
+
+#[test]
+fn a_stop_that_waits_for_the_rate_limit_says_so_after_two_to_four_seconds_and_a_read_does_not() {
+    in_virtual_time(1, async {
+        let mut test = Scenario::new();
+        test.close_budget(LONG).await;
+        let world = test.world.clone();
+        let waits =
+            move || world.lock().objects["sim/a"]["status"]["conditions"].to_string().contains("WaitingForBudget");
+        let watched = async {
+            sleep(Duration::from_millis(1900)).await;
+            let early = waits();
+            sleep(Duration::from_millis(2200)).await;
+            (early, waits())
+        };
+        let (_, said) = tokio::join!(test.step(), watched);
+        assert_eq!(said, (false, true));
+
+        let mut test = Scenario::new();
+        test.is_accepted();
+        test.close_budget(LONG).await;
+        let report = test.step_that_writes().await;
+        assert!(matches!(report.outcome, StepOutcome::RunRead), "{report:?}");
+    });
+}
+
+#[test]
+fn a_refused_token_from_the_cache_is_replaced_at_once_and_a_new_one_starts_a_backoff() {
+    in_virtual_time(1, async {
+        let test = Scenario::new();
+        test.uses_secret(CLIENT);
+        let (needs, endpoint) = (Needs::of(&test.stored(), Purpose::Read), test.endpoint());
+        let access = async || match test.context.access(&needs, &endpoint).await {
+            Ok(access) => access,
+            Err(_) => panic!("there is a token"),
+        };
+        drop(access().await);
+        let kept = access().await;
+        assert_eq!(test.context.refused(&kept, Refusal::Unauthorized, ""), Retry::AtOnce);
+        let fetched = access().await;
+        assert_eq!(test.context.refused(&fetched, Refusal::Unauthorized, ""), Retry::Backoff);
+        assert!(test.context.access(&needs, &endpoint).await.is_err(), "in backoff");
+        test.context.may_read(&fetched);
+        drop(access().await);
+        let kept = access().await;
+        assert_eq!(test.context.refused(&kept, Refusal::Forbidden, ""), Retry::Backoff, "a 403 is not about the token");
+    });
+}
+
+#[test]
+fn a_run_is_read_again_at_once_if_its_cached_token_was_refused() {
+    in_virtual_time(1, async {
+        let mut test = Scenario::new();
+        test.uses_secret(CLIENT);
+        test.is_accepted();
+        let needs = Needs::of(&test.stored(), Purpose::Read);
+        drop(test.context.access(&needs, &test.endpoint()).await.unwrap_or_else(|_| panic!("a token is issued")));
+        test.reads(Answer::Own(401));
+        let report = test.step().await;
+        assert_eq!((matches!(report.outcome, StepOutcome::Unchanged), report.requeue), (true, Requeue::Now));
+        let report = test.step().await;
+        assert!(matches!(report.outcome, StepOutcome::RunRead), "{report:?}");
+        assert_eq!(test.reason(), Some(Reason::Unauthorized));
+    });
+}
+
+#[test]
+fn a_successful_read_ends_the_backoff_of_its_credentials() {
+    in_virtual_time(1, async {
+        let mut test = Scenario::new();
+        test.is_accepted();
+        let key = test.credentials_key(STATIC).await;
+        let cache = test.context.credential_cache.clone();
+        cache.record_refusal(&key, cache.admit(&key, Purpose::Read).unwrap(), Refusal::Unauthorized, "");
+        sleep(Duration::from_secs(2)).await;
+        let report = test.step_that_writes().await;
+        assert!(matches!(report.outcome, StepOutcome::RunRead), "{report:?}");
+        assert!((0..2).all(|_| cache.admit(&key, Purpose::Read).is_ok()), "nothing waits for a trial");
+    });
+}
+
+#[test]
+fn a_secret_that_cannot_be_read_is_reported_with_the_cause() {
+    in_virtual_time(1, async {
+        for (code, text) in
+            [(403, "the operator is not allowed to read the Secret"), (500, "the API server cannot read")]
+        {
+            let mut test = Scenario::new();
+            test.faults(&[Fault::Refused(code)]);
+            drop(test.step().await);
+            assert_eq!(test.reason(), Some(Reason::CredentialsMissing), "{code}");
+            assert!(test.message().contains(text), "{}", test.message());
+        }
+        // Any other failure says nothing about the Secret.
+        let mut test = Scenario::new();
+        test.faults(&[Fault::Refused(503)]);
+        assert!(matches!(test.step().await.outcome, StepOutcome::Failed(_)));
+    });
+}
+
+#[test]
+fn a_confirming_read_that_waits_for_the_rate_limit_counts_as_tried_after_a_while() {
+    in_virtual_time(1, async {
+        let mut test = Scenario::new();
+        test.change(claim_of_another);
+        let quiet = Duration::from_secs(5) + test.context.rules.request_timeout + SETTLE_TIME;
+        drop(test.step().await);
+        sleep(quiet).await;
+        test.close_budget(Duration::from_secs(600)).await;
+        let start = Instant::now();
+        drop(test.step().await);
+        let waited = start.elapsed();
+        let longest = Duration::from_secs(300) + test.context.rules.request_timeout;
+        assert!((longest..longest + Duration::from_secs(1)).contains(&waited), "{waited:?}");
+        assert!(test.tracked.observed().tried_for.is_some());
+    });
+}
