@@ -35,7 +35,7 @@ pub const EXPIRING: &str = "status.completionTime!=,spec.ttlSecondsAfterFinished
     namespaced,
     status = "WorkflowRunStopStatus",
     derive = "PartialEq",
-    doc = "An order to stop one Amperity workflow run. The operator asks Amperity once, reads the run until it ends, and records the outcome in the status. A finished WorkflowRunStop is a record: create a new one for another stop.",
+    doc = "An order to stop one Amperity workflow run. The operator asks Amperity once to stop the run, reads the run until it ends, and records the outcome in the status. A finished WorkflowRunStop is a record: create a new one for another stop.",
     selectable = ".status.completionTime",
     selectable = ".status.result",
     selectable = ".spec.tenant",
@@ -105,23 +105,23 @@ pub struct WorkflowRunStopSpec {
     /// up without a restart.
     pub credentials_secret_ref: CredentialsSecretRef,
 
-    /// Holds the stop back. While true, no stop request is sent; set it to false to continue. It has no effect
-    /// while the outcome of a stop request is open, and after the stop was accepted. Defaults to false.
+    /// Suspends the stop. While this field is true, the operator sends no stop request; set it to false to resume. It
+    /// has no effect while the outcome of a stop request is open, or after the stop was accepted. Defaults to false.
     #[serde(default)]
     pub suspend: bool,
 
     /// The number of seconds, counted from the creation of this resource, during which stop requests may be sent. A stop
     /// that was not accepted by then finishes with the reason `DeadlineExceeded`; if the outcome of a request is still open,
-    /// the operator determines it first. Defaults to no limit. For stops in Git use `notAfter`: this limit starts again if
-    /// the resource is deleted and created again.
+    /// the operator determines it first. Defaults to no limit. For stops in Git, use `notAfter` instead, because
+    /// `stopDeadlineSeconds` starts again if the resource is deleted and created again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub stop_deadline_seconds: Option<i32>,
 
     /// The deadline of the stop as a time, for example `2026-11-26T06:00:00Z`. No stop request is sent at or after it. A
     /// stop that was not accepted by then finishes with the reason `DeadlineExceeded`. A resource that is created at or after
-    /// this time finishes at once with the result `Expired` and is Ready. Set it for every stop in Git, so that the manifest
-    /// stops nothing when it is applied to a rebuilt or second cluster. Immutable.
+    /// this time finishes at once with the result `Expired` and is Ready. Set `notAfter` for every stop in Git: if the
+    /// manifest is applied later, to a rebuilt or second cluster, it then stops nothing. Immutable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("pattern" = r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d{1,9})?(Z|[+-]\d{2}:\d{2})$"))]
     #[x_kube(
@@ -161,7 +161,7 @@ pub struct WorkflowRunStopSpec {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 pub struct CredentialsSecretRef {
     /// The name of the Secret. It must have the key `token`, or the keys `clientId` and `clientSecret` and optionally
-    /// `tokenUrl`. If it has both, `token` is used.
+    /// `tokenUrl`. If the Secret has both a token and client credentials, `token` is used.
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
     pub name: String,
 }

@@ -32,12 +32,12 @@ pub struct WorkflowRunStopStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task_instances: Option<Vec<TaskInstance>>,
 
-    /// The number of task instances that were left out because the status has a size limit. Those that have not succeeded
-    /// are kept first.
+    /// The number of task instances that were left out because the status has a size limit. Failed and unfinished ones
+    /// take precedence over successful ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task_instances_omitted: Option<i32>,
 
-    /// Further details of the run as Amperity returned them: names, times and who launched it.
+    /// Further details of the run as Amperity returned them: names, times and the principal that launched it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<RunDetails>,
 
@@ -46,8 +46,8 @@ pub struct WorkflowRunStopStatus {
     pub stop_request: Option<StopRequest>,
 
     /// The conditions `Ready`, `Reconciling`, `Stalled`, `StopAccepted` and `RunEnded`. The message of `Ready` says what
-    /// happened and what to do. Wait for the end with
-    /// `kubectl wait --for=jsonpath='{.status.completionTime}'`, because `Ready` becomes true only on success.
+    /// happened and what to do. To wait for the end, use
+    /// `kubectl wait --for=jsonpath='{.status.result}'`, because `Ready` becomes true only on success.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend(
         "x-kubernetes-list-type" = "map",
@@ -66,7 +66,8 @@ pub struct WorkflowRunStopStatus {
 }
 
 impl WorkflowRunStopStatus {
-    /// Returns the status without the error, tasks and details of the run: the part that always fits and is always valid.
+    /// Returns the status without the error, tasks and details of the run. The rest is always valid and within the size
+    /// limit.
     #[must_use]
     pub fn bare(self) -> Self {
         let kept = self.task_instances.as_ref().map_or(0, Vec::len);
@@ -104,13 +105,14 @@ pub struct StopRequest {
     /// The HTTP status code of the answer to the last stop request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http_status: Option<i32>,
-    /// The `request_id` of that answer, or its `trace_id` if it has none. Amperity support asks for it.
+    /// The `request_id` of the answer to the last stop request, or its `trace_id` if it has none. Amperity support asks
+    /// for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
-    /// The message of that answer, or the host that a redirect points to.
+    /// The message of the answer to the last stop request, or the host that a redirect points to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// The time before which no stop request is sent, and no read to learn the outcome of one.
+    /// The time before which the operator sends no stop request, and does not read the run to learn the outcome of one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_attempt_time: Option<Time>,
 }
@@ -139,8 +141,8 @@ pub struct ClaimEnded {
     pub answer: UnclearAnswer,
 }
 
-/// The kind of answer that left the outcome of a stop request open; `httpStatus` has more. No value is ever added: a
-/// replica of an older version could not decode it.
+/// The kind of answer that left the outcome of a stop request open; `httpStatus` has its status code. No value is ever
+/// added, because a replica of an older version could not decode it.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnclearAnswer {
     /// No complete answer: a timeout or a broken connection.

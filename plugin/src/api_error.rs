@@ -59,8 +59,8 @@ fn cause_line(field: &str, message: &str) -> String {
     one_line(&format!("  {name}: {}", without_value(message)))
 }
 
-/// Returns a message such as `Invalid value: "x": must be ...` without its beginning: for a validation rule, `x` is only
-/// the type of the value.
+/// Returns a message such as `Invalid value: "x": must be ...` without the part before `must be`. That part does not
+/// help: for a validation rule, `x` is only the type of the value.
 fn without_value(message: &str) -> &str {
     let Some(rest) = message.strip_prefix("Invalid value: ") else { return message };
     // The value is a quoted Go string or a number.

@@ -162,7 +162,8 @@ impl Cli {
         if flags.wait && flags.dry_run != DryRun::None {
             return Err(invalid(ErrorKind::ArgumentConflict, "--wait cannot be used with --dry-run".to_owned()));
         }
-        // Each resource sends a stop request of its own.
+        // The operator sends one stop request for each resource, so a duplicate would send a second one for the same
+        // run.
         let duplicate = flags.runs.iter().enumerate().find(|(index, run)| flags.runs[..*index].contains(run));
         if let Some((_, run)) = duplicate {
             return Err(invalid(ErrorKind::ValueValidation, format!("RUN {run} was given more than once")));

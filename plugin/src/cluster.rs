@@ -56,7 +56,7 @@ impl Cluster {
     /// Creates a stop, or with `dry_run` lets the API server validate it.
     ///
     /// # Errors
-    /// If it was not created, or if that is not known. The message says what to do.
+    /// If the stop was not created, or if it is not known whether it was. The message says what to do.
     pub async fn create(&self, manifest: &Value, dry_run: bool) -> Result<WorkflowRunStop, String> {
         let failed = |error: kube::Error| self.creation_error(&error, dry_run);
         let path = WorkflowRunStop::url_path(&(), Some(&self.kubectl.namespace));
@@ -134,9 +134,11 @@ pub fn error_chain(error: &(dyn Error + 'static)) -> String {
     one_line(&chain(error))
 }
 
-/// Returns whether the request is known not to have been sent, because no connection was established.
+/// Returns whether the request is known not to have been sent, because no connection was established or because the
+/// credentials could not be obtained.
 fn was_not_sent(error: &kube::Error) -> bool {
-    // The type of this error is not public. If its text changes, the request counts as possibly sent.
+    // The type of a connection error is not public, so it is recognized by its text. If the text changes, the request
+    // counts as possibly sent.
     let not_connected = causes(error).any(|cause| cause.to_string() == "client error (Connect)");
     not_connected || matches!(error, kube::Error::Auth(_))
 }

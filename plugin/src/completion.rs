@@ -20,7 +20,8 @@ pub fn is_requested_by_kubectl(args: &[OsString]) -> bool {
     name.is_some_and(|name| name == COMPLETION_PROGRAM)
 }
 
-/// Returns the completions of the last argument: one candidate a line, followed by a tab and its description.
+/// Returns the completions of the last argument, as kubectl expects them: one candidate a line, with a tab and its
+/// description, and `NO_FILES` at the end.
 pub fn candidates(args: Vec<OsString>) -> String {
     // kubectl always passes the word to complete, even if it is empty.
     let index = args.len().saturating_sub(1).max(1);
@@ -38,7 +39,7 @@ pub fn candidates(args: Vec<OsString>) -> String {
     text + NO_FILES
 }
 
-/// Returns the completion script of a shell for this program under its own name.
+/// Returns the completion script of a shell for the program name `kubectl-stop_run`.
 pub fn script(shell: Shell) -> Vec<u8> {
     let mut script = vec![];
     clap_complete::generate(shell, &mut Cli::command(), "kubectl-stop_run", &mut script);

@@ -1,7 +1,7 @@
 //! Owns the exit codes of the plugin and their order.
 //! Never decides which one applies.
 
-/// The result of a call, in ascending order: of several results, the greatest is returned.
+/// The result of a call. The variants are in ascending order: of several results, the greatest is returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Exit {
     /// Created, or with `--wait` the run was stopped or the stop was accepted.

@@ -54,13 +54,14 @@ pub fn run(args: Vec<OsString>) -> Exit {
     }
 }
 
-/// Prints an error to stderr.
+/// Prints an error to stderr and returns [`Exit::Failed`].
 fn fail(message: &str) -> Exit {
     stderr_line(&format!("error: {message}"));
     Exit::Failed
 }
 
-/// Writes to stdout. Only a pipe that its reader has closed is no error.
+/// Writes to stdout and returns the exit code. A pipe that its reader has closed is not an error; any other error is
+/// printed.
 fn write_stdout(bytes: &[u8]) -> Exit {
     match output::stdout(bytes) {
         Ok(()) => Exit::Done,
@@ -131,7 +132,7 @@ async fn create(cluster: &Cluster, flags: &Flags, run: &str) -> Result<WorkflowR
     let text = match flags.output {
         None if is_dry_run => format!("{} created (server dry run)\n", messages::full_name(stop.name())),
         None => format!("{} created\n", messages::full_name(stop.name())),
-        // With --wait, json and yaml are printed when the wait is over. The name is known already.
+        // With --wait, JSON and YAML are printed when the wait is over. A name does not change, so it is printed now.
         Some(output) if output == Output::Name || !flags.wait => print::resource(&stop, output),
         Some(_) => String::new(),
     };
@@ -198,7 +199,8 @@ fn report(cluster: &Cluster, flags: &Flags, name: &str, result: WaitResult) -> E
     }
 }
 
-/// Prints a resource when the wait for it is over. With `-o name` it was printed when it was created.
+/// Prints a resource when the wait for it is over. With `-o name`, prints nothing: the name was printed when the
+/// resource was created.
 fn print_last_seen(stop: &WorkflowRunStop, output: Output) -> Exit {
     match output {
         Output::Name => Exit::Done,

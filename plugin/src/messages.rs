@@ -85,8 +85,8 @@ pub fn exit(stop: &WorkflowRunStop) -> Exit {
     }
 }
 
-/// Returns the result of a finished stop. An older operator wrote none; then it is derived from the reason of `Ready`, if
-/// that is known.
+/// Returns the result of a finished stop. If an older operator wrote none, the result is derived from the reason of
+/// `Ready`; `None` if this version does not know the reason.
 fn result(stop: &WorkflowRunStop) -> Option<StopResult> {
     stop.status.as_ref()?.result.or_else(|| Reason::of(ready(stop)?)?.result())
 }
@@ -119,7 +119,7 @@ fn elapsed(stop: &WorkflowRunStop, completed: Option<&Time>) -> Option<String> {
     (!elapsed.is_negative()).then(|| format!("{elapsed:#}"))
 }
 
-/// Returns a duration as a flag has it, such as `10m`.
+/// Formats a duration as it is written in a flag, such as `10m`.
 pub fn duration(duration: Duration) -> String {
     SignedDuration::try_from(duration).map_or_else(|_| format!("{duration:?}"), |duration| format!("{duration:#}"))
 }
@@ -172,7 +172,7 @@ fn ready(stop: &WorkflowRunStop) -> Option<&Condition> {
     conditions::find(&stop.status.as_ref()?.conditions, ConditionType::Ready)
 }
 
-/// Returns a word that a shell reads as one argument.
+/// Quotes a word if needed, so that a shell reads it as one argument.
 pub fn shell_quoted(word: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "-_./:@%+=,".contains(c);
     if word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }

@@ -21,8 +21,8 @@ use crate::cluster::error_chain;
 use crate::messages::{is_unprocessed, one_line, progress};
 use crate::progress::Line;
 
-/// The time after which a warning says that no operator has processed the stop. A running operator does so within a
-/// second.
+/// The time after which a warning says that no operator has processed the stop. A running operator processes a new stop
+/// within a second.
 const UNPROCESSED_WARNING_AFTER: Duration = Duration::from_secs(5);
 
 /// The result of the wait for one stop.
