@@ -46,7 +46,7 @@ pub struct Simulator {
     tls: Option<(TlsAcceptor, String)>,
     server: Option<JoinHandle<()>>,
     /// Keeps the port while offline: otherwise another test's simulator could get it.
-    reserved: Option<TcpSocket>,
+    bound: TcpSocket,
 }
 
 /// The point at which stop requests are held.
@@ -96,13 +96,15 @@ impl Simulator {
     }
 
     async fn start_with(address: SocketAddr, tls: Option<(TlsAcceptor, String)>) -> Self {
-        let (listener, address) = server::bind(address).await;
-        let mut simulator = Simulator { shared: Arc::new(Shared::new()), address, tls, server: None, reserved: None };
-        simulator.serve(listener);
+        let bound = server::bind(address);
+        let address = bound.local_addr().expect("a bound socket has an address");
+        let mut simulator = Simulator { shared: Arc::new(Shared::new()), address, tls, server: None, bound };
+        simulator.serve();
         simulator
     }
 
-    fn serve(&mut self, listener: tokio::net::TcpListener) {
+    fn serve(&mut self) {
+        let listener = server::listen(&self.bound);
         let tls = self.tls.as_ref().map(|(acceptor, _)| acceptor.clone());
         let shared = Arc::clone(&self.shared);
         self.server = Some(tokio::spawn(server::serve(listener, tls, shared)));
@@ -114,14 +116,13 @@ impl Simulator {
             server.abort();
             // The sockets are closed when the task has ended.
             let _ = server.await;
-            self.reserved = Some(server::reserve(self.address));
         }
     }
 
     /// Accepts connections again, at the same address.
     pub async fn go_online(&mut self) {
-        if let Some(reserved) = self.reserved.take() {
-            self.serve(server::listen(reserved));
+        if self.server.is_none() {
+            self.serve();
         }
     }
 

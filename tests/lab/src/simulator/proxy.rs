@@ -24,7 +24,8 @@ impl Proxy {
 
     /// Starts a proxy that connects to `upstream`, if given, whatever host is requested.
     pub async fn start_with_upstream(upstream: Option<SocketAddr>) -> Self {
-        let (listener, address) = super::server::bind(super::LOOPBACK).await;
+        let listener = TcpListener::bind(super::LOOPBACK).await.expect("a port is free");
+        let address = listener.local_addr().expect("a bound socket has an address");
         let requests = Arc::<Mutex<Vec<String>>>::default();
         let server = tokio::spawn(serve(listener, upstream, Arc::clone(&requests)));
         Proxy { address, requests, server }

@@ -38,25 +38,20 @@ impl std::fmt::Display for ConnectionClosed {
 
 impl std::error::Error for ConnectionClosed {}
 
-/// Binds a listener. Returns it with its address.
-pub(super) async fn bind(address: SocketAddr) -> (TcpListener, SocketAddr) {
-    let listener = TcpListener::bind(address).await.expect("the address can be bound");
-    let address = listener.local_addr().expect("a bound socket has an address");
-    (listener, address)
-}
-
-/// Binds a socket that refuses connections until [`listen`]. Until then no other socket gets its port.
-pub(super) fn reserve(address: SocketAddr) -> TcpSocket {
+/// Returns a socket that is bound to this address and refuses connections. While it exists, the system gives its port to
+/// nobody who asks for a free one, but [`listen`] can use it.
+pub(super) fn bind(address: SocketAddr) -> TcpSocket {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.expect("a socket is free");
-    // Connections that were closed a moment ago still have the address.
+    // Also while another bound socket, or a connection that was closed a moment ago, has the address.
     socket.set_reuseaddr(true).expect("a new socket takes options");
-    socket.bind(address).expect("the address was in use by this simulator only");
+    socket.bind(address).expect("the address can be bound");
     socket
 }
 
-/// Accepts connections again.
-pub(super) fn listen(reserved: TcpSocket) -> TcpListener {
-    reserved.listen(1024).expect("a bound socket can listen")
+/// Listens at an address that is bound already.
+pub(super) fn listen(bound: &TcpSocket) -> TcpListener {
+    let address = bound.local_addr().expect("a bound socket has an address");
+    bind(address).listen(1024).expect("a bound socket can listen")
 }
 
 /// Serves until its task is aborted, which also closes the connections.
