@@ -58,7 +58,8 @@ mutants: tools ## Lists changes of the core that no test detects: takes hours, o
 	@rm -rf target/mutants/mutants.out target/mutants/mutants.out.old
 	for tests in --lib --test=pure --test=simulation; do \
 	  CARGO_TARGET_DIR=$(CURDIR)/target/mutants/build RUST_BACKTRACE=0 FAILURES=1 SEEDS=$${SEEDS:-300} \
-	  PROPTEST_CASES=$${PROPTEST_CASES:-64} nice cargo mutants --iterate $(foreach files,$(or $(ONLY),$(MUTATED)),--file '$(files)') \
+	  PROPTEST_CASES=$${PROPTEST_CASES:-64} nice cargo mutants --iterate --package workflow-run-stop-operator --package workflow-run-stop-api \
+	    $(foreach files,$(or $(ONLY),$(MUTATED)),--file '$(files)') \
 	    $$(printf -- '--cargo-arg=%s ' $$tests) || case $$? in 2 | 3) ;; *) exit 1 ;; esac; \
 	done
 
