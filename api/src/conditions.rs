@@ -295,11 +295,8 @@ reasons! {
     RunNotFound { result: Failed, }
         "Amperity does not know this run in this tenant",
         "Check runId, tenant and base URL, then create a new WorkflowRunStop.";
-    /// The stop was rejected. One of these was observed:
-    /// - Amperity's own 405, 410, or another 4xx for which there is no other reason.
-    /// - Amperity's own 400 or 422, and the run is active.
-    /// - Amperity's own 400, 409 or 422, and the run cannot be read.
-    /// - A gateway's 4xx other than 404 to the stop, and the same status to two reads.
+    /// Amperity's own 405, 410, or another 4xx without another reason; its 400 or 422, and the run is active; its 400, 409
+    /// or 422, and the run cannot be read; or a gateway's 4xx other than 404, and the same status to two reads.
     Rejected { result: Failed, }
         "The stop was rejected",
         "Check runId, tenant and the operator's --amperity-api-version, then create a new WorkflowRunStop.";
