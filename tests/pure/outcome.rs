@@ -235,6 +235,7 @@ fn every_read_after_an_unclear_answer_leads_to_one_status() {
         (gateway(1, 403), unreadable(403), UNREADABLE, rejected),
         (gateway(1, 409), unreadable(409), UNREADABLE, rejected),
         // The form of the answer decides, not its status.
+        (gateway(1, 409), read("running"), NOTHING, open),
         (gateway(1, 422), read("running"), NOTHING, open),
         (gateway(1, 422), unreadable(403), UNREADABLE, unknown),
         (gateway(1, 403), unreadable(404), UNREADABLE, unknown),

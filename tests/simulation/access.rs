@@ -229,3 +229,16 @@ fn a_confirming_read_that_waits_for_the_rate_limit_counts_as_tried_after_a_while
         assert!(test.tracked.observed().tried_for.is_some());
     });
 }
+
+#[test]
+fn a_token_request_that_is_answered_429_is_repeated_when_the_budget_reopens() {
+    in_virtual_time(1, async {
+        let mut test = Scenario::new();
+        test.uses_secret(CLIENT);
+        test.world.lock().faults.always_rate_limited = Some("acme");
+        let report = test.step().await;
+        assert_eq!((test.reason(), test.posts()), (Some(Reason::RateLimited), 0));
+        let reopens_in = test.context.budget.states()[0].closed_for.unwrap();
+        assert_eq!(wait(report.requeue), Some(reopens_in));
+    });
+}
