@@ -408,6 +408,12 @@ mod tests {
     }
 
     #[test]
+    fn each_wait_has_the_label_of_the_metrics() {
+        let labels = "new suspended budget credentials endpoint answer outcome retry run_end";
+        assert_eq!(WaitsFor::ALL.map(WaitsFor::as_str).join(" "), labels);
+    }
+
+    #[test]
     fn a_transition_time_changes_only_if_the_status_changes() {
         let mut conditions = vec![];
         let ready = |status, detail: &str, second| {
