@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use workflow_run_stop_api::{Claim, StopRequest, WorkflowRunStopStatus, workflow_run::TaskInstance};
 use workflow_run_stop_operator::{
     metric_labels::ResultLabel,
@@ -124,6 +125,22 @@ fn an_outcome_is_recorded_until_it_is_stored() {
 }
 
 #[test]
+fn an_outcome_is_retried_with_delays_that_double_up_to_five_seconds() {
+    in_virtual_time(1, async {
+        // Ten rounds of a patch and a read.
+        let test = Scenario::new();
+        let claimed = test.claimed().await;
+        test.faults(&[Fault::RequestLost; 20]);
+        let start = Instant::now();
+        let written = test.context.store.record(claimed, |_| in_state("stopping")).await;
+        assert!(matches!(written, WriteResult::Stored(_)), "{written:?}");
+        // Without jitter: 0.1 + 0.2 + … + 3.2 + 4 times 5 s. Jitter takes off up to half.
+        let longest = Duration::from_millis(26_300);
+        assert!((longest / 2..=longest).contains(&start.elapsed()), "{:?}", start.elapsed());
+    });
+}
+
+#[test]
 fn an_outcome_is_given_up_only_if_the_resource_is_gone_finished_or_claimed_by_another() {
     in_virtual_time(1, async {
         let test = Scenario::new();
@@ -151,6 +168,12 @@ fn an_outcome_that_the_api_server_rejects_is_stored_without_details() {
         test.faults(&[Fault::Refused(422)]);
         assert!(matches!(test.context.store.record(claimed, |_| with_tasks()).await, WriteResult::Stored(_)));
         assert_eq!(test.stored().status, Some(with_tasks().bare()));
+        // Another error says nothing about the content.
+        let test = Scenario::new();
+        let claimed = test.claimed().await;
+        test.faults(&[Fault::Refused(503)]);
+        assert!(matches!(test.context.store.record(claimed, |_| with_tasks()).await, WriteResult::Stored(_)));
+        assert_eq!(test.stored().status, Some(with_tasks()));
         // An update does the same at once, if there are details to leave out.
         for (status, requests, stored) in [(with_tasks(), "PATCH GET PATCH", true), (in_state("x"), "PATCH GET", false)]
         {
