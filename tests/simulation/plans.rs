@@ -181,12 +181,15 @@ fn parse_plan(plan: &str) -> Vec<Departure> {
 fn no_schedule_with_few_departures_breaks_the_promises() {
     let suffix = |readable: bool| if readable { "" } else { ", and the run cannot be read" };
     if let Ok(plan) = std::env::var("PLAN") {
+        let mut violations = vec![];
         for readable in [true, false] {
             let (outcome, options) = simulate_plan(readable, parse_plan(&plan));
             println!("plan {plan}{}:\n{}\n{:?}", suffix(readable), outcome.history.join("\n"), outcome.violations);
             let departures = options.iter().map(|options| options - 1).sum::<usize>();
             println!("{} choice points, {departures} departures", options.len());
+            violations.extend(outcome.violations);
         }
+        assert!(violations.is_empty(), "the plan breaks a promise: {violations:?}");
         return;
     }
     let max_departures = number("DEPARTURES").unwrap_or(1) as usize;
