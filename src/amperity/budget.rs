@@ -226,7 +226,7 @@ impl Slot {
 
     /// Records a 429: it closes the budget for all requests of the tenant. Returns the time until it reopens.
     pub fn record_rate_limited(&self, retry_after: Option<Duration>) -> Duration {
-        let sent_at = self.sent_at().unwrap_or_else(Instant::now);
+        let Some(sent_at) = self.sent_at() else { return Duration::ZERO };
         self.budget.update(&self.key, |tenant| tenant.record_rate_limited(self.id, sent_at, retry_after));
         let now = Instant::now();
         self.with_tenant(|tenant| tenant.closure_end(now)).map(|until| until - now).unwrap_or_default()

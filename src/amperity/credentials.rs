@@ -156,9 +156,7 @@ impl Refused {
     fn blocking(purpose: Purpose) -> &'static [Self] {
         match purpose {
             Purpose::Stop => &[Self::Issuing, Self::Token, Self::Stop],
-            Purpose::Read | Purpose::Token if is_injected(Fault::ForbiddenBlocksReads) => {
-                &[Self::Issuing, Self::Token, Self::Stop]
-            }
+            Purpose::Read | Purpose::Token if is_injected(Fault::ForbiddenBlocksReads) => Self::blocking(Purpose::Stop),
             Purpose::Read | Purpose::Token => &[Self::Issuing, Self::Token],
         }
     }

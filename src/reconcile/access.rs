@@ -150,6 +150,7 @@ impl Context {
             })?,
         };
         let slot = self.budget.acquire(&endpoint.budget_key(), Purpose::Token, needs.created).await;
+        let failed = |why: &str| format!("the token request failed: {why}");
         let (refusal, why) = match self.amperity.token(url, endpoint, client, slot).await {
             TokenAnswer::Token(token, valid) => {
                 self.credential_cache.store_token(key.clone(), token.clone(), valid);
@@ -158,14 +159,14 @@ impl Context {
             TokenAnswer::Refused(info) => (Refusal::ClientRefused, info.detail()),
             TokenAnswer::RateLimited(info, reopens_in) => {
                 // The closure of the budget is the only backoff after a 429.
-                let detail = format!("the token request failed: {}", info.detail());
-                return Err(denied(Reason::RateLimited, detail, RetryWhen::At(Instant::now() + reopens_in)));
+                let again = RetryWhen::At(Instant::now() + reopens_in);
+                return Err(denied(Reason::RateLimited, failed(&info.detail()), again));
             }
             TokenAnswer::NotSent(why) => (Refusal::Unreachable, why),
             TokenAnswer::Unavailable(why) => (Refusal::Unavailable, why),
         };
         // Denies all requests that wait for the same token, instead of sending a token request for each of them.
-        let detail = format!("the token request failed: {why}");
+        let detail = failed(&why);
         self.credential_cache.record_refusal(&key, permit, refusal, &detail);
         Err(denied(reason_of(refusal), detail, RetryWhen::Backoff))
     }
@@ -188,7 +189,7 @@ impl Context {
     }
 
     /// Records what the answer to a stop request says about its credentials, for all requests that use them. Returns
-    /// when the stop is retried if they were refused.
+    /// when to retry a stop whose credentials were refused.
     pub fn judge(&self, access: &Access, answer: &StopAnswer) -> Retry {
         match answer {
             StopAnswer::Unauthorized(info) => return self.refused(access, Refusal::Unauthorized, &info.detail()),

@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
+use lab::testing::message;
 use tokio::time::{Instant, sleep};
-use workflow_run_stop_api::conditions::Reason;
+use workflow_run_stop_api::conditions::{ConditionType, Reason};
 use workflow_run_stop_operator::{
     amperity::{credentials::Refusal, purpose::Purpose},
     reconcile::{
@@ -18,7 +19,7 @@ use crate::{
     answers::{Answer, Effect},
     in_virtual_time,
     scenario::{Fault, LONG, Scenario, claim_of_another, wait},
-    secrets::{CLIENT, STATIC},
+    secrets::STATIC,
     world::SETTLE_TIME,
 };
 
@@ -68,20 +69,17 @@ fn a_403_to_a_stop_ends_the_backoff_that_an_earlier_401_started_for_reads() {
 
 #[test]
 fn a_stop_that_waited_for_the_rate_limit_is_sent_with_unchanged_credentials() {
-    for secret in [STATIC, CLIENT] {
+    for is_client in [false, true] {
         in_virtual_time(1, async {
             let mut test = Scenario::new();
-            test.uses_secret(secret);
-            if secret == CLIENT {
+            if is_client {
+                test.uses_client();
                 // The token is fetched before the wait.
-                let needs = Needs::of(&test.stored(), Purpose::Stop);
-                drop(
-                    test.context.access(&needs, &test.endpoint()).await.unwrap_or_else(|_| panic!("a token is issued")),
-                );
+                drop(test.access().await);
             }
             test.close_budget(LONG).await;
             let report = test.step().await;
-            assert!(matches!(report.outcome, StepOutcome::StopAttempted { .. }), "{secret}: {report:?}");
+            assert!(matches!(report.outcome, StepOutcome::StopAttempted { .. }), "{is_client}: {report:?}");
             assert_eq!(test.posts(), 1);
         });
     }
@@ -93,12 +91,9 @@ fn a_stop_is_not_sent_with_credentials_that_changed_or_were_refused_while_it_wai
         for was_refused in [false, true] {
             let mut test = Scenario::new();
             test.close_budget(LONG).await;
-            let (key, permit) = {
-                let key = test.credentials_key(STATIC).await;
-                let permit = test.context.credential_cache.admit(&key, Purpose::Stop).unwrap();
-                (key, permit)
-            };
             let (cache, world) = (test.context.credential_cache.clone(), test.world.clone());
+            let key = test.credentials_key(STATIC).await;
+            let permit = cache.admit(&key, Purpose::Stop).unwrap();
             let meanwhile = async {
                 sleep(LONG / 2).await;
                 match was_refused {
@@ -144,21 +139,17 @@ fn a_stop_that_waits_for_the_rate_limit_says_so_after_two_to_four_seconds_and_a_
 fn a_refused_token_from_the_cache_is_replaced_at_once_and_a_new_one_starts_a_backoff() {
     in_virtual_time(1, async {
         let test = Scenario::new();
-        test.uses_secret(CLIENT);
-        let (needs, endpoint) = (Needs::of(&test.stored(), Purpose::Read), test.endpoint());
-        let access = async || match test.context.access(&needs, &endpoint).await {
-            Ok(access) => access,
-            Err(_) => panic!("there is a token"),
-        };
-        drop(access().await);
-        let kept = access().await;
+        test.uses_client();
+        drop(test.access().await);
+        let kept = test.access().await;
         assert_eq!(test.context.refused(&kept, Refusal::Unauthorized, ""), Retry::AtOnce);
-        let fetched = access().await;
+        let fetched = test.access().await;
         assert_eq!(test.context.refused(&fetched, Refusal::Unauthorized, ""), Retry::Backoff);
-        assert!(test.context.access(&needs, &endpoint).await.is_err(), "in backoff");
+        let needs = Needs::of(&test.stored(), Purpose::Read);
+        assert!(test.context.access(&needs, &test.endpoint()).await.is_err(), "in backoff");
         test.context.may_read(&fetched);
-        drop(access().await);
-        let kept = access().await;
+        drop(test.access().await);
+        let kept = test.access().await;
         assert_eq!(test.context.refused(&kept, Refusal::Forbidden, ""), Retry::Backoff, "a 403 is not about the token");
     });
 }
@@ -167,10 +158,9 @@ fn a_refused_token_from_the_cache_is_replaced_at_once_and_a_new_one_starts_a_bac
 fn a_run_is_read_again_at_once_if_its_cached_token_was_refused() {
     in_virtual_time(1, async {
         let mut test = Scenario::new();
-        test.uses_secret(CLIENT);
+        test.uses_client();
         test.is_accepted();
-        let needs = Needs::of(&test.stored(), Purpose::Read);
-        drop(test.context.access(&needs, &test.endpoint()).await.unwrap_or_else(|_| panic!("a token is issued")));
+        drop(test.access().await);
         test.reads(Answer::Own(401));
         let report = test.step().await;
         assert_eq!((matches!(report.outcome, StepOutcome::Unchanged), report.requeue), (true, Requeue::Now));
@@ -205,7 +195,8 @@ fn a_secret_that_cannot_be_read_is_reported_with_the_cause() {
             test.faults(&[Fault::Refused(code)]);
             drop(test.step().await);
             assert_eq!(test.reason(), Some(Reason::CredentialsMissing), "{code}");
-            assert!(test.message().contains(text), "{}", test.message());
+            let message = message(&test.stored(), ConditionType::Ready);
+            assert!(message.contains(text), "{message}");
         }
         // Any other failure says nothing about the Secret.
         let mut test = Scenario::new();
@@ -236,7 +227,7 @@ fn a_confirming_read_that_waits_for_the_rate_limit_counts_as_tried_after_a_while
 fn a_token_request_that_is_answered_429_is_repeated_when_the_budget_reopens() {
     in_virtual_time(1, async {
         let mut test = Scenario::new();
-        test.uses_secret(CLIENT);
+        test.uses_client();
         test.world.lock().faults.always_rate_limited = Some("acme");
         let report = test.step().await;
         assert_eq!((test.reason(), test.posts()), (Some(Reason::RateLimited), 0));

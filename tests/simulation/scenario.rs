@@ -24,6 +24,7 @@ use workflow_run_stop_operator::{
     amperity::{credentials::CredentialsKey, endpoint::Endpoint, purpose::Purpose},
     clock::Clock,
     reconcile::{
+        access::{Access, Needs},
         context::Context,
         reconcile,
         step_report::{Requeue, StepOutcome, StepReport},
@@ -235,20 +236,20 @@ impl Scenario {
         find(&status.conditions, ConditionType::Ready).and_then(Reason::of)
     }
 
-    pub fn message(&self) -> String {
-        let status = self.stored().status.unwrap_or_default();
-        find(&status.conditions, ConditionType::Ready).map(|ready| ready.message.clone()).unwrap_or_default()
-    }
-
     /// Returns the number of stop requests that were written.
     pub fn posts(&self) -> usize {
         self.world.lock().runs[RUN].posts.len()
     }
 
-    /// Lets the resource use the Secret with this name.
-    pub fn uses_secret(&self, name: &str) {
-        let change = if name == CLIENT { use_client } else { use_static };
-        self.change(change);
+    /// Lets the resource use the Secret of an OAuth client instead of the one with a static token.
+    pub fn uses_client(&self) {
+        self.change(|object| object["spec"]["credentialsSecretRef"]["name"] = CLIENT.into());
+    }
+
+    /// Returns the credentials for a request, with a token that is fetched if the cache has none.
+    pub async fn access(&self) -> Access {
+        let access = self.context.access(&Needs::of(&self.stored(), Purpose::Read), &self.endpoint()).await;
+        access.unwrap_or_else(|_| panic!("there is a token"))
     }
 
     pub fn endpoint(&self) -> Endpoint {
@@ -275,14 +276,6 @@ impl Scenario {
             object["status"]["stopRequest"] = json!({"attempts": 1, "acceptedTime": "2027-01-15T08:00:00Z"});
         });
     }
-}
-
-fn use_client(object: &mut Value) {
-    object["spec"]["credentialsSecretRef"]["name"] = CLIENT.into();
-}
-
-fn use_static(object: &mut Value) {
-    object["spec"]["credentialsSecretRef"]["name"] = STATIC.into();
 }
 
 /// Returns the time until the next reconciliation; `None` if only a change requeues the resource.

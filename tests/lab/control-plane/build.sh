@@ -86,11 +86,7 @@ fetch() {
   say "fetched $("$folder/kube-apiserver" --version)"
 }
 
-if has_all "$folder"; then
-  printf '%s\n' "$folder"
-  exit 0
-fi
-if [ -z "${BUILD_CONTROL_PLANE-}" ]; then
+if ! has_all "$folder" && [ -z "${BUILD_CONTROL_PLANE-}" ]; then
   built=$folder
   folder=$built-prebuilt
   if ! has_all "$folder"; then
