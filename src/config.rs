@@ -1,7 +1,10 @@
 //! Owns the flags and environment variables, and turns them into a checked configuration.
 //! Never starts anything, and no module below imports it.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{AddrParseError, SocketAddr},
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use workflow_run_stop_common::{
@@ -99,9 +102,9 @@ pub struct Flags {
     #[arg(long, env, value_name = "NAMESPACE", value_parser = dns_label)]
     pub lease_namespace: Option<String>,
 
-    /// Address that serves /metrics, /healthz and /readyz
-    #[arg(long, env, default_value = "0.0.0.0:8080", value_name = "ADDRESS")]
-    pub http_addr: SocketAddr,
+    /// Address that serves /metrics, /healthz and /readyz; if empty [::]:8080, or 0.0.0.0:8080 on a machine without IPv6
+    #[arg(long, env, default_value = "", value_name = "ADDRESS", hide_default_value = true, value_parser = http_addr)]
+    pub http_addr: HttpAddr,
 
     /// Format of log lines
     #[arg(long, env, default_value = "json", value_name = "FORMAT")]
@@ -121,6 +124,14 @@ impl Flags {
         Endpoints::new(&self.amperity_base_url, self.allowed_hosts.clone())
             .map_err(|error| format!("--amperity-base-url: {error}"))
     }
+}
+
+/// The address of the health server; `None` for the default. The chart passes all flags, so an empty one is not given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HttpAddr(pub Option<SocketAddr>);
+
+fn http_addr(text: &str) -> Result<HttpAddr, AddrParseError> {
+    if text.is_empty() { Ok(HttpAddr(None)) } else { Ok(HttpAddr(Some(text.parse()?))) }
 }
 
 /// The namespaces to watch; all if empty.
@@ -154,6 +165,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::operator::http_server::{ANY, ANY_IPV4};
 
     fn flags(args: &[&str]) -> Result<Flags, String> {
         let args = std::iter::once("operator").chain(args.iter().copied());
@@ -176,6 +188,15 @@ mod tests {
     fn leader_elect_is_a_switch_that_also_takes_a_value() {
         let elects = |args: &[&str]| flags(args).unwrap().leader_elect;
         assert_eq!([elects(&[]), elects(&["--leader-elect"]), elects(&["--leader-elect=false"])], [false, true, false]);
+    }
+
+    #[test]
+    fn an_empty_http_address_is_none_and_the_help_names_the_default() {
+        let address = |args: &[&str]| flags(args).unwrap().http_addr.0.map(|address| address.to_string());
+        assert_eq!([address(&[]), address(&["--http-addr="])], [None, None]);
+        assert_eq!(address(&["--http-addr", "[::]:8080"]).as_deref(), Some("[::]:8080"), "as given");
+        let help = <Cli as clap::CommandFactory>::command().render_help().to_string();
+        assert!(help.contains(&format!("if empty {ANY}, or {ANY_IPV4} on a machine without IPv6")), "{help}");
     }
 
     #[test]

@@ -62,7 +62,7 @@ fn run(flags: &Flags) -> ExitCode {
         lease: flags
             .leader_elect
             .then(|| LeaseName { namespace: flags.lease_namespace.clone(), name: flags.lease_name.clone() }),
-        http_addr: flags.http_addr,
+        http_addr: flags.http_addr.0,
         drain_timeout: flags.drain_timeout,
         clock: Arc::new(now),
         identity: identity(),

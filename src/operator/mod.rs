@@ -2,6 +2,7 @@
 //! Never handles a resource.
 
 pub mod health;
+pub mod http_server;
 pub mod leader_election;
 pub mod ttl;
 pub mod watch;
@@ -12,7 +13,7 @@ use futures::FutureExt;
 
 use kube::{Api, Client, api::ListParams, config::Kubeconfig, runtime::events::Reporter as EventReporter};
 use thiserror::Error;
-use tokio::{net::TcpListener, sync::watch::channel, task::JoinSet, time::timeout};
+use tokio::{sync::watch::channel, task::JoinSet, time::timeout};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use workflow_run_stop_api::WorkflowRunStop;
 use workflow_run_stop_common::{error::root_cause, kube_client::harden};
@@ -59,8 +60,8 @@ pub struct Setup {
     pub namespaces: Vec<String>,
     /// The Lease for leader election; `None` without it.
     pub lease: Option<LeaseName>,
-    /// The address of the health server.
-    pub http_addr: SocketAddr,
+    /// The address of the health server; `None` for the default.
+    pub http_addr: Option<SocketAddr>,
     /// The timeout at shutdown for requests in flight.
     pub drain_timeout: Duration,
     /// The wall clock.
@@ -119,9 +120,8 @@ pub async fn run(setup: Setup, shutdown: CancellationToken) -> Result<(), StartE
         identity,
     } = setup;
     let (client, own_namespace) = client().await?;
-    let listener = TcpListener::bind(http_addr).await.map_err(|error| StartError::Listen(http_addr, error))?;
-
-    let http_addr = listener.local_addr().unwrap_or(http_addr);
+    let (listener, http_addr) =
+        http_server::bind(http_addr).await.map_err(|(address, error)| StartError::Listen(address, error))?;
     let rules = Rules { request_timeout: amperity.request_timeout, settle_time };
     let amperity = Amperity::new(&amperity, clock.clone())?;
     let store = Store::new(client.clone(), &identity, clock.clone());
@@ -135,7 +135,8 @@ pub async fn run(setup: Setup, shutdown: CancellationToken) -> Result<(), StartE
     let reporter = Reporter { metrics: metrics.clone(), events: Some(events) };
 
     let (ready, is_ready) = channel(false);
-    let _health = AbortOnDropHandle::new(tokio::spawn(health::serve(listener, metrics.clone(), is_ready)));
+    let health = http_server::serve(listener, health::routes(metrics.clone(), is_ready));
+    let _health = AbortOnDropHandle::new(tokio::spawn(health));
     let (leads, mut leading) = channel(lease.is_none());
     let election = lease.map(|LeaseName { namespace, name }| {
         let namespace = namespace.unwrap_or(own_namespace);

@@ -220,6 +220,30 @@ async fn the_health_and_metrics_endpoints_answer() {
 }
 
 #[tokio::test]
+async fn probes_are_answered_while_other_clients_hold_connections_open() {
+    let env = TestEnv::new().await;
+    let replica = Replica::start(&env, &[]).await;
+    replica.wait_for_response("/readyz", |status, _| status == 200).await;
+    let mut held = vec![];
+    // More than the operator keeps open, and fewer than the files that a process may usually open.
+    for number in 0..400 {
+        let mut stream = TcpStream::connect(replica.http).await.unwrap();
+        // The operator may have closed it already.
+        let _ = stream.write_all(b"GET /metrics HTTP/1.1\r\nHost:").await;
+        held.push(stream);
+        if number % 40 == 0 {
+            assert_eq!(replica.get("/healthz").await.0, 200);
+        }
+    }
+    assert_eq!(replica.get("/readyz").await.0, 200);
+    assert_eq!(replica.get("/metrics").await.0, 200);
+    for mut stream in held {
+        // An end or an error: all are closed, the last ones when their time is up.
+        let _ = timeout(TIMEOUT, stream.read_to_end(&mut vec![])).await.expect("the operator closes the connection");
+    }
+}
+
+#[tokio::test]
 async fn the_operator_is_not_ready_before_its_first_list() {
     let env = TestEnv::new().await;
     let (nowhere, http) = (free_address(), free_address());

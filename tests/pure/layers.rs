@@ -45,6 +45,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("observe::metrics", 13),
     ("observe::reporter", 14),
     ("observe", 14),
+    ("operator::http_server", 0),
     ("operator::leader_election", 11),
     ("operator::health", 15),
     ("operator::watch", 15),

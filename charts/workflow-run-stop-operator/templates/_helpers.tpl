@@ -61,8 +61,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end }}
 
+{{/* The port of the health endpoints and metrics; the default is that of the operator. */}}
 {{- define "operator.port" -}}
-{{ splitList ":" .Values.httpAddr | last }}
+{{ default "[::]:8080" .Values.httpAddr | splitList ":" | last }}
 {{- end }}
 
 {{/* The seconds of a duration such as 40s or 1m30s; the schema rejects other formats. */}}

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use lab::testing::rbac;
+use workflow_run_stop_operator::operator::http_server;
 
 use super::{CHART, flags, read};
 
@@ -111,6 +112,7 @@ fn an_invalid_value_is_rejected_and_named() {
         (&["watchNamespaces=[\"A\"]"], "/watchNamespaces/0'"),
         (&["watchNamespaces=[\"a\",\"a\"]"], "/watchNamespaces'"),
         (&["httpAddr=\"8080\""], "/httpAddr'"),
+        (&["httpAddr=\":8080\""], "/httpAddr'"),
         (&["logFormat=\"xml\""], "/logFormat'"),
         (&["logLevel=\"inof\""], "/logLevel'"),
         (&["image.tag=\"a b\""], "/image/tag'"),
@@ -177,6 +179,11 @@ fn every_flag_is_passed_to_the_operator() {
         _ => format!("--{name}={default}"),
     });
     assert_eq!(args(&[]), defaults.collect::<Vec<_>>());
+    let port = json!([{"name": "http", "containerPort": http_server::ANY.port()}]);
+    for empty in ["httpAddr=\"\"", "httpAddr=null"] {
+        assert_eq!(container(&all(&[empty]))["ports"], port);
+        assert_eq!(args(&[empty]), args(&[]));
+    }
     let other = [
         "amperity={\"baseUrl\":\"http://{tenant}.sim:1/api\",\"apiVersion\":\"v2\",\"allowedHosts\":[\"a.com\",\"*.b.com\"]}",
         "requestsPerSecond=3",

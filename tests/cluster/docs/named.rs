@@ -20,6 +20,7 @@ use workflow_run_stop_operator::{
     clock::Clock,
     config::Cli,
     observe::{event_filter::EventFilter, metrics::Metrics},
+    operator::http_server::{ANY, ANY_IPV4},
 };
 
 use super::markdown::{Document, all, codes, read, rows};
@@ -100,6 +101,10 @@ fn every_flag_has_a_row_with_its_default_and_there_are_no_others() {
         let name = flag.get_long().unwrap();
         let row =
             table.iter().find(|row| row[0] == format!("`--{name}`")).unwrap_or_else(|| panic!("--{name} has no row"));
+        if name == "http-addr" {
+            assert_eq!(row[1], format!("`{ANY}`"));
+            assert!(row[2].contains(&format!("`{ANY_IPV4}`")), "{}", row[2]);
+        }
         for default in flag.get_default_values().iter().filter(|default| !default.is_empty()) {
             assert_eq!(row[1], format!("`{}`", default.to_str().unwrap()), "--{name}");
         }
