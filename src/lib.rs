@@ -22,6 +22,8 @@ pub mod reconcile;
 
 pub mod amperity;
 
+pub mod json_stream;
+
 pub mod clock;
 
 pub mod rng;

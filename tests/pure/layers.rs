@@ -11,6 +11,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("rng", 0),
     ("fault_injection", 0),
     ("metric_labels", 0),
+    ("json_stream", 0),
     ("amperity::endpoint", 0),
     ("amperity::run", 0),
     ("amperity::reply", 1),
@@ -58,6 +59,7 @@ const LAYERS: &[(&str, u8)] = &[
 
 /// Files that do no IO, read no clock, use no randomness and write no log, and import only each other.
 const PURE: &[&str] = &[
+    "json_stream",
     "amperity::reply",
     "amperity::answer",
     "amperity::endpoint",

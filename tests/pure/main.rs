@@ -6,5 +6,6 @@ mod any_answer;
 mod budget;
 mod decide;
 mod gitops;
+mod json_stream;
 mod layers;
 mod outcome;
