@@ -24,6 +24,8 @@ pub mod amperity;
 
 pub mod json_stream;
 
+pub mod stored_object;
+
 pub mod clock;
 
 pub mod rng;

@@ -8,10 +8,13 @@ use jiff::Timestamp;
 use kube::CustomResourceExt;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use tracing::Subscriber;
 use tracing_subscriber::{
     Layer,
-    filter::{LevelFilter, Targets},
+    filter::{FilterExt, LevelFilter, Targets, filter_fn},
+    fmt::MakeWriter,
     layer::SubscriberExt,
+    registry::LookupSpan,
     util::SubscriberInitExt,
 };
 use workflow_run_stop_api::WorkflowRunStop;
@@ -141,16 +144,27 @@ fn log_filter(directives: &str) -> Result<Targets, String> {
 }
 
 fn start_log(format: LogFormat, targets: Targets) {
-    let lines = tracing_subscriber::fmt::layer();
-    let lines = match format {
-        LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).boxed(),
-        LogFormat::Text => lines.boxed(),
-    };
-    tracing_subscriber::registry().with(lines.with_filter(targets)).init();
+    tracing_subscriber::registry().with(log_layer(format, targets, std::io::stdout)).init();
     // Panics are logged like everything else.
     std::panic::set_hook(Box::new(|panic| {
         tracing::error!(location = panic.location().map(tracing::field::display), "{panic}")
     }));
+}
+
+/// Returns the layer that writes the log lines that a filter enables.
+fn log_layer<S, W>(format: LogFormat, targets: Targets, writer: W) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let lines = tracing_subscriber::fmt::layer();
+    let lines = match format {
+        LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).with_writer(writer).boxed(),
+        LogFormat::Text => lines.with_writer(writer).boxed(),
+    };
+    // kube logs a whole body that it cannot decode, which may be a Secret, whatever the level of the log.
+    let without_bodies = filter_fn(|metadata| metadata.target() != "kube_client::client");
+    lines.with_filter(targets.and(without_bodies)).boxed()
 }
 
 fn print_crd() -> ExitCode {
@@ -175,6 +189,7 @@ fn fail(code: u8, line: &str) -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::{io::Write, sync::Mutex};
     use tracing::Level;
 
     #[test]
@@ -188,6 +203,40 @@ mod tests {
         assert!(enables("warn,workflow_run_stop_operator=debug", own, Level::DEBUG));
         assert!(!enables("debug", "kube_client::client::builder", Level::ERROR));
         assert!(enables("info,kube_client=debug", "kube_client::client::builder", Level::DEBUG));
+    }
+
+    /// A log in memory.
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_body_that_kube_cannot_decode_is_never_logged() {
+        for directives in ["", "trace", "kube_client=trace", "kube_client::client=trace"] {
+            for format in [LogFormat::Json, LogFormat::Text] {
+                let (written, targets) = (Written::default(), log_filter(directives).unwrap());
+                let writer = written.clone();
+                let layer = log_layer(format, targets, move || writer.clone());
+                tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+                    tracing::warn!(target: "kube_client::client", "{}", "hush");
+                    tracing::error!(target: "kube_client::client::builder", "from the builder");
+                    tracing::error!(target: "workflow_run_stop_operator", "our own");
+                });
+                let log = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+                assert!(!log.contains("hush"), "{directives}: {log}");
+                assert_eq!(log.contains("our own"), !directives.contains("kube_client"), "{directives}: {log}");
+                assert_eq!(log.contains("from the builder"), directives.contains("kube_client"), "{directives}: {log}");
+            }
+        }
     }
 
     #[test]

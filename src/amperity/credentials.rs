@@ -75,6 +75,40 @@ impl fmt::Debug for OauthClient {
     }
 }
 
+/// The largest value of a key, in bytes.
+pub const MAX_VALUE: usize = 16 * 1024;
+
+/// The value of a key of a Secret.
+#[derive(Clone)]
+pub enum SecretValue {
+    /// The value.
+    Bytes(Vec<u8>),
+    /// It is larger than [`MAX_VALUE`], and was not read.
+    TooLarge,
+}
+
+/// The values of the keys that credentials are made of. `Debug` does not show them.
+#[derive(Clone, Default)]
+pub struct SecretData(BTreeMap<&'static str, SecretValue>);
+
+impl SecretData {
+    /// The keys that credentials are made of.
+    pub const KEYS: [&str; 4] = ["token", "clientId", "clientSecret", "tokenUrl"];
+
+    /// Sets the value of a key. Any other key is ignored.
+    pub fn insert(&mut self, key: &str, value: SecretValue) {
+        if let Some(key) = Self::KEYS.into_iter().find(|known| *known == key) {
+            self.0.insert(key, value);
+        }
+    }
+}
+
+impl fmt::Debug for SecretData {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SecretData").finish_non_exhaustive()
+    }
+}
+
 /// The reason why the content of a Secret cannot be used.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum CredentialsError {
@@ -84,6 +118,9 @@ pub enum CredentialsError {
     /// A key is empty or has characters that cannot be sent.
     #[error("its key {0} is empty or has characters that cannot be sent")]
     Unusable(&'static str),
+    /// A key is too large.
+    #[error("its key {0} is larger than {max} KiB", max = MAX_VALUE / 1024)]
+    TooLarge(&'static str),
 }
 
 impl Credentials {
@@ -91,9 +128,10 @@ impl Credentials {
     ///
     /// # Errors
     /// If keys are missing or unusable. The message never contains a value.
-    pub fn parse(data: &BTreeMap<String, Vec<u8>>) -> Result<Self, CredentialsError> {
+    pub fn parse(data: &SecretData) -> Result<Self, CredentialsError> {
         let text = |key: &'static str| {
-            data.get(key).map(|value| {
+            data.0.get(key).map(|value| {
+                let SecretValue::Bytes(value) = value else { return Err(CredentialsError::TooLarge(key)) };
                 let text = std::str::from_utf8(value).map(str::trim).unwrap_or_default();
                 let usable = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
                 if usable { Ok(text.to_owned()) } else { Err(CredentialsError::Unusable(key)) }
@@ -329,8 +367,10 @@ mod tests {
     use super::*;
     use crate::amperity::endpoint::{AllowedHosts, Endpoints};
 
-    fn secret(pairs: &[(&str, &str)]) -> BTreeMap<String, Vec<u8>> {
-        pairs.iter().map(|(key, value)| ((*key).to_owned(), value.as_bytes().to_vec())).collect()
+    fn secret(pairs: &[(&str, &str)]) -> SecretData {
+        let mut data = SecretData::default();
+        pairs.iter().for_each(|(key, value)| data.insert(key, SecretValue::Bytes(value.as_bytes().to_vec())));
+        data
     }
 
     fn key(version: &str) -> CredentialsKey {
@@ -356,10 +396,25 @@ mod tests {
     }
 
     #[test]
+    fn a_key_that_is_too_large_is_named_with_the_limit_if_it_is_needed() {
+        let mut data = secret(&[("clientId", "id"), ("clientSecret", "s")]);
+        data.insert("tokenUrl", SecretValue::TooLarge);
+        data.insert("ca.crt", SecretValue::TooLarge);
+        let error = Credentials::parse(&data).unwrap_err();
+        assert_eq!(error, CredentialsError::TooLarge("tokenUrl"));
+        assert_eq!(error.to_string(), "its key tokenUrl is larger than 16 KiB");
+        data.insert("token", SecretValue::Bytes(b"t".to_vec()));
+        assert!(matches!(Credentials::parse(&data), Ok(Credentials::Static(_))));
+        data.insert("token", SecretValue::TooLarge);
+        assert_eq!(Credentials::parse(&data).unwrap_err(), CredentialsError::TooLarge("token"));
+    }
+
+    #[test]
     fn debug_shows_no_secret() {
         let shown = |pairs| format!("{:?}", Credentials::parse(&secret(pairs)).unwrap());
         assert_eq!(shown(&[("token", "hush")]), "Static(Token(Sensitive))");
         assert_eq!(shown(&[("clientId", "id"), ("clientSecret", "hush")]), "Client(OauthClient { .. })");
+        assert_eq!(format!("{:?}", secret(&[("token", "hush")])), "SecretData { .. }");
     }
 
     #[tokio::test(start_paused = true)]

@@ -7,6 +7,7 @@ pub mod context;
 pub mod decide;
 pub mod outcome;
 pub mod preflight;
+pub mod secret;
 pub mod status_builder;
 pub mod step_report;
 pub mod store;

@@ -2,17 +2,17 @@
 //! Never writes without a guard: every patch tests the uid and the resource version that it builds on.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{
-    Api, Client,
-    api::{Patch, PatchParams},
+    Client, Resource,
+    api::{GetParams, Patch, PatchParams},
+    core::Request,
 };
 use prometheus_client::metrics::{counter::Counter, family::Family};
 use serde_json::json;
@@ -26,12 +26,14 @@ use crate::amperity::transport::Fence;
 use crate::clock::Clock;
 use crate::fault_injection::{Fault, is_injected};
 use crate::metric_labels::ResultLabel;
-pub use crate::reconcile::store_error::StoreError;
 use crate::reconcile::{
     decide::CLAIM_VALIDITY,
+    secret,
     store_error::{is_invalid, is_refused, within},
 };
+pub use crate::reconcile::{secret::SecretContent, store_error::StoreError};
 use crate::rng;
+use crate::stored_object::decode;
 
 /// The time for which a Secret is cached: a thousand stops with one Secret read it once.
 const SECRET_FRESH: Duration = Duration::from_secs(1);
@@ -96,15 +98,6 @@ impl Claimed {
     }
 }
 
-/// The content of a Secret.
-#[derive(Clone)]
-pub struct SecretContent {
-    /// Uid and resource version.
-    pub version: (String, String),
-    /// Keys and values.
-    pub data: Arc<BTreeMap<String, Vec<u8>>>,
-}
-
 type SecretSlot = Arc<tokio::sync::Mutex<Option<(Instant, Option<SecretContent>)>>>;
 
 /// The values of the label `result` of status writes.
@@ -150,8 +143,11 @@ impl Store {
     /// # Errors
     /// If the request to the API server fails.
     pub async fn read(&self, resource: &WorkflowRunStop) -> Result<Option<WorkflowRunStop>, StoreError> {
-        let found = within(self.api(resource).get_opt(resource.name())).await?;
-        Ok(found.filter(|found| found.uid() == resource.uid()))
+        let request = path(resource).get(resource.name(), &GetParams::default()).map_err(kube::Error::BuildRequest)?;
+        match decoded(self.client.request_text(request)).await {
+            Err(StoreError::Kube(kube::Error::Api(status))) if status.is_not_found() => Ok(None),
+            found => found.map(|found| Some(found).filter(|found| found.uid() == resource.uid())),
+        }
     }
 
     /// Returns a Secret, at most one second old; `None` if there is none.
@@ -174,14 +170,9 @@ impl Store {
         {
             return Ok(content.clone());
         }
-        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
         let _permit = permit(&self.secret_reads).await;
         let read = Instant::now();
-        let secret = within(secrets.get_opt(name)).await?;
-        let content = secret.map(|secret| SecretContent {
-            version: (secret.metadata.uid.unwrap_or_default(), secret.metadata.resource_version.unwrap_or_default()),
-            data: Arc::new(secret.data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.0)).collect()),
-        });
+        let content = secret::read(&self.client, namespace, name).await?;
         *known = Some((read, content.clone()));
         Ok(content)
     }
@@ -361,13 +352,21 @@ impl Store {
         }
         let patch = serde_json::from_value(operations.into()).expect("these are operations of a JSON patch");
         let patch = Patch::Json::<()>(patch);
-        let api = self.api(resource);
-        within(api.patch_status(resource.name(), &PatchParams::default(), &patch)).await
+        let request = path(resource).patch_subresource("status", resource.name(), &PatchParams::default(), &patch);
+        decoded(self.client.request_text(request.map_err(kube::Error::BuildRequest)?)).await
     }
+}
 
-    fn api(&self, resource: &WorkflowRunStop) -> Api<WorkflowRunStop> {
-        Api::namespaced(self.client.clone(), resource.namespace())
-    }
+/// Returns the builder of requests for the resources in the namespace of this one.
+fn path(resource: &WorkflowRunStop) -> Request {
+    Request::new(WorkflowRunStop::url_path(&(), Some(resource.namespace())))
+}
+
+/// Waits for a resource, and decodes only what the operator uses of it: nothing else can make the request fail. kube's
+/// own decode also logs the whole answer if it fails.
+async fn decoded(answer: impl Future<Output = kube::Result<String>>) -> Result<WorkflowRunStop, StoreError> {
+    let json = within(answer).await?;
+    decode(json.as_bytes()).map_err(|error| StoreError::Undecodable(error.why))
 }
 
 async fn permit(semaphore: &Semaphore) -> SemaphorePermit<'_> {

@@ -18,6 +18,12 @@ pub enum StoreError {
     /// No answer within the timeout.
     #[error("the API server did not answer within {} s", REQUEST_TIMEOUT.as_secs())]
     Timeout,
+    /// The resource in the answer of the API server cannot be decoded; the text contains nothing of it.
+    #[error("the stored resource cannot be decoded: {0}; correct or delete it")]
+    Undecodable(String),
+    /// The answer to a read of a Secret is not a Secret, or not a whole one.
+    #[error("the API server's answer is not a complete Secret")]
+    NotASecret,
     /// The API server rejected the status although nothing changed in between.
     #[error("the API server rejected the status: {0}; check that the installed CRD is of the operator's version")]
     Invalid(String),
@@ -50,7 +56,11 @@ impl StoreError {
 fn code(error: &StoreError) -> Option<u16> {
     match error {
         StoreError::Kube(kube::Error::Api(status)) => Some(status.code),
-        StoreError::Kube(_) | StoreError::Timeout | StoreError::Invalid(_) => None,
+        StoreError::Kube(_)
+        | StoreError::Timeout
+        | StoreError::Undecodable(_)
+        | StoreError::NotASecret
+        | StoreError::Invalid(_) => None,
     }
 }
 
@@ -58,8 +68,8 @@ fn code(error: &StoreError) -> Option<u16> {
 ///
 /// # Errors
 /// If there is none within the timeout, or the request fails.
-pub async fn within<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, StoreError> {
-    timeout(REQUEST_TIMEOUT, request).await.map_err(|_| StoreError::Timeout)?.map_err(StoreError::Kube)
+pub async fn within<T, E: Into<StoreError>>(request: impl Future<Output = Result<T, E>>) -> Result<T, StoreError> {
+    timeout(REQUEST_TIMEOUT, request).await.map_err(|_| StoreError::Timeout)?.map_err(E::into)
 }
 
 #[cfg(test)]
@@ -96,7 +106,13 @@ mod tests {
 
     #[test]
     fn without_an_answer_it_is_not_known_whether_something_was_written() {
-        for error in [StoreError::Timeout, StoreError::Kube(kube::Error::LinesCodecMaxLineLengthExceeded)] {
+        let errors = [
+            StoreError::Timeout,
+            StoreError::Undecodable(String::new()),
+            StoreError::NotASecret,
+            StoreError::Kube(kube::Error::LinesCodecMaxLineLengthExceeded),
+        ];
+        for error in errors {
             assert!(!is_refused(&error) && !is_invalid(&error) && !error.is_forbidden(), "{error}");
         }
     }
@@ -104,7 +120,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_request_without_an_answer_times_out_after_ten_seconds() {
         let start = tokio::time::Instant::now();
-        assert!(matches!(within(std::future::pending::<Result<(), _>>()).await, Err(StoreError::Timeout)));
+        assert!(matches!(within(std::future::pending::<Result<(), StoreError>>()).await, Err(StoreError::Timeout)));
         assert_eq!(start.elapsed(), REQUEST_TIMEOUT);
     }
 }

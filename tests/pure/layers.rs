@@ -12,6 +12,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("fault_injection", 0),
     ("metric_labels", 0),
     ("json_stream", 0),
+    ("stored_object", 0),
     ("amperity::endpoint", 0),
     ("amperity::run", 0),
     ("amperity::reply", 1),
@@ -32,7 +33,8 @@ const LAYERS: &[(&str, u8)] = &[
     ("reconcile::decide", 3),
     ("reconcile::status_builder", 4),
     ("reconcile::outcome", 5),
-    ("reconcile::store_error", 4),
+    ("reconcile::store_error", 3),
+    ("reconcile::secret", 4),
     ("reconcile::store", 5),
     ("reconcile::context", 6),
     ("reconcile::step_report", 6),
@@ -45,10 +47,13 @@ const LAYERS: &[(&str, u8)] = &[
     ("observe::events", 12),
     ("observe::metrics", 13),
     ("observe::reporter", 14),
+    ("observe::undecodable", 14),
     ("observe", 14),
     ("operator::http_server", 0),
     ("operator::leader_election", 11),
     ("operator::health", 15),
+    ("operator::response_stream", 1),
+    ("operator::list_watch", 2),
     ("operator::watch", 15),
     ("operator::ttl", 16),
     ("operator", 17),
@@ -60,6 +65,7 @@ const LAYERS: &[(&str, u8)] = &[
 /// Files that do no IO, read no clock, use no randomness and write no log, and import only each other.
 const PURE: &[&str] = &[
     "json_stream",
+    "stored_object",
     "amperity::reply",
     "amperity::answer",
     "amperity::endpoint",
@@ -81,7 +87,7 @@ const IMPURE: &[&str] =
 const ONCE: &[(&str, &str)] = &[
     ("amperity.stop(", "reconcile"),
     ("decide(&tracked.resource", "reconcile"),
-    ("patch_status", "reconcile::store"),
+    ("patch_subresource", "reconcile::store"),
     ("Timestamp::now()", "main"),
 ];
 
