@@ -54,8 +54,13 @@ impl Events {
                 draft.message = with_reason(&draft.message, reason);
             }
         }
+        self.emit_about(resource.object_ref(&()), drafts);
+    }
+
+    /// Queues events of an object.
+    pub fn emit_about(&self, about: ObjectReference, drafts: Vec<EventDraft>) {
         let count = u64::try_from(drafts.len()).unwrap_or(u64::MAX);
-        if count != 0 && self.waiting.try_send((resource.object_ref(&()), drafts)).is_err() {
+        if count != 0 && self.waiting.try_send((about, drafts)).is_err() {
             self.results.get_or_create(&ResultLabel { result: "dropped" }).inc_by(count);
         }
     }

@@ -77,6 +77,8 @@ pub struct Metrics {
     pub taken_over: Counter,
     /// Steps that failed because of the API server.
     pub failures: Counter,
+    /// Versions of resources that were received and could not be decoded.
+    pub undecodable: Counter,
     /// Caught panics.
     pub panics: Counter,
     leading: Gauge,
@@ -101,6 +103,7 @@ impl Metrics {
             events: Family::default(),
             taken_over: Counter::default(),
             failures: Counter::default(),
+            undecodable: Counter::default(),
             panics: Counter::default(),
             leading: Gauge::default(),
         };
@@ -129,6 +132,7 @@ impl Metrics {
             "status_writes", "Status writes by result", writes;
             "api_server_failures", "Reconciliations that failed because of the API server", metrics.failures;
             "events", "Kubernetes events by result", metrics.events;
+            "undecodable_objects", "Versions of resources that could not be decoded", metrics.undecodable;
             "panics", "Panics caught while reconciling a resource", metrics.panics;
             "leading", "1 if this replica is the leader, which may start new work", metrics.leading;
         }

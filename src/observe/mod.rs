@@ -6,3 +6,4 @@ pub mod event_filter;
 pub mod events;
 pub mod metrics;
 pub mod reporter;
+pub mod undecodable;

@@ -4,6 +4,8 @@
 pub mod health;
 pub mod http_server;
 pub mod leader_election;
+pub mod list_watch;
+pub mod response_stream;
 pub mod ttl;
 pub mod watch;
 
@@ -11,11 +13,10 @@ use std::{net::SocketAddr, panic::AssertUnwindSafe, pin::pin, sync::Arc, time::D
 
 use futures::FutureExt;
 
-use kube::{Api, Client, api::ListParams, config::Kubeconfig, runtime::events::Reporter as EventReporter};
+use kube::{Client, api::ListParams, config::Kubeconfig, core::Request, runtime::events::Reporter as EventReporter};
 use thiserror::Error;
 use tokio::{sync::watch::channel, task::JoinSet, time::timeout};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
-use workflow_run_stop_api::WorkflowRunStop;
 use workflow_run_stop_common::{error::root_cause, kube_client::harden};
 
 use crate::amperity::{
@@ -164,7 +165,7 @@ pub async fn run(setup: Setup, shutdown: CancellationToken) -> Result<(), StartE
         metrics.set_leading(true);
         let stop = CancellationToken::new();
         let watch = Watch { context: context.clone(), reporter: reporter.clone(), stop: stop.clone() };
-        let expiry = ttl::run(client.clone(), namespaces.clone(), context.clock.clone());
+        let expiry = ttl::run(client.clone(), namespaces.clone(), context.clock.clone(), reporter.clone());
         let _expiry = AbortOnDropHandle::new(tokio::spawn(expiry));
         let mut watching = pin!(watch.run(&client, &namespaces, &ready));
         let ended = tokio::select! {
@@ -205,9 +206,10 @@ pub async fn run(setup: Setup, shutdown: CancellationToken) -> Result<(), StartE
 /// If they cannot be listed.
 pub async fn check(namespaces: &[String]) -> Result<(), StartError> {
     let (client, _) = client().await?;
-    let one = |name: &str| Api::<WorkflowRunStop>::namespaced(client.clone(), name);
-    for stops in watch::apis(namespaces, || Api::all(client.clone()), one) {
-        stops.list(&ListParams::default().limit(1)).await.map_err(StartError::List)?;
+    for path in list_watch::paths(namespaces) {
+        let request = Request::new(path).list(&ListParams::default().limit(1)).map_err(kube::Error::BuildRequest)?;
+        // What the resource contains does not matter.
+        client.request_text(request).await.map_err(StartError::List)?;
     }
     Ok(())
 }

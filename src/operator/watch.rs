@@ -9,102 +9,25 @@ use std::{
     time::Duration,
 };
 
-use futures::{FutureExt, Stream, StreamExt, stream::select_all};
-use kube::{
-    Api, Client,
-    runtime::{
-        WatchStreamExt,
-        watcher::{self, Event, watcher},
-    },
-};
+use futures::{FutureExt, StreamExt};
+use kube::Client;
 use tokio::{sync::watch, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 use workflow_run_stop_api::{UNFINISHED, WorkflowRunStop};
-use workflow_run_stop_common::error::{root_cause, watch_status};
 
 use crate::clock::until;
-use crate::observe::reporter::Reporter;
+use crate::observe::{reporter::Reporter, undecodable::Reports};
+use crate::operator::list_watch::{Change, changes, paths};
 use crate::reconcile::{
-    backoff::delay,
     context::Context,
     reconcile,
     step_report::Requeue,
     tracked::{Snapshot, Tracked},
 };
-use crate::rng;
-
-/// The number of resources in one page of a list; a status may have 512 KiB.
-const PAGE_SIZE: u32 = 50;
-
-/// The longest delay between two attempts to watch.
-const MAX_WATCH_DELAY: Duration = Duration::from_secs(30);
-
-/// The time without a failure after which the backoff of a watch starts anew.
-const WELL_AGAIN: Duration = Duration::from_secs(120);
 
 /// The delay before a resource is reconciled again after a panic.
 const REST_AFTER_PANIC: Duration = Duration::from_secs(10);
-
-/// Returns the APIs of the namespaces to watch, or the API of all namespaces if there are none.
-pub fn apis<T>(namespaces: &[String], all: impl Fn() -> Api<T>, one: impl Fn(&str) -> Api<T>) -> Vec<Api<T>> {
-    if namespaces.is_empty() { vec![all()] } else { namespaces.iter().map(|name| one(name)).collect() }
-}
-
-/// Returns the changes of the resources that a field selector matches, each with the index of its API in `apis`.
-/// Failures are logged and retried.
-pub fn changes<T>(apis: Vec<Api<T>>, fields: &str) -> impl Stream<Item = (usize, Event<T>)> + use<T>
-where
-    T: kube::Resource + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + 'static,
-{
-    let settings = watcher::Config::default().fields(fields).page_size(PAGE_SIZE);
-    select_all(apis.into_iter().enumerate().map(|(number, api)| {
-        let path = format!("{}?fieldSelector={fields}", api.resource_url());
-        let events = watcher(api, settings.clone()).backoff(Backoff::default()).filter_map(move |event| {
-            let event = event.inspect_err(|error| log_watch_error(error, &path)).ok();
-            std::future::ready(event.map(|event| (number, event)))
-        });
-        events.boxed()
-    }))
-}
-
-/// The backoff of a watch.
-#[derive(Default)]
-struct Backoff {
-    failures: u32,
-    last: Option<Instant>,
-}
-
-impl Iterator for Backoff {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
-        let now = Instant::now();
-        let well_since = self.last.replace(now).is_none_or(|last| WELL_AGAIN < now - last);
-        self.failures = if well_since { 1 } else { self.failures + 1 };
-        Some(delay(self.failures, MAX_WATCH_DELAY, rng::upper_half()))
-    }
-}
-
-impl kube::runtime::utils::Backoff for Backoff {
-    /// Does nothing. The watcher calls it for every event, even for the start of a list, which may still fail.
-    fn reset(&mut self) {}
-}
-
-fn log_watch_error(error: &watcher::Error, path: &str) {
-    let status = watch_status(error);
-    let error = root_cause(error);
-    match status {
-        Some(status) if status.code == 404 => {
-            tracing::error!(path, error, "watch failed, will retry: install the CustomResourceDefinition");
-        }
-        Some(status) if status.is_forbidden() => {
-            tracing::error!(path, %error, "watch failed, will retry: grant the operator list and watch on workflowrunstops");
-        }
-        // Watches end from time to time: the resource version is too old, or a connection breaks.
-        Some(_) | None => tracing::warn!(path, error, "watch failed, will retry"),
-    }
-}
 
 /// Reconciles the unfinished resources.
 pub struct Watch {
@@ -122,34 +45,38 @@ impl Watch {
     /// Watches until `stop` is cancelled, and returns the tasks that are still running. Sets `synced` when the first
     /// list of each namespace is complete.
     pub async fn run(&self, client: &Client, namespaces: &[String], synced: &watch::Sender<bool>) -> JoinSet<()> {
-        let apis: Vec<Api<WorkflowRunStop>> =
-            apis(namespaces, || Api::all(client.clone()), |name| Api::namespaced(client.clone(), name));
-        let mut listing: HashSet<usize> = (0..apis.len()).collect();
+        let paths = paths(namespaces);
+        let mut listing: HashSet<usize> = (0..paths.len()).collect();
         let mut listed: HashMap<usize, HashSet<String>> = HashMap::new();
         let mut inboxes: BTreeMap<String, (usize, watch::Sender<WorkflowRunStop>)> = BTreeMap::new();
-        let mut events = pin!(changes(apis, UNFINISHED));
-        let mut tasks = JoinSet::new();
+        let mut changes = pin!(changes::<WorkflowRunStop>(client, paths, UNFINISHED));
+        let (mut tasks, mut undecodable) = (JoinSet::new(), Reports::default());
         loop {
-            let event = tokio::select! {
+            let change = tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return tasks,
                 Some(_) = tasks.join_next() => continue,
-                event = events.next() => event,
+                change = changes.next() => change,
             };
-            let Some((number, event)) = event else { return tasks };
-            match event {
-                Event::Init => {
+            let Some((number, change)) = change else { return tasks };
+            match change {
+                Change::ListStarted => {
                     listed.insert(number, HashSet::new());
                 }
-                Event::InitApply(resource) => {
+                Change::Listed(resource) => {
                     listed.entry(number).or_default().insert(resource.uid().to_owned());
                     self.deliver(&mut inboxes, &mut tasks, number, resource);
                 }
-                Event::Apply(resource) => self.deliver(&mut inboxes, &mut tasks, number, resource),
-                Event::Delete(resource) => {
-                    inboxes.remove(resource.uid());
+                Change::Applied(resource) => self.deliver(&mut inboxes, &mut tasks, number, resource),
+                Change::Deleted(uid) => {
+                    inboxes.remove(&uid);
                 }
-                Event::InitDone => {
+                // Nothing is done for it until it changes.
+                Change::Undecodable(error) => {
+                    undecodable.report(&error, &self.reporter.metrics, self.reporter.events.as_ref());
+                    inboxes.remove(&error.id.uid);
+                }
+                Change::ListEnded => {
                     let known = listed.remove(&number).unwrap_or_default();
                     inboxes.retain(|uid, (of, _)| *of != number || known.contains(uid));
                     listing.remove(&number);
@@ -166,10 +93,8 @@ impl Watch {
         inboxes: &mut BTreeMap<String, (usize, watch::Sender<WorkflowRunStop>)>,
         tasks: &mut JoinSet<()>,
         number: usize,
-        mut resource: WorkflowRunStop,
+        resource: WorkflowRunStop,
     ) {
-        // The managed fields are not used, and are often the largest part of a resource.
-        resource.metadata.managed_fields = None;
         // A closed channel means that the task ended by a panic outside of a step.
         if let Some((_, inbox)) = inboxes.get(resource.uid()).filter(|(_, inbox)| !inbox.is_closed()) {
             inbox.send_replace(resource);

@@ -168,11 +168,11 @@ fn the_gitops_states_are_up_to_date_with_the_operator() {
 }
 
 #[test]
-fn every_reason_occurs_in_a_gitops_state() {
+fn every_reason_of_a_condition_occurs_in_a_gitops_state() {
     let states = states();
     let conditions = states.iter().flat_map(|(_, stop)| &stop.status.as_ref().unwrap().conditions);
     let shown: HashSet<_> = conditions.map(|condition| &*condition.reason).collect();
-    for reason in Reason::ALL {
+    for reason in Reason::ALL.iter().filter(|reason| **reason != Reason::Undecodable) {
         assert!(shown.contains(reason.as_str()), "no state has the reason {}", reason.as_str());
     }
 }

@@ -12,13 +12,7 @@ use kube::client::Body;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-use crate::{
-    answers::pick,
-    assumptions::Assumption,
-    judge_status::check_status,
-    watches,
-    world::{Inner, World},
-};
+use crate::{answers::pick, assumptions::Assumption, judge_status::check_status, watches, world::World};
 
 pub type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -147,7 +141,10 @@ impl ApiServer {
                 drop(inner);
                 watches::watch(&self.world, namespace, query)
             }
-            Target::Stops(_) => response(200, &watches::list(&inner, namespace)),
+            Target::Stops(_) => {
+                drop(inner);
+                watches::list(&self.world, namespace, query)
+            }
             Target::Stop(key) if method == "GET" => {
                 let stored = inner.objects.get(key).cloned();
                 drop(inner);
@@ -206,11 +203,6 @@ pub fn is_unfinished(object: &Value) -> bool {
 
 pub fn is_in(object: &Value, namespace: Option<&str>) -> bool {
     namespace.is_none_or(|namespace| object["metadata"]["namespace"] == namespace)
-}
-
-/// Returns the unfinished resources of a namespace, or of all.
-pub fn unfinished<'a>(inner: &'a Inner, namespace: Option<&str>) -> Vec<&'a Value> {
-    inner.objects.values().filter(|object| is_unfinished(object) && is_in(object, namespace)).collect()
 }
 
 pub fn response(status: u16, body: &Value) -> Answer {

@@ -27,6 +27,10 @@ pub struct Faults {
     pub permanently_revoked: Option<String>,
     /// Amperity answers this tenant with 429, permanently.
     pub always_rate_limited: Option<&'static str>,
+    /// The API server refuses watches that begin with a list, as Kubernetes 1.33 does.
+    pub refuses_streaming_lists: bool,
+    /// Somebody keeps writing a resource that cannot be decoded.
+    pub has_undecodable: bool,
 }
 
 /// A time in which a gateway answers the requests of a tenant in place of Amperity.
@@ -68,7 +72,9 @@ impl World {
             let behavior = Behavior { answer: pick(self, &answers), effect };
             outages.push(Outage { tenant: pick(self, &tenants), from, until, behavior });
         }
-        let mut faults = Faults { clocks_jump, outages, ..Faults::default() };
+        let refuses_streaming_lists = self.below(2) == 0;
+        let has_undecodable = self.below(3) == 0;
+        let mut faults = Faults { clocks_jump, outages, refuses_streaming_lists, has_undecodable, ..Faults::default() };
         if large {
             match self.below(6) {
                 0 => faults.secrets_forbidden = namespaces.last().copied(),

@@ -50,8 +50,10 @@ pub struct Inner {
     pub version: u64,
     /// Every change of an object, by version.
     pub changes: Vec<Change>,
-    /// Watches that start before this version expire.
+    /// Watches and tokens of lists that start before this version expire.
     pub compacted: u64,
+    /// The objects of each list that were not returned yet, by the token of the next page.
+    pub next_pages: BTreeMap<String, Vec<Value>>,
     pub changed: Arc<Notify>,
     pub runs: BTreeMap<String, Run>,
     pub secrets: Secrets,
@@ -102,6 +104,7 @@ impl World {
             version: 100,
             changes: vec![],
             compacted: 0,
+            next_pages: BTreeMap::new(),
             changed: Arc::default(),
             runs: BTreeMap::new(),
             secrets: Secrets::default(),
