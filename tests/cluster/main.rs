@@ -6,6 +6,7 @@ mod answers;
 mod budget;
 mod chart;
 mod clock;
+mod decoding;
 mod docs;
 mod gateways;
 mod gitops;

@@ -64,7 +64,9 @@ async fn an_unconfirmed_claim_sends_nothing_and_is_replaced_by_a_second_one() {
         match request.purpose {
             Purpose::Claim if first(true) => ProxyAction::DropResponse,
             Purpose::Read if first(false) => ProxyAction::Refuse,
-            Purpose::Claim | Purpose::Read | Purpose::Record | Purpose::Patch | Purpose::Other => ProxyAction::Forward,
+            Purpose::Claim | Purpose::Read | Purpose::Record | Purpose::Patch | Purpose::Secret | Purpose::Other => {
+                ProxyAction::Forward
+            }
         }
     });
     batch.create_stops().await;

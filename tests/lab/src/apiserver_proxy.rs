@@ -38,7 +38,9 @@ pub enum Purpose {
     Patch,
     /// A read of one stop.
     Read,
-    /// Everything else: lists, watches, Secrets, the lease.
+    /// A read of a Secret.
+    Secret,
+    /// Everything else: lists, watches, the lease.
     Other,
 }
 
@@ -70,6 +72,8 @@ pub enum ProxyAction {
     HoldResponse,
     /// Forwards the request, and closes the connection without a response.
     DropResponse,
+    /// Forwards the request, and returns the first half of the response's body as if it were the whole.
+    TruncateResponse,
     /// Responds with 503 and does not forward the request.
     Refuse,
     /// Neither forwards the request nor responds; the connection stays open.
@@ -235,6 +239,7 @@ async fn handle(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Respo
             ProxyAction::Forward
             | ProxyAction::DelayResponse(_)
             | ProxyAction::HoldResponse
+            | ProxyAction::TruncateResponse
             | ProxyAction::DropResponse => {}
         }
         let response = shared.client.send(request).await.map_err(|_| ConnectionClosed)?;
@@ -250,6 +255,7 @@ async fn handle(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Respo
             ProxyAction::DelayResponse(time) => sleep(time).await,
             ProxyAction::HoldResponse => drop(releases.changed().await),
             ProxyAction::DropResponse => return Err(ConnectionClosed),
+            ProxyAction::TruncateResponse => return truncated(response).await,
             ProxyAction::Forward
             | ProxyAction::DelayRequest(_)
             | ProxyAction::HoldRequest
@@ -259,6 +265,13 @@ async fn handle(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Respo
         Ok(response)
     });
     task.await.map_err(|_| ConnectionClosed)?
+}
+
+async fn truncated(response: Response<Body>) -> Result<Response<Body>, ConnectionClosed> {
+    let (mut head, body) = response.into_parts();
+    let body = body.collect_bytes().await.map_err(|_| ConnectionClosed)?;
+    head.headers.remove(CONTENT_LENGTH);
+    Ok(Response::from_parts(head, Body::from(body.slice(..body.len() / 2))))
 }
 
 fn service_unavailable() -> Response<Body> {
@@ -274,7 +287,10 @@ fn service_unavailable() -> Response<Body> {
 
 impl Shared {
     fn classify(&self, method: &str, path: &str, body: &[u8]) -> (Purpose, String) {
-        let Some((_, rest)) = path.split_once("/workflowrunstops/") else { return (Purpose::Other, String::new()) };
+        let Some((_, rest)) = path.split_once("/workflowrunstops/") else {
+            let purpose = if path.contains("/secrets/") { Purpose::Secret } else { Purpose::Other };
+            return (purpose, String::new());
+        };
         let name = rest.split('/').next().unwrap_or_default().to_owned();
         let purpose = match method {
             "GET" => Purpose::Read,

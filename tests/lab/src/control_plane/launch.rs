@@ -27,11 +27,11 @@ pub struct StartError {
 }
 
 /// Fetches or builds the programs if they are missing, and starts them on free ports.
-pub(super) async fn launch() -> Result<ControlPlane, StartError> {
+pub(super) async fn launch(flags: &[&str]) -> Result<ControlPlane, StartError> {
     let binaries = build(&[])?;
     let mut attempt = 1;
     loop {
-        match launch_on(&binaries, free_ports()?).await {
+        match launch_on(&binaries, free_ports()?, flags).await {
             Err(error) if error.port_taken && attempt < ATTEMPTS => attempt += 1,
             end => return end,
         }
@@ -39,9 +39,9 @@ pub(super) async fn launch() -> Result<ControlPlane, StartError> {
 }
 
 /// Starts a control plane on these ports and waits until it is ready.
-pub(super) async fn launch_on(binaries: &Path, ports: Ports) -> Result<ControlPlane, StartError> {
+pub(super) async fn launch_on(binaries: &Path, ports: Ports, flags: &[&str]) -> Result<ControlPlane, StartError> {
     let folder = tempfile::Builder::new().prefix("control-plane-").tempdir()?;
-    let supervisor = Supervisor::spawn(folder.path(), binaries, ports)?;
+    let supervisor = Supervisor::spawn(folder.path(), binaries, ports, flags)?;
     // From here on the supervisor removes the folder, also when this process is killed.
     let folder = folder.keep();
     let access = Access::create(&folder, ports.apiserver)?;

@@ -46,7 +46,15 @@ impl ControlPlane {
     /// # Errors
     /// If the programs cannot be built, exit early or are not ready in time; with the last lines of their logs.
     pub async fn start() -> Result<Self, StartError> {
-        run_isolated(launch()).await
+        Self::start_with(&[]).await
+    }
+
+    /// As [`ControlPlane::start`], with these flags of kube-apiserver in addition.
+    ///
+    /// # Errors
+    /// As [`ControlPlane::start`].
+    pub async fn start_with(flags: &'static [&'static str]) -> Result<Self, StartError> {
+        run_isolated(launch(flags)).await
     }
 
     /// Returns the control plane that all tests of this process share; the first call starts it. Each test uses its

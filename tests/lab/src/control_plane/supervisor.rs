@@ -56,12 +56,13 @@ pub(super) struct Supervisor {
 }
 
 impl Supervisor {
-    /// Starts etcd; [`Supervisor::start_apiserver`] starts kube-apiserver. From here on the shell process owns the folder.
-    pub(super) fn spawn(folder: &Path, binaries: &Path, ports: Ports) -> io::Result<Self> {
+    /// Starts etcd; [`Supervisor::start_apiserver`] starts kube-apiserver, with these flags in addition. From here on the shell process owns the folder.
+    pub(super) fn spawn(folder: &Path, binaries: &Path, ports: Ports, flags: &[&str]) -> io::Result<Self> {
         let mut child = Command::new("/bin/sh")
             .args(["-c", include_str!("supervisor.sh"), "control-plane"])
             .args([folder, binaries])
             .args([ports.apiserver, ports.etcd, ports.etcd_peer].map(|port| port.to_string()))
+            .args(flags)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())

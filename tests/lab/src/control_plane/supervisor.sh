@@ -1,9 +1,11 @@
 # Owns the two processes and the folder of a control plane: they end with this script, and this script ends when its stdin closes.
 # Never signals a process by name: each is started, signalled and waited for by its pid.
 #
-# Arguments: the folder, the folder of the programs, then the ports of the API server, of etcd clients and of etcd peers.
+# Arguments: the folder, the folder of the programs, the ports of the API server, of etcd clients and of etcd peers, then
+# further flags of the API server.
 # Stdin: commands, one word per line. Stdout: `done` after each command, `started NAME PID`, and `ended NAME STATUS`.
 folder=$1 binaries=$2 port=$3 etcd_port=$4 peer_port=$5
+shift 5
 exec 2>>"$folder/supervisor.log"
 
 # Only the end of stdin starts the cleanup below. Nothing interrupts it, neither a signal nor a closed stdout.
@@ -63,7 +65,8 @@ while read -r command; do
       --service-account-issuer https://kubernetes.default.svc \
       --service-cluster-ip-range 10.0.0.0/24 \
       --authorization-mode RBAC \
-      --token-auth-file "$folder/tokens.csv"
+      --token-auth-file "$folder/tokens.csv" \
+      "$@"
     apiserver=$watcher
     ;;
   kill)

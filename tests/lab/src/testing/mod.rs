@@ -66,7 +66,12 @@ impl TestEnv {
     /// As [`TestEnv::new`], in a control plane of its own, so that the test may break it. The control plane ends with
     /// this process.
     pub async fn with_own_control_plane() -> Self {
-        let cluster = ControlPlane::start().await.unwrap_or_else(|error| panic!("{error}"));
+        Self::with_own_control_plane_and_flags(&[]).await
+    }
+
+    /// As [`TestEnv::with_own_control_plane`], with these flags of kube-apiserver in addition.
+    pub async fn with_own_control_plane_and_flags(flags: &'static [&'static str]) -> Self {
+        let cluster = ControlPlane::start_with(flags).await.unwrap_or_else(|error| panic!("{error}"));
         Self::at(Box::leak(Box::new(cluster)), Simulator::start().await).await
     }
 

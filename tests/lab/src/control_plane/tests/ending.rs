@@ -89,7 +89,7 @@ async fn a_taken_port_is_distinguished_from_other_errors() {
     let taken = free_port().unwrap();
     ports.etcd = taken.local_addr().unwrap().port();
     let binaries = tokio::task::spawn_blocking(|| build(&[])).await.unwrap().unwrap();
-    let error = launch_on(&binaries, ports).await.unwrap_err();
+    let error = launch_on(&binaries, ports, &[]).await.unwrap_err();
     assert!(error.port_taken, "{error}");
     assert!(error.to_string().contains("--- etcd.log\n"), "{error}");
 }
