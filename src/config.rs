@@ -102,8 +102,10 @@ pub struct Flags {
     #[arg(long, env, value_name = "NAMESPACE", value_parser = dns_label)]
     pub lease_namespace: Option<String>,
 
-    /// Address that serves /metrics, /healthz and /readyz; if empty [::]:8080, or 0.0.0.0:8080 on a machine without IPv6
-    #[arg(long, env, default_value = "", value_name = "ADDRESS", hide_default_value = true, value_parser = http_addr)]
+    /// The address of the health server.
+    // Not in the comment above, where rustdoc would read it as a link.
+    #[arg(long, env, default_value = "", value_name = "ADDRESS", hide_default_value = true, value_parser = http_addr,
+        help = "Address that serves /metrics, /healthz and /readyz; if empty [::]:8080, or 0.0.0.0:8080 on a machine without IPv6")]
     pub http_addr: HttpAddr,
 
     /// Format of log lines
