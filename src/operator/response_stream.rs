@@ -207,7 +207,7 @@ pub struct Page<T> {
     is_read: bool,
 }
 
-/// What a page says about the whole list.
+/// The metadata of a list, which each of its pages has.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct PageEnd {

@@ -188,8 +188,8 @@ impl Context {
         self.credential_cache.was_refused_since(&access.key, access.permit)
     }
 
-    /// Records what the answer to a stop request says about its credentials, for all requests that use them. Returns
-    /// when to retry a stop whose credentials were refused.
+    /// Records what the answer to a stop request says about its credentials, for all requests that use them. If they
+    /// were refused, the result is the time of the next attempt.
     pub fn judge(&self, access: &Access, answer: &StopAnswer) -> Retry {
         match answer {
             StopAnswer::Unauthorized(info) => return self.refused(access, Refusal::Unauthorized, &info.detail()),

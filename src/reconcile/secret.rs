@@ -9,7 +9,7 @@ use kube::{Client, Resource, api::GetParams, core::Request};
 
 use crate::amperity::credentials::{MAX_VALUE, SecretData, SecretValue};
 use crate::json_stream::{Limits, Part, Piece, Splitter};
-use crate::reconcile::store_error::{StoreError, within};
+use crate::reconcile::store_error::{StoreError, optional, within};
 
 /// The content of a Secret that credentials are made of.
 #[derive(Clone)]
@@ -29,15 +29,12 @@ const LIMITS: Limits = Limits { key: 1024, field: 0, child: MAX_VALUE.div_ceil(3
 /// # Errors
 /// If the request to the API server fails, the operator may not read the Secret, or the answer is not a Secret.
 pub async fn read(client: &Client, namespace: &str, name: &str) -> Result<Option<SecretContent>, StoreError> {
-    within(async {
+    let secret = within(async {
         let request = Request::new(Secret::url_path(&(), Some(namespace))).get(name, &GetParams::default());
-        match client.request_stream(request.map_err(kube::Error::BuildRequest)?).await {
-            Ok(body) => decode(body).await.map(Some),
-            Err(kube::Error::Api(status)) if status.is_not_found() => Ok(None),
-            Err(error) => Err(error.into()),
-        }
-    })
-    .await
+        let body = client.request_stream(request.map_err(kube::Error::BuildRequest)?).await?;
+        decode(body).await
+    });
+    optional(secret.await)
 }
 
 async fn decode(body: impl AsyncBufRead) -> Result<SecretContent, StoreError> {

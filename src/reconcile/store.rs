@@ -29,7 +29,7 @@ use crate::metric_labels::ResultLabel;
 use crate::reconcile::{
     decide::CLAIM_VALIDITY,
     secret,
-    store_error::{is_invalid, is_refused, within},
+    store_error::{is_invalid, is_refused, optional, within},
 };
 pub use crate::reconcile::{secret::SecretContent, store_error::StoreError};
 use crate::rng;
@@ -144,10 +144,8 @@ impl Store {
     /// If the request to the API server fails.
     pub async fn read(&self, resource: &WorkflowRunStop) -> Result<Option<WorkflowRunStop>, StoreError> {
         let request = path(resource).get(resource.name(), &GetParams::default()).map_err(kube::Error::BuildRequest)?;
-        match decoded(self.client.request_text(request)).await {
-            Err(StoreError::Kube(kube::Error::Api(status))) if status.is_not_found() => Ok(None),
-            found => found.map(|found| Some(found).filter(|found| found.uid() == resource.uid())),
-        }
+        let found = optional(decoded(self.client.request_text(request)).await)?;
+        Ok(found.filter(|found| found.uid() == resource.uid()))
     }
 
     /// Returns a Secret, at most one second old; `None` if there is none.

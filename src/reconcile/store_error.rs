@@ -72,6 +72,17 @@ pub async fn within<T, E: Into<StoreError>>(request: impl Future<Output = Result
     timeout(REQUEST_TIMEOUT, request).await.map_err(|_| StoreError::Timeout)?.map_err(E::into)
 }
 
+/// Returns the answer to a request for one object: `None` if there is no such object.
+///
+/// # Errors
+/// If the request fails in another way.
+pub fn optional<T>(answer: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+    match answer {
+        Err(StoreError::Kube(kube::Error::Api(status))) if status.is_not_found() => Ok(None),
+        answer => answer.map(Some),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -18,6 +18,8 @@ use workflow_run_stop_operator::reconcile::{
     status_builder::StepTime,
 };
 
+use crate::nested_json::nested;
+
 /// The limit for the size of a status.
 const MAX_STATUS_BYTES: usize = 512 * 1024;
 
@@ -156,16 +158,8 @@ fn number() -> impl Strategy<Value = String> {
 
 /// JSON, valid or almost valid, with known keys in unexpected places, duplicate keys, and some deeply nested values.
 fn any_json() -> impl Strategy<Value = String> {
-    let leaf = prop_oneof![
-        select(&["null", "true", "false"][..]).prop_map(str::to_owned),
-        number(),
-        text(),
-        (0..300usize, select(&[("[", "]"), (r#"{"k":"#, "}")][..])).prop_map(|(depth, (open, close))| format!(
-            "{}1{}",
-            open.repeat(depth),
-            close.repeat(depth)
-        )),
-    ];
+    let leaf =
+        prop_oneof![select(&["null", "true", "false"][..]).prop_map(str::to_owned), number(), text(), nested(0..300),];
     leaf.prop_recursive(6, 60, 6, |inner| {
         prop_oneof![
             vec(inner.clone(), 0..6).prop_map(|items| format!("[{}]", items.join(","))),

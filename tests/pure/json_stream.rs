@@ -4,6 +4,8 @@ use proptest::{collection::vec, prelude::*, sample::select};
 use serde_json::{Map, Value, json};
 use workflow_run_stop_operator::json_stream::{Container, Limits, Malformed, Part, Piece, Splitter};
 
+use crate::nested_json::nested;
+
 const NESTED: &[&str] = &["items", "data"];
 const UNLIMITED: Limits = Limits { key: usize::MAX, field: usize::MAX, child: usize::MAX };
 
@@ -90,11 +92,7 @@ fn any_json() -> impl Strategy<Value = String> {
     let leaf = prop_oneof![
         select(&["null", "true", "false", "0", "-1.5e+3", "123456789"][..]).prop_map(str::to_owned),
         text(),
-        (0..60usize, select(&[("[", "]"), (r#"{"k":"#, "}")][..])).prop_map(|(depth, (open, close))| format!(
-            "{}1{}",
-            open.repeat(depth),
-            close.repeat(depth)
-        )),
+        nested(0..60),
     ];
     leaf.prop_recursive(4, 30, 5, |inner| {
         let array = (vec(inner.clone(), 0..5), space())

@@ -8,4 +8,5 @@ mod decide;
 mod gitops;
 mod json_stream;
 mod layers;
+mod nested_json;
 mod outcome;

@@ -56,7 +56,8 @@ pub(super) struct Supervisor {
 }
 
 impl Supervisor {
-    /// Starts etcd; [`Supervisor::start_apiserver`] starts kube-apiserver, with these flags in addition. From here on the shell process owns the folder.
+    /// Starts etcd; [`Supervisor::start_apiserver`] starts kube-apiserver, with these flags in addition. From here on the
+    /// shell process owns the folder.
     pub(super) fn spawn(folder: &Path, binaries: &Path, ports: Ports, flags: &[&str]) -> io::Result<Self> {
         let mut child = Command::new("/bin/sh")
             .args(["-c", include_str!("supervisor.sh"), "control-plane"])
