@@ -22,8 +22,9 @@ const KEPT_CAPACITY: usize = 16 * 1024;
 /// The number of bytes that are split at once: what they contain is decoded before it is handed on.
 const CHUNK: usize = 16 * 1024;
 
-/// The time without data after which a list has failed.
-pub const LIST_IDLE: Duration = Duration::from_secs(60);
+/// The time without data after which a list, or the request of a watch, has failed. It is longer than a minute, after which
+/// a watch gets a bookmark: a proxy may hold back the start of the response until then.
+pub const LIST_IDLE: Duration = Duration::from_secs(90);
 
 /// The time without data after which a watch is renewed. The API server ends it after 290 seconds.
 const WATCH_IDLE: Duration = Duration::from_secs(295);
@@ -407,7 +408,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_page_that_is_silent_for_a_minute_has_failed() {
+    async fn a_page_that_is_silent_for_long_has_failed() {
         let mut page = Page::<Spec>::new(Box::pin(stream::pending::<io::Result<Vec<u8>>>().into_async_read()));
         let start = tokio::time::Instant::now();
         assert!(matches!(page.next().await, Err(ResponseError::Silent)));

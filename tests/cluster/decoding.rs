@@ -94,6 +94,8 @@ async fn undecodable_resources_harm_no_other(env: &TestEnv, others: usize) -> Ve
         assert!(line["uid"].is_string() && line["error"].as_str().unwrap().starts_with("status.error.data "), "{line}");
     }
     assert!(log.iter().all(|line| !line.contains("hush")));
+    let failed = log.iter().find(|line| line.contains("watch failed"));
+    assert_eq!(failed, None, "no list fails, and no watch");
     env.stops().delete("wf-bad", &DeleteParams::default()).await.unwrap();
     // The operator writes pending events before it exits.
     assert_eq!(replica.operator.terminate().await, Some(0));
