@@ -37,7 +37,8 @@ fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
     query.split('&').filter_map(|part| part.split_once('=')).find(|(key, _)| *key == name).map(|(_, value)| value)
 }
 
-/// Returns the objects that a watch of the unfinished resources of a namespace, or of all, starts with.
+/// Returns the unfinished resources of a namespace, or of all. The one that cannot be decoded is the first, so that no
+/// other is listed if a list ends there.
 fn matching(inner: &Inner, namespace: Option<&str>) -> Vec<Value> {
     let objects = inner.objects.values().filter(|object| is_unfinished(object) && is_in(object, namespace)).cloned();
     undecodable(inner, namespace, inner.version).into_iter().chain(objects).collect()
@@ -122,7 +123,7 @@ pub fn watch(world: &World, namespace: Option<&str>, query: &str) -> Answer {
             let annotations = json!({"k8s.io/initial-events-end": "true"});
             let metadata = json!({"resourceVersion": inner.version.to_string(), "annotations": annotations});
             initial.push(json!({"type": "BOOKMARK", "object": {"metadata": metadata}}));
-            let objects = matching(&inner, namespace).into_iter();
+            let objects = matching(&inner, namespace).into_iter().rev();
             initial.extend(objects.map(|object| json!({"type": "ADDED", "object": object})));
         }
         Watch { seen: seen.unwrap_or(inner.version), initial, ended: false }
