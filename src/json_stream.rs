@@ -140,7 +140,7 @@ impl Splitter {
     /// Creates a splitter. The values of the fields in `nested` are split into their children.
     pub fn new(nested: &'static [&'static str], limits: Limits) -> Self {
         let state = State::Before(0);
-        Self { nested, limits, state, inside: None, key: Token::default(), value: Token::default() }
+        Self { nested, limits, state, inside: None, key: Token::new(), value: Token::new() }
     }
 
     /// Takes the next bytes, and calls `emit` for each part that is complete.
@@ -172,22 +172,23 @@ impl Splitter {
         Ok(())
     }
 
+    /// Returns the number of bytes of an incomplete value that are held. What is reserved for them is at most the next
+    /// power of two.
+    pub fn held(&self) -> usize {
+        self.value.held.len()
+    }
+
+    /// Limits, in addition, the bytes that are held of an incomplete value; a value that exceeds this is too large.
+    pub fn hold_at_most(&mut self, bytes: usize) {
+        self.value.hold_at_most = bytes;
+    }
+
     /// Ends the text.
     ///
     /// # Errors
     /// If the object is not complete, or there was none.
     pub fn finish(self) -> Result<(), Malformed> {
-        match self.state {
-            State::End => Ok(()),
-            State::Before(_)
-            | State::First
-            | State::Next
-            | State::Key
-            | State::Colon
-            | State::BeforeValue
-            | State::Value
-            | State::After => Err(Malformed),
-        }
+        if matches!(self.state, State::End) { Ok(()) } else { Err(Malformed) }
     }
 
     /// Returns the type of the array or object whose children come next.
@@ -285,6 +286,7 @@ impl Splitter {
             Some((field, Container::Array)) => Part::Item { field, value },
             Some((field, Container::Object)) => Part::Member { field, key, value },
         });
+        self.value.release();
         self.state = State::After;
         Ok(rest)
     }
@@ -295,9 +297,10 @@ fn is_space(byte: u8) -> bool {
 }
 
 /// A key or value that may arrive in several chunks.
-#[derive(Default)]
 struct Token {
     limit: usize,
+    /// The limit for what is held of a token that is not complete.
+    hold_at_most: usize,
     /// The bytes so far; none if there are too many.
     held: Vec<u8>,
     too_large: bool,
@@ -308,13 +311,29 @@ struct Token {
 }
 
 impl Token {
+    fn new() -> Self {
+        Self {
+            limit: 0,
+            hold_at_most: usize::MAX,
+            held: vec![],
+            too_large: false,
+            depth: 0,
+            in_text: false,
+            escaped: false,
+        }
+    }
+
     fn start(&mut self, limit: usize) {
         let mut held = std::mem::take(&mut self.held);
-        if KEPT_CAPACITY < held.capacity() {
-            held = vec![];
-        }
         held.clear();
-        *self = Self { limit, held, ..Self::default() };
+        *self = Self { limit, held, hold_at_most: self.hold_at_most, ..Self::new() };
+    }
+
+    fn release(&mut self) {
+        if KEPT_CAPACITY < self.held.capacity() {
+            self.held = vec![];
+        }
+        self.held.clear();
     }
 
     /// Returns the position of the token's end; `None` if it is not in these bytes.
@@ -353,12 +372,16 @@ impl Token {
 
     /// Holds the next bytes, unless they are too many.
     fn hold(&mut self, bytes: &[u8]) {
-        self.too_large |= self.limit < self.held.len() + bytes.len();
+        let all = self.held.len() + bytes.len();
+        self.too_large |= self.limit.min(self.hold_at_most) < all;
         if self.too_large {
             self.held = vec![];
-        } else {
-            self.held.extend_from_slice(bytes);
+            return;
         }
+        if self.held.capacity() < all {
+            self.held.reserve_exact(all.next_power_of_two().min(self.limit) - self.held.len());
+        }
+        self.held.extend_from_slice(bytes);
     }
 
     /// Returns the token whose last bytes are these. Copies nothing if they are the only ones.

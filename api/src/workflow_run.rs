@@ -2,7 +2,7 @@
 //! Never changes a returned value.
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
 /// The meaning of a run's state for a stop. Amperity treats new states as a non-breaking change, so every unknown state
@@ -56,8 +56,51 @@ pub struct RunError {
     pub message: Option<String>,
     /// Additional data as JSON. Left out if it is larger than 16 KiB or nested deeper than 32 levels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
-    pub data: Option<Value>,
+    #[schemars(with = "Option<Value>", extend("x-kubernetes-preserve-unknown-fields" = true))]
+    pub data: Option<ErrorData>,
+}
+
+/// The additional data of an error: any JSON that is nested at most 127 levels deep.
+///
+/// It is held as text. As a [`Value`], an array of small objects takes up to 90 times as much memory as its text.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ErrorData(Box<str>);
+
+impl ErrorData {
+    /// Returns the data as JSON without white space, with the members of each object in the order of their keys.
+    pub fn as_json(&self) -> &str {
+        &self.0
+    }
+
+    /// Parses the data.
+    pub fn to_value(&self) -> Value {
+        // Deeper values cannot be parsed. No API server returns one.
+        serde_json::from_str(&self.0).unwrap_or_default()
+    }
+}
+
+impl From<Value> for ErrorData {
+    fn from(value: Value) -> Self {
+        Self(value.to_string().into())
+    }
+}
+
+impl std::fmt::Debug for ErrorData {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl Serialize for ErrorData {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.to_value().serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for ErrorData {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Value::deserialize(deserializer).map(Self::from)
+    }
 }
 
 /// A task of the run, as Amperity returned it.
@@ -147,6 +190,24 @@ pub struct RunDetails {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_data_of_an_error_is_the_same_json_after_it_was_stored() {
+        for value in [json!(7), json!("x\u{0}<"), json!([1.5, null, {"b": [], "a": {"\n": true}}]), json!(1e300)] {
+            let error = RunError { data: Some(value.clone().into()), ..RunError::default() };
+            let stored = serde_json::to_string(&error).unwrap();
+            assert_eq!(stored, json!({"data": value}).to_string());
+            let read: RunError = serde_json::from_str(&stored).unwrap();
+            assert_eq!(read, error);
+            assert_eq!(read.data.unwrap().to_value(), value);
+        }
+        let [first, second] = [r#"{"data":{"a":1,"b":2}}"#, r#"{"data": {"b":2, "a":1}}"#];
+        let of = |json| serde_json::from_str::<RunError>(json).unwrap().data.unwrap();
+        assert_eq!(of(first), of(second), "the order of keys does not matter");
+        assert_eq!(of(second).as_json(), r#"{"a":1,"b":2}"#);
+        assert_eq!(serde_json::from_str::<RunError>(r#"{"data":null}"#).unwrap().data, None);
+    }
 
     #[test]
     fn a_state_is_classified_regardless_of_case_and_separators() {

@@ -19,6 +19,8 @@ use url::form_urlencoded;
 use crate::amperity::run::cut;
 use crate::amperity::{
     answer::{ReadAnswer, StopAnswer, TokenAnswer, read_answer, stop_answer, token_answer},
+    answer_memory::AnswerMemory,
+    body::{BodyDecoder, TokenDecoder},
     budget::Slot,
     credentials::{OauthClient, Token},
     decode,
@@ -52,12 +54,10 @@ pub struct Amperity {
     clock: Clock,
     request_timeout: Duration,
     metrics: RequestMetrics,
+    memory: AnswerMemory,
     /// Set when a deprecation was logged.
     warned: Arc<OnceLock<()>>,
 }
-
-/// A response and its body.
-type Exchange = (Reply, Vec<u8>);
 
 impl Amperity {
     /// Builds the client.
@@ -77,7 +77,8 @@ impl Amperity {
 
     /// Creates a client that sends its requests with this transport.
     pub fn with_transport(transport: Transport, clock: Clock, request_timeout: Duration) -> Self {
-        Self { transport, clock, request_timeout, metrics: RequestMetrics::default(), warned: Arc::default() }
+        let (metrics, memory) = (RequestMetrics::default(), AnswerMemory::default());
+        Self { transport, clock, request_timeout, metrics, memory, warned: Arc::default() }
     }
 
     /// Returns the metrics of the requests.
@@ -99,8 +100,8 @@ impl Amperity {
     ) -> (StopAnswer, Option<Instant>) {
         let mut request = authorized(Method::POST, endpoint.stop_url(run_id), endpoint, token);
         request.headers_mut().insert(CONTENT_LENGTH, 0.into());
-        let (result, sent) = self.send(request, slot, Some(fence)).await;
-        let answer = stop_answer(result.map(|(reply, _)| reply), run_id.as_str());
+        let (result, sent) = self.send(request, endpoint, slot, Some(fence), |_| {}).await;
+        let answer = stop_answer(result, run_id.as_str());
         self.metrics.record(endpoint.tenant(), Purpose::Stop, answer.class(), sent);
         (answer, sent)
     }
@@ -110,8 +111,8 @@ impl Amperity {
     /// See <https://docs.amperity.com/api/endpoint_get_workflows_fetch.html>.
     pub async fn read(&self, endpoint: &Endpoint, run_id: &RunId, token: &Token, slot: Slot) -> ReadAnswer {
         let request = authorized(Method::GET, endpoint.run_url(run_id), endpoint, token);
-        let (result, sent) = self.send(request, slot, None).await;
-        let answer = read_answer(result.map(|(reply, _)| reply), run_id.as_str());
+        let (result, sent) = self.send(request, endpoint, slot, None, |_| {}).await;
+        let answer = read_answer(result, run_id.as_str());
         self.metrics.record(endpoint.tenant(), Purpose::Read, answer.class(), sent);
         answer
     }
@@ -125,37 +126,52 @@ impl Amperity {
         request.headers_mut().insert(TOKEN_TENANT, tenant(endpoint));
         request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
         *request.body_mut() = Some(form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish().into());
-        let (result, sent) = self.send(request, slot, None).await;
-        let answer = token_answer(result.map(|(reply, body)| {
-            let token = decode::access_token(&body);
+        let mut decoder = TokenDecoder::default();
+        let (result, sent) = self.send(request, endpoint, slot, None, |chunk| decoder.push(chunk)).await;
+        let answer = token_answer(result.map(|reply| {
+            let token = decoder.finish();
             (reply, token.and_then(|(token, valid)| Some((Token::bearer(&token)?, valid))))
         }));
         self.metrics.record(endpoint.tenant(), Purpose::Token, answer.class(), sent);
         answer
     }
 
-    /// Sends a request. Returns its response and when it was written.
+    /// Sends a request. Returns its response and when it was written. Each chunk of the body is also given to `each`.
     async fn send(
         &self,
         request: Request,
+        endpoint: &Endpoint,
         slot: Slot,
         fence: Option<Fence>,
-    ) -> (Result<Exchange, Failure>, Option<Instant>) {
+        each: impl FnMut(&[u8]),
+    ) -> (Result<Reply, Failure>, Option<Instant>) {
         let slot = Arc::new(slot);
-        let result = self.exchange(request, slot.clone(), fence).await;
+        let decoder = BodyDecoder::new(self.memory.share(endpoint.budget_key()));
+        let result = self.exchange(request, slot.clone(), fence, decoder, each).await;
         (result, slot.sent_at())
     }
 
-    async fn exchange(&self, request: Request, slot: Arc<Slot>, fence: Option<Fence>) -> Result<Exchange, Failure> {
+    async fn exchange(
+        &self,
+        request: Request,
+        slot: Arc<Slot>,
+        fence: Option<Fence>,
+        mut decoder: BodyDecoder,
+        mut each: impl FnMut(&[u8]),
+    ) -> Result<Reply, Failure> {
         let limit = self.request_timeout;
         let decode_head = |response: &Response| self.decode_head(response);
         let (head, response) =
             transport::send(&self.transport, request, (slot.clone(), fence), limit, decode_head).await?;
-        let sent_at = slot.sent_at().unwrap_or_else(Instant::now);
-        match transport::read_body(response, sent_at + limit).await {
-            Ok(body) => Ok((Reply { body: decode::decode_body(&body), ..head }, body)),
+        let deadline = slot.sent_at().unwrap_or_else(Instant::now) + limit;
+        let read = transport::read_body(response, deadline, |chunk| {
+            decoder.push(chunk);
+            each(chunk);
+        });
+        match read.await {
+            Ok(()) => Ok(Reply { body: decoder.finish(), ..head }),
             Err(failure) if head.needs_body() => Err(failure),
-            Err(_) => Ok((head, vec![])),
+            Err(_) => Ok(head),
         }
     }
 

@@ -1,67 +1,36 @@
-//! Owns the tolerant decoding of the API's JSON bodies and headers.
-//! Never fails on an unknown field, a null, an absent field, an integer sent as a double, or a text that is nearly
-//! JSON.
+//! Owns the tolerant decoding of whole bodies, and of headers.
+//! Never fails on a header: one that cannot be decoded counts as absent.
 
-use std::{marker::PhantomData, time::Duration};
+use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::de::{MapAccess, SeqAccess};
-use serde_json::Number;
-use workflow_run_stop_api::workflow_run::{RunDetails, RunError, TaskInstance};
 
-use crate::amperity::run::Run;
-use crate::amperity::run::{MAX_DATA_BYTES, MAX_DATA_DEPTH, TaskSelection};
 use crate::amperity::{
-    lenient_json::{
-        AnyNumber, Bounded, Fields, LenientVisitor, Object, Objects, Text, TextOrNumber, WholeText, item, object, skip,
-        skip_items, value,
-    },
-    reply::{Body, Shape},
+    answer_memory::Share,
+    body::{BodyDecoder, TokenDecoder},
+    reply::Body,
 };
 
 /// The longest wait that a `Retry-After` is honoured for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
-/// Decodes a body, or only its shape if it is not a JSON object. A run needs only `id` and `state`: the other fields
-/// vary between <https://docs.amperity.com/api/endpoint_post_workflows_stop.html> and
-/// <https://docs.amperity.com/api/endpoint_get_workflows_fetch.html>, and none of them can make the run undecodable.
+/// Decodes a whole body as [`BodyDecoder`] does.
 pub fn decode_body(body: &[u8]) -> Body {
-    let Some(fields) = object::<BodyFields>(body) else {
-        let shape = if body.trim_ascii().is_empty() { Shape::Empty } else { Shape::Other };
-        return Body { shape, ..Body::default() };
-    };
-    let BodyFields { id, state, error, tasks, details, message, request_id, trace_id, status } = fields;
-    let (error, oauth_error) = match error {
-        ErrorValue::Object(error) => (Some(error), false),
-        ErrorValue::Text => (None, true),
-        ErrorValue::Absent => (None, false),
-    };
-    let (tasks, omitted) = tasks.map(TaskSelection::finish).unzip();
-    let tasks_omitted = omitted.unwrap_or_default();
-    Body {
-        run: id.zip(state).map(|(id, state)| Run { id, state, error, tasks, tasks_omitted, details }),
-        message,
-        request_id: request_id.or(trace_id),
-        error_status: status.as_ref().and_then(http_status),
-        oauth_error,
-        shape: Shape::Object,
-    }
+    let mut decoder = BodyDecoder::new(Share::default());
+    decoder.push(body);
+    decoder.finish()
+}
+
+/// Decodes the response of a token endpoint as [`TokenDecoder`] does.
+pub fn access_token(body: &[u8]) -> Option<(String, Duration)> {
+    let mut decoder = TokenDecoder::default();
+    decoder.push(body);
+    decoder.finish()
 }
 
 /// Parses an HTTP date, such as `Wed, 25 Nov 2026 02:00:09 GMT`.
 pub fn http_date(text: &str) -> Option<Timestamp> {
     jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()
-}
-
-/// Decodes the access token in a response of the token endpoint, and its lifetime: one hour if the response has none,
-/// as in the example of <https://docs.amperity.com/api/authentication.html>.
-pub fn access_token(body: &[u8]) -> Option<(String, Duration)> {
-    let TokenResponse { access_token, expires_in } = object(body)?;
-    // A token that had to be repaired is not the one that was issued.
-    let token = access_token.filter(|token| !token.contains(char::REPLACEMENT_CHARACTER))?;
-    let seconds = expires_in.as_ref().map(integer).and_then(|seconds| u64::try_from(seconds).ok());
-    // At most a day, so that an absurd number cannot overflow an instant.
-    Some((token, Duration::from_secs(seconds.unwrap_or(3600).min(86_400))))
 }
 
 /// Parses a `Retry-After` in seconds or as an HTTP date; returns at most `MAX_RETRY_AFTER`. Returns `None` if it is
@@ -79,156 +48,18 @@ pub fn retry_after(header: &str, now: Timestamp) -> Option<Duration> {
     Some(wait.min(MAX_RETRY_AFTER)).filter(|wait| !wait.is_zero())
 }
 
-/// The fields of a run and of an error object.
-#[derive(Default)]
-struct BodyFields {
-    id: Option<String>,
-    state: Option<String>,
-    error: ErrorValue,
-    tasks: Option<TaskSelection>,
-    details: RunDetails,
-    message: Option<String>,
-    request_id: Option<String>,
-    trace_id: Option<String>,
-    status: Option<Number>,
-}
-
-impl Fields for BodyFields {
-    fn decode_field<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
-        match key {
-            "id" => self.id = value(map, TextOrNumber)?,
-            "state" => self.state = value(map, TextOrNumber)?,
-            "error" => self.error = value(map, ErrorValue::Absent)?,
-            "task_instances" => self.tasks = value(map, Objects::<TaskInstance, _>(PhantomData))?,
-            "name" => self.details.name = value(map, TextOrNumber)?,
-            "type" => self.details.r#type = value(map, TextOrNumber)?,
-            "created_at" => self.details.created_at = value(map, TextOrNumber)?,
-            "ended_at" => self.details.ended_at = value(map, TextOrNumber)?,
-            "launched_version" => self.details.launched_version = value(map, TextOrNumber)?,
-            "current_version" => self.details.current_version = value(map, TextOrNumber)?,
-            "principal_id" => self.details.principal_id = value(map, TextOrNumber)?,
-            "principal_name" => self.details.principal_name = value(map, TextOrNumber)?,
-            "principal_email" => self.details.principal_email = value(map, TextOrNumber)?,
-            "warn_after_ms" => self.details.warn_after_ms = milliseconds(map)?,
-            "message" => self.message = value(map, Text)?,
-            "request_id" => self.request_id = value(map, TextOrNumber)?,
-            "trace_id" => self.trace_id = value(map, TextOrNumber)?,
-            "status" => self.status = value(map, AnyNumber)?,
-            _ => skip(map)?,
-        }
-        Ok(())
-    }
-}
-
-impl Fields for TaskInstance {
-    fn decode_field<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
-        match key {
-            "id" => self.id = value(map, TextOrNumber)?,
-            "run_id" => self.run_id = value(map, TextOrNumber)?,
-            "workflow_id" => self.workflow_id = value(map, TextOrNumber)?,
-            "label" => self.label = value(map, TextOrNumber)?,
-            "state" => self.state = value(map, TextOrNumber)?,
-            "execution_type" => self.execution_type = value(map, TextOrNumber)?,
-            "task_definition_id" => self.task_definition_id = value(map, TextOrNumber)?,
-            "task_definition_type" => self.task_definition_type = value(map, TextOrNumber)?,
-            "tenant" => self.tenant = value(map, TextOrNumber)?,
-            "timeout_ms" => self.timeout_ms = milliseconds(map)?,
-            "created_at" => self.created_at = value(map, TextOrNumber)?,
-            "state_changed_at" => self.state_changed_at = value(map, TextOrNumber)?,
-            "ended_at" => self.ended_at = value(map, TextOrNumber)?,
-            "error" => {
-                self.error = match value(map, ErrorValue::Absent)? {
-                    ErrorValue::Object(error) => Some(error),
-                    ErrorValue::Text | ErrorValue::Absent => None,
-                }
-            }
-            _ => skip(map)?,
-        }
-        Ok(())
-    }
-}
-
-impl Fields for RunError {
-    fn decode_field<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
-        match key {
-            "attribution" => self.attribution = value(map, TextOrNumber)?,
-            "type" => self.r#type = value(map, TextOrNumber)?,
-            "message" => self.message = value(map, TextOrNumber)?,
-            "data" => self.data = value(map, Bounded { bytes: MAX_DATA_BYTES, depth: MAX_DATA_DEPTH })?,
-            _ => skip(map)?,
-        }
-        Ok(())
-    }
-}
-
-/// The fields of a response of the token endpoint.
-#[derive(Default)]
-struct TokenResponse {
-    access_token: Option<String>,
-    expires_in: Option<Number>,
-}
-
-impl Fields for TokenResponse {
-    fn decode_field<'de, A: MapAccess<'de>>(&mut self, key: &str, map: &mut A) -> Result<(), A::Error> {
-        match key {
-            "access_token" => self.access_token = value(map, WholeText)?,
-            "expires_in" => self.expires_in = value(map, AnyNumber)?,
-            _ => skip(map)?,
-        }
-        Ok(())
-    }
-}
-
-/// The value of a field `error`. <https://docs.amperity.com/api/endpoint_get_workflows_fetch.html> calls it an array
-/// and shows an object: both are accepted, and of an array the first item counts. An OAuth server sends a text.
-#[derive(Default)]
-enum ErrorValue {
-    Object(RunError),
-    Text,
-    #[default]
-    Absent,
-}
-
-impl LenientVisitor for ErrorValue {
-    type Value = Self;
-
-    fn text(self, _: &str) -> Self {
-        Self::Text
-    }
-
-    fn array<'de, A: SeqAccess<'de>>(self, mut items: A) -> Result<Self, A::Error> {
-        let first = item(&mut items, Object(PhantomData))?;
-        skip_items(&mut items)?;
-        Ok(first.flatten().map_or(Self::Absent, Self::Object))
-    }
-
-    fn object<'de, A: MapAccess<'de>>(self, fields: A) -> Result<Self, A::Error> {
-        let error = Object(PhantomData).object(fields)?;
-        Ok(error.map_or(Self::Absent, Self::Object))
-    }
-}
-
-fn milliseconds<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Option<i64>, A::Error> {
-    Ok(value(map, AnyNumber)?.as_ref().map(integer))
-}
-
-/// Converts a number to an integer; the API sends some integers as doubles.
-fn integer(number: &Number) -> i64 {
-    // The cast saturates; a fraction of a millisecond has no meaning here.
-    number.as_i64().or_else(|| number.as_f64().map(|double| double as i64)).unwrap_or_default()
-}
-
-/// Converts a number to an HTTP status, also from a double without a fraction.
-fn http_status(number: &Number) -> Option<u16> {
-    let whole = number.as_f64().filter(|double| double.fract() == 0.0)?;
-    (100.0..=999.0).contains(&whole).then_some(whole as u16)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::amperity::run::MAX_TEXT_BYTES;
+    use crate::amperity::{
+        answer_memory::Held,
+        body_fields::BodyFields,
+        lenient_json::object,
+        reply::Shape,
+        run::{MAX_DATA_DEPTH, MAX_TEXT_BYTES, Run},
+    };
     use serde_json::{Value, json};
+    use workflow_run_stop_api::workflow_run::{RunDetails, RunError, TaskInstance};
 
     fn decoded(body: &Value) -> Run {
         decode_body(body.to_string().as_bytes()).run.unwrap()
@@ -243,6 +74,111 @@ mod tests {
             assert_eq!(decode_body(body.to_string().as_bytes()).run, None, "{body}");
         }
         assert_eq!(decode_body(b"<html>").run, None);
+    }
+
+    /// Decodes a body as a whole, without its chunks, and returns the shape and the fields.
+    fn decoded_at_once(body: &[u8]) -> Body {
+        let fields = object::<BodyFields>(body);
+        let shape = if body.trim_ascii().is_empty() { Shape::Empty } else { Shape::Other };
+        fields.map_or(Body { shape, ..Body::default() }, |fields| fields.into_body(Held::default()))
+    }
+
+    fn decoded_in_chunks(body: &[u8], size: usize) -> Body {
+        let mut decoder = BodyDecoder::new(Share::default());
+        body.chunks(size).for_each(|chunk| decoder.push(chunk));
+        decoder.finish()
+    }
+
+    /// Writes a JSON value that may be nearly JSON, with known keys in any place.
+    fn write_json(out: &mut String, depth: usize, below: &mut impl FnMut(usize) -> usize) {
+        const KEYS: [&str; 16] = [
+            "id",
+            "state",
+            "error",
+            "error",
+            "task_instances",
+            "data",
+            "type",
+            "name",
+            "message",
+            "status",
+            "timeout_ms",
+            "err\\u006fr",
+            "request_id",
+            "label",
+            "\\ud800",
+            "later",
+        ];
+        const SCALARS: [&str; 16] = [
+            "null",
+            "true",
+            "7",
+            "404.0",
+            "1e999",
+            "-1.5",
+            "\"x\"",
+            "\"wf-1\"",
+            "\"\"",
+            "\"\\ud800\"",
+            "\"\0\"",
+            "\"\\x\"",
+            "\"[{,:\\\"\"",
+            "\"é\"",
+            "{}",
+            "[]",
+        ];
+        let count = below(5);
+        match below(if depth == 0 { 1 } else { 4 }) {
+            0 => out.push_str(SCALARS[below(SCALARS.len())]),
+            1 => {
+                out.push('[');
+                for index in 0..count {
+                    out.push_str(if index == 0 { "" } else { " , " });
+                    write_json(out, depth - 1, below);
+                }
+                out.push(']');
+            }
+            _ => {
+                out.push('{');
+                for index in 0..count {
+                    out.push_str(if index == 0 { "\"" } else { ",\"" });
+                    out.push_str(KEYS[below(KEYS.len())]);
+                    out.push_str("\": ");
+                    write_json(out, depth - 1, below);
+                }
+                out.push('}');
+            }
+        }
+    }
+
+    #[test]
+    fn a_body_in_chunks_is_decoded_as_the_whole_body() {
+        let mut random = 7;
+        let mut below = |limit: usize| {
+            random = u64::wrapping_mul(random, 6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (random >> 33) as usize % limit
+        };
+        let (mut objects, mut runs) = (0, 0);
+        for _ in 0..20_000 {
+            let mut body = String::from(["", "\u{FEFF}", " "][below(3)]);
+            write_json(&mut body, 4, &mut below);
+            if below(2) == 0 {
+                body = body.replacen('{', "{\"id\":\"a\",\"state\":\"b\"", 1).replacen("\"b\"\"", "\"b\",\"", 1);
+            }
+            let mut body = body.into_bytes();
+            if below(3) == 0 && !body.is_empty() {
+                let at = below(body.len());
+                body[at] = b"{}[],:\"\\ 1\xff"[below(11)];
+            }
+            let expected = decoded_at_once(&body);
+            objects += usize::from(expected.shape == Shape::Object);
+            runs += usize::from(expected.run.is_some());
+            for size in [usize::MAX, 1, 1 + below(9)] {
+                let decoded = decoded_in_chunks(&body, size);
+                assert_eq!(decoded, expected, "{} in chunks of {size}", String::from_utf8_lossy(&body));
+            }
+        }
+        assert!(5_000 < objects && 2_000 < runs, "{objects} {runs}");
     }
 
     #[test]
@@ -474,7 +410,7 @@ mod tests {
             attribution: text("customer"),
             r#type: text("core/cancel"),
             message: text("stopped"),
-            data: Some(json!({"a": 1})),
+            data: Some(json!({"a": 1}).into()),
         };
         let task = TaskInstance {
             id: text("wft-1"),
@@ -511,6 +447,7 @@ mod tests {
             tasks: Some(vec![task]),
             tasks_omitted: 0,
             details,
+            memory: Held::default(),
         };
         assert_eq!(decoded(&body), run);
     }

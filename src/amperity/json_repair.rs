@@ -17,24 +17,37 @@ const MAX_CHARACTER_BYTES: usize = 4;
 /// Copies the text only if something changes.
 pub fn repaired(json: &[u8]) -> Cow<'_, [u8]> {
     let source = json.strip_prefix(BYTE_ORDER_MARK).unwrap_or(json);
-    let mut repair = Repair { source, copied: 0, out: vec![] };
+    repaired_within(source, usize::MAX).expect("no text is longer than the longest one")
+}
+
+/// As [`repaired`], for a part of a text, which has no byte order mark. Returns `None` if the result would be longer than
+/// `limit` bytes: a replacement is up to three times as long as what it replaces.
+pub fn repaired_within(source: &[u8], limit: usize) -> Option<Cow<'_, [u8]>> {
+    let mut repair = Repair { source, limit, copied: 0, out: vec![] };
     let mut at = 0;
-    while let Some(byte) = source.get(at) {
+    while repair.out.len() <= limit
+        && let Some(byte) = source.get(at)
+    {
         at = match byte {
             b'"' => repair.string(at + 1),
             b'-' | b'0'..=b'9' => repair.number(at),
             _ => at + 1,
         };
     }
+    if limit < repair.out.len() + source.len() - repair.copied {
+        return None;
+    }
     if repair.out.is_empty() {
-        return Cow::Borrowed(source);
+        return Some(Cow::Borrowed(source));
     }
     repair.copy_until(source.len());
-    Cow::Owned(repair.out)
+    Some(Cow::Owned(repair.out))
 }
 
 struct Repair<'a> {
     source: &'a [u8],
+    /// The repair ends early when `out` is longer than this.
+    limit: usize,
     /// The part of the source that is in `out`, in bytes: 0 before the first change.
     copied: usize,
     out: Vec<u8>,
@@ -56,7 +69,9 @@ impl Repair<'_> {
 
     /// Repairs the content of a string. Returns the position after its end.
     fn string(&mut self, mut at: usize) -> usize {
-        while let Some(byte) = self.source.get(at) {
+        while self.out.len() <= self.limit
+            && let Some(byte) = self.source.get(at)
+        {
             at = match byte {
                 b'"' => return at + 1,
                 b'\\' => self.escape(at),
@@ -195,6 +210,16 @@ mod tests {
             let json = [b"\"", bytes, b"\""].concat();
             assert_eq!(text(&json), String::from_utf8_lossy(&json), "{bytes:?}");
         }
+    }
+
+    #[test]
+    fn a_repaired_text_of_the_largest_size_is_returned_and_a_longer_one_is_not() {
+        for (json, repaired) in [(&b"{}"[..], 2), (b"\"\x01\x01\"", 8), (b"[1e999,\"\xff\"]", 12)] {
+            assert_eq!(repaired_within(json, repaired).map(|json| json.len()), Some(repaired));
+            assert_eq!(repaired_within(json, repaired - 1), None);
+        }
+        let huge = [b"\"", &[0; 1_000_000][..], b"\""].concat();
+        assert_eq!(repaired_within(&huge, 1_000_002), None);
     }
 
     #[test]

@@ -4,11 +4,15 @@
 
 pub mod adaptive_rate;
 pub mod answer;
+pub mod answer_memory;
+pub mod body;
+pub mod body_fields;
 pub mod budget;
 pub mod client;
 pub mod credentials;
 pub mod decode;
 pub mod endpoint;
+pub mod json_part;
 pub mod json_repair;
 pub mod lenient_json;
 pub mod purpose;

@@ -2,7 +2,9 @@
 //! Never adds anything to what the API returned.
 
 use serde::Serialize;
-use workflow_run_stop_api::workflow_run::{RunDetails, RunError, TaskInstance};
+use workflow_run_stop_api::workflow_run::{ErrorData, RunDetails, RunError, TaskInstance};
+
+use crate::amperity::answer_memory::{Held, Share};
 
 /// A run as one response describes it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -20,6 +22,8 @@ pub struct Run {
     pub tasks_omitted: usize,
     /// The other fields.
     pub details: RunDetails,
+    /// The memory that the run takes.
+    pub memory: Held,
 }
 
 /// The largest size of a run's tasks, as [`stored_bytes`] counts it. The rest of the status has about 25 texts of at
@@ -84,36 +88,150 @@ pub struct TaskSelection {
 #[derive(Default)]
 struct BoundedTasks {
     tasks: Vec<(usize, TaskInstance)>,
-    sizes: Vec<usize>,
     bytes: usize,
+    memory: usize,
     /// True once a task did not fit; no later one is kept.
     full: bool,
 }
 
 impl BoundedTasks {
-    fn push(&mut self, index: usize, task: TaskInstance, limit: usize) {
-        if self.full {
-            return;
-        }
-        let size = stored_bytes(&task).saturating_add(1).max(MIN_TASK_BYTES);
-        self.full = limit < self.bytes.saturating_add(size);
+    /// Adds a task if it fits below the limit, and its memory into the share.
+    fn push(&mut self, index: usize, task: TaskInstance, limit: usize, share: &mut Share) {
+        let (size, memory) = (task_bytes(&task), task_memory(&task));
+        self.full |= limit < self.bytes.saturating_add(size) || !share.take(memory);
         if !self.full {
             self.tasks.push((index, task));
-            self.sizes.push(size);
             self.bytes += size;
+            self.memory += memory;
         }
     }
 
-    fn shrink(&mut self, limit: usize) {
-        while limit < self.bytes {
-            self.full = true;
-            self.tasks.pop();
-            self.bytes -= self.sizes.pop().unwrap_or(self.bytes);
-        }
+    /// Removes the last task. Returns false if there is none.
+    fn pop(&mut self, share: &mut Share) -> bool {
+        self.full = true;
+        let Some((_, task)) = self.tasks.pop() else { return false };
+        let (size, memory) = (task_bytes(&task), task_memory(&task));
+        self.bytes -= size;
+        self.memory -= memory;
+        share.put_back(memory);
+        true
+    }
+
+    fn shrink(&mut self, limit: usize, share: &mut Share) {
+        while limit < self.bytes && self.pop(share) {}
     }
 }
 
+/// Returns the memory that a text takes beside its place in a struct, in bytes, with what the allocator adds.
+fn text_memory(text: Option<&str>) -> usize {
+    text.map_or(0, |text| text.len() + 32)
+}
+
+/// Returns the memory that an error takes beside its place in a struct, in bytes.
+pub fn error_memory(error: &RunError) -> usize {
+    let RunError { attribution, r#type, message, data } = error;
+    let texts = [attribution, r#type, message].map(|text| text_memory(text.as_deref()));
+    texts.iter().sum::<usize>() + text_memory(data.as_ref().map(ErrorData::as_json))
+}
+
+/// Returns the memory that further details of a run take beside their place in a struct, in bytes.
+pub fn details_memory(details: &RunDetails) -> usize {
+    let RunDetails {
+        name,
+        r#type,
+        created_at,
+        ended_at,
+        launched_version,
+        current_version,
+        principal_id,
+        principal_name,
+        principal_email,
+        warn_after_ms: _,
+    } = details;
+    let texts = [
+        name,
+        r#type,
+        created_at,
+        ended_at,
+        launched_version,
+        current_version,
+        principal_id,
+        principal_name,
+        principal_email,
+    ];
+    texts.map(|text| text_memory(text.as_deref())).iter().sum()
+}
+
+/// Returns the memory that a task takes in a list, in bytes.
+fn task_memory(task: &TaskInstance) -> usize {
+    let TaskInstance {
+        id,
+        run_id,
+        workflow_id,
+        label,
+        state,
+        execution_type,
+        task_definition_id,
+        task_definition_type,
+        tenant,
+        timeout_ms: _,
+        created_at,
+        state_changed_at,
+        ended_at,
+        error,
+    } = task;
+    let texts = [
+        id,
+        run_id,
+        workflow_id,
+        label,
+        state,
+        execution_type,
+        task_definition_id,
+        task_definition_type,
+        tenant,
+        created_at,
+        state_changed_at,
+        ended_at,
+    ];
+    let texts: usize = texts.map(|text| text_memory(text.as_deref())).iter().sum();
+    // A list that grows has up to twice as many places as tasks.
+    2 * size_of::<(usize, TaskInstance)>() + texts + error.as_ref().map_or(0, error_memory)
+}
+
+/// Returns the size that a task counts with in the status, with a comma.
+fn task_bytes(task: &TaskInstance) -> usize {
+    stored_bytes(task).saturating_add(1).max(MIN_TASK_BYTES)
+}
+
 impl TaskSelection {
+    /// Adds a task if it fits into the status, and its memory into the share.
+    pub fn add(&mut self, task: TaskInstance, share: &mut Share) {
+        let state = task.state.as_deref().unwrap_or_default();
+        if matches!(state.to_lowercase().as_str(), "succeeded" | "skipped") {
+            if !self.successful.full {
+                self.successful.push(self.total, task, MAX_TASKS_BYTES - self.important.bytes, share);
+            }
+        } else if !self.important.full {
+            while !share.could_take(task_memory(&task)) && self.successful.pop(share) {}
+            self.important.push(self.total, task, MAX_TASKS_BYTES, share);
+            let limit = if self.important.full { 0 } else { MAX_TASKS_BYTES - self.important.bytes };
+            self.successful.full |= self.important.full;
+            self.successful.shrink(limit, share);
+        }
+        self.total += 1;
+    }
+
+    /// Returns the memory that the kept tasks take, in bytes.
+    pub fn memory(&self) -> usize {
+        self.important.memory + self.successful.memory
+    }
+
+    /// Counts a task that is left out.
+    pub fn omit(&mut self) {
+        self.total += 1;
+    }
+
     /// Returns the kept tasks and the number of those left out.
     pub fn finish(self) -> (Vec<TaskInstance>, usize) {
         let mut kept = self.important.tasks;
@@ -127,16 +245,7 @@ impl TaskSelection {
 impl Extend<TaskInstance> for TaskSelection {
     fn extend<I: IntoIterator<Item = TaskInstance>>(&mut self, tasks: I) {
         for task in tasks {
-            let state = task.state.as_deref().unwrap_or_default();
-            if matches!(state.to_lowercase().as_str(), "succeeded" | "skipped") {
-                self.successful.push(self.total, task, MAX_TASKS_BYTES - self.important.bytes);
-            } else {
-                self.important.push(self.total, task, MAX_TASKS_BYTES);
-                let limit = if self.important.full { 0 } else { MAX_TASKS_BYTES - self.important.bytes };
-                self.successful.full |= self.important.full;
-                self.successful.shrink(limit);
-            }
-            self.total += 1;
+            self.add(task, &mut Share::default());
         }
     }
 }

@@ -17,6 +17,7 @@ use std::{
 use futures::{FutureExt, future::BoxFuture};
 use reqwest::{Certificate, Request, Response, header::HeaderMap};
 use thiserror::Error;
+use tokio::task::coop::consume_budget;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tower::{BoxError, timeout::TimeoutLayer, util::AndThenLayer};
 use workflow_run_stop_common::error::{causes, root_cause};
@@ -191,23 +192,27 @@ async fn execute(transport: &Transport, request: Request, admission: Arc<Admissi
     }
 }
 
-/// Reads the body of a response.
+/// Reads the body of a response, and calls `each` with each chunk. The headers are dropped before, since they may be
+/// large and the body slow.
 ///
 /// # Errors
 /// If the body is not complete at `deadline`, or larger than 8 MiB.
-pub async fn read_body(mut response: Response, deadline: Instant) -> Result<Vec<u8>, Failure> {
-    let mut body = vec![];
+pub async fn read_body(mut response: Response, deadline: Instant, mut each: impl FnMut(&[u8])) -> Result<(), Failure> {
+    response.headers_mut().clear();
+    let mut size = 0;
     let read = async {
         while let Some(chunk) = response.chunk().await.map_err(|error| failure(&error, true))? {
-            if MAX_BODY_BYTES < body.len() + chunk.len() {
+            size += chunk.len();
+            if MAX_BODY_BYTES < size {
                 return Err(Failure::NoAnswer(format!("the answer is larger than {MAX_BODY_BYTES} bytes")));
             }
-            body.extend_from_slice(&chunk);
+            each(&chunk);
+            // A compressed body may have everything in memory; other requests must not be late because of it.
+            consume_budget().await;
         }
         Ok(())
     };
-    timeout_at(deadline, read).await.map_err(|_| no_answer_in_time())??;
-    Ok(body)
+    timeout_at(deadline, read).await.map_err(|_| no_answer_in_time())?
 }
 
 fn no_answer_in_time() -> Failure {

@@ -130,7 +130,7 @@ impl StatusBuilder {
 
     /// Takes over the run of an answer. Tasks stay as they are if the answer has none.
     pub fn observe(&mut self, run: Run) {
-        let Run { id: _, state, error, tasks, tasks_omitted, details } = run;
+        let Run { id: _, state, error, tasks, tasks_omitted, details, memory: _ } = run;
         self.status.state = Some(state);
         self.status.error = error;
         self.status.run = Some(details);

@@ -196,13 +196,13 @@ async fn the_error_and_the_tasks_of_a_failed_run_are_stored_as_returned() {
     assert_eq!(error.attribution.as_deref(), Some("amperity"));
     assert_eq!(error.r#type.as_deref(), Some("amperity.workflow.task/failed"));
     let data = json!({"failed_task_count": 1, "causes": [{"code": "E-17", "retryable": false}]});
-    assert_eq!(error.data, Some(data));
+    assert_eq!(error.data, Some(data.into()));
     let tasks = status.task_instances.unwrap();
     let task = &tasks[1];
     assert_eq!(task.id.as_deref(), Some("wft-20240619-1-9Kx3Qb"));
     assert_eq!((task.state.as_deref(), task.timeout_ms), (Some("failed"), Some(7_200_000)));
     assert_eq!(task.task_definition_type.as_deref(), Some("amperity.courier.task/send"));
-    assert_eq!(task.error.as_ref().unwrap().data, Some(json!({"destination": 1, "code": 550})));
+    assert_eq!(task.error.as_ref().unwrap().data, Some(json!({"destination": 1, "code": 550}).into()));
     assert_eq!(tasks[0].timeout_ms, Some(3_600_000), "a double is accepted as a number");
     let run = status.run.unwrap();
     assert_eq!(run.principal_email.as_deref(), Some("jane@example.com"));

@@ -1,0 +1,101 @@
+//! Owns the decoding of one part of a JSON text on its own: a value, or the value of a field.
+//! Never decodes a part that is too large: its value counts as null.
+
+use std::borrow::Cow;
+
+use serde::de::{Deserialize, DeserializeSeed, IgnoredAny, MapAccess};
+use serde_json::de::SliceRead;
+
+use crate::amperity::{
+    json_repair::repaired_within,
+    lenient_json::{self, Fields, LenientVisitor},
+};
+use crate::json_stream::{Malformed, Piece};
+
+/// The largest value that is decoded on its own, in bytes, before and after its repair.
+pub const MAX_VALUE_BYTES: usize = 1024 * 1024;
+
+/// Decodes a value on its own. A value that is too large counts as null.
+///
+/// # Errors
+/// If the text is not JSON.
+pub fn part<V: LenientVisitor>(json: Piece<'_>, visitor: V) -> Result<V::Value, Malformed> {
+    decode(json, |deserializer| lenient_json::value(&mut OneValue(deserializer), visitor))
+}
+
+/// Decodes the value of a field on its own. A key that is too large counts as unknown, and a value as null.
+///
+/// # Errors
+/// If the text of key or value is not JSON.
+pub fn field<T: Fields>(object: &mut T, key: Piece<'_>, json: Piece<'_>) -> Result<(), Malformed> {
+    if key == Piece::TooLarge {
+        return check(json);
+    }
+    let key = decode(key, |deserializer| String::deserialize(deserializer))?;
+    decode(json, |deserializer| object.decode_field(&key, &mut OneValue(deserializer)))
+}
+
+/// Checks a value that is not used.
+///
+/// # Errors
+/// If the text is not JSON.
+pub fn check(json: Piece<'_>) -> Result<(), Malformed> {
+    decode(json, |deserializer| IgnoredAny::deserialize(deserializer).map(drop))
+}
+
+fn decode<R>(
+    json: Piece<'_>,
+    decode: impl FnOnce(&mut serde_json::Deserializer<SliceRead<'_>>) -> Result<R, serde_json::Error>,
+) -> Result<R, Malformed> {
+    let json = json.json().and_then(|json| repaired_within(json, MAX_VALUE_BYTES)).unwrap_or(Cow::Borrowed(b"null"));
+    let mut deserializer = serde_json::Deserializer::from_slice(&json);
+    let decoded = decode(&mut deserializer).map_err(|_| Malformed)?;
+    deserializer.end().map_err(|_| Malformed)?;
+    Ok(decoded)
+}
+
+/// An object whose next value is the whole text.
+struct OneValue<'a, 'de>(&'a mut serde_json::Deserializer<SliceRead<'de>>);
+
+impl<'de> MapAccess<'de> for OneValue<'_, 'de> {
+    type Error = serde_json::Error;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, _: K) -> Result<Option<K::Value>, Self::Error> {
+        Ok(None)
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Self::Error> {
+        seed.deserialize(&mut *self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::amperity::lenient_json::Text;
+
+    fn text(json: &[u8]) -> Result<Option<String>, Malformed> {
+        part(Piece::Whole(json), Text)
+    }
+
+    #[test]
+    fn a_part_is_repaired_and_must_be_one_value() {
+        assert_eq!(text(b"\"x\""), Ok(Some("x".into())));
+        assert_eq!(text(b"\"\x00\\ud800\""), Ok(Some("\u{FFFD}\u{FFFD}".into())));
+        assert_eq!(text(b"[1e999]"), Ok(None));
+        for json in [&b""[..], b"x", b"\"", b"[", b"1:2", b"\"x\"1", b"{} {}", b"\xEF\xBB\xBF1"] {
+            assert_eq!(text(json), Err(Malformed), "{json:?}");
+            assert_eq!(check(Piece::Whole(json)), Err(Malformed), "{json:?}");
+        }
+    }
+
+    #[test]
+    fn a_part_of_the_largest_size_is_decoded_and_a_larger_one_is_null() {
+        let json = |bad: usize, good: usize| [b"\"", &vec![0; bad][..], &vec![b'x'; good], b"\""].concat();
+        for (bad, good) in [(0, MAX_VALUE_BYTES - 2), (1, MAX_VALUE_BYTES - 5), (MAX_VALUE_BYTES / 3 - 1, 1)] {
+            assert!(text(&json(bad, good)).unwrap().is_some(), "{bad} {good}");
+            assert_eq!(text(&json(bad, good + 3)), Ok(None), "{bad} {good}");
+        }
+        assert_eq!(part(Piece::TooLarge, Text), Ok(None));
+    }
+}
