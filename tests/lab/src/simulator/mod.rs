@@ -13,7 +13,7 @@ mod response;
 mod run;
 mod server;
 mod task;
-mod tls;
+pub mod tls;
 mod tokens;
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use rustls::pki_types::PrivateKeyDer;
 use tokio_rustls::TlsAcceptor;
 
 /// Returns a TLS acceptor for these names and addresses, and the CA certificate as PEM.
-pub(super) fn acceptor(names: &[&str]) -> (TlsAcceptor, String) {
+pub fn acceptor(names: &[&str]) -> (TlsAcceptor, String) {
     let key = KeyPair::generate().expect("ring can generate a P-256 key");
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
