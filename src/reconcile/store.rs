@@ -15,7 +15,7 @@ use kube::{
     core::Request,
 };
 use prometheus_client::metrics::{counter::Counter, family::Family};
-use serde_json::json;
+use serde::Serialize;
 use tokio::{
     sync::{Semaphore, SemaphorePermit},
     time::Instant,
@@ -340,19 +340,29 @@ impl Store {
         status: &WorkflowRunStopStatus,
         unguarded: bool,
     ) -> Result<WorkflowRunStop, StoreError> {
-        let mut operations = vec![
-            json!({"op": "test", "path": "/metadata/uid", "value": resource.uid()}),
-            json!({"op": "test", "path": "/metadata/resourceVersion", "value": resource.resource_version()}),
-            json!({"op": "add", "path": "/status", "value": status}),
-        ];
-        if unguarded {
-            operations.remove(1);
-        }
-        let patch = serde_json::from_value(operations.into()).expect("these are operations of a JSON patch");
-        let patch = Patch::Json::<()>(patch);
-        let request = path(resource).patch_subresource("status", resource.name(), &PatchParams::default(), &patch);
-        decoded(self.client.request_text(request.map_err(kube::Error::BuildRequest)?)).await
+        let uid = Operation { op: "test", path: "/metadata/uid", value: resource.uid() };
+        let version = Operation { op: "test", path: "/metadata/resourceVersion", value: resource.resource_version() };
+        let status = Operation { op: "add", path: "/status", value: status };
+        // kube would hold the status as a tree of values, which takes many times as much memory as its text.
+        let operations = if unguarded {
+            serde_json::to_vec(&(&uid, &status))
+        } else {
+            serde_json::to_vec(&(&uid, &version, &status))
+        };
+        let empty = Patch::Json::<()>(Default::default());
+        let request = path(resource).patch_subresource("status", resource.name(), &PatchParams::default(), &empty);
+        let mut request = request.map_err(kube::Error::BuildRequest)?;
+        *request.body_mut() = operations.map_err(kube::Error::SerdeError)?;
+        decoded(self.client.request_text(request)).await
     }
+}
+
+/// An operation of a JSON patch.
+#[derive(Serialize)]
+struct Operation<T> {
+    op: &'static str,
+    path: &'static str,
+    value: T,
 }
 
 /// Returns the builder of requests for the resources in the namespace of this one.
