@@ -26,9 +26,12 @@ pub struct Run {
     pub memory: Held,
 }
 
-/// The largest size of a run's tasks, as [`stored_bytes`] counts it. The rest of the status has about 25 texts of at
-/// most [`MAX_TEXT_BYTES`] and one `data`, so that the whole stays under 512 KiB.
+/// The largest size of a run's tasks, as [`stored_bytes`] counts it. The rest of a status mostly takes much less than
+/// [`MAX_STATUS_BYTES`] leaves; otherwise [`omit_tasks`] makes room for it.
 const MAX_TASKS_BYTES: usize = 400 * 1024;
+
+/// The largest size of a status, as [`stored_bytes`] counts it. etcd accepts objects of 1.5 MiB.
+pub const MAX_STATUS_BYTES: usize = 512 * 1024;
 
 /// The largest size of the `data` of one error, as [`stored_bytes`] counts it; larger data is left out.
 pub const MAX_DATA_BYTES: usize = 16 * 1024;
@@ -41,11 +44,45 @@ pub const MAX_DATA_DEPTH: usize = 32;
 pub const MAX_TEXT_BYTES: usize = 4096;
 
 /// Returns the size of a value in bytes as the API server stores it: as JSON in which Go escapes `<`, `>`, `&`, U+2028
-/// and U+2029.
+/// and U+2029, and writes doubles from 1e-6 to 1e21 without an exponent.
 pub fn stored_bytes(value: &(impl Serialize + ?Sized)) -> usize {
     let size = |c| if matches!(c, '"' | '\\') { 1 } else { escaped_bytes(c) };
     // Serializing texts, and maps with texts as keys, does not fail.
-    serde_json::to_string(value).map_or(usize::MAX, |json| json.chars().map(size).sum())
+    let Ok(json) = serde_json::to_string(value) else { return usize::MAX };
+    let (mut bytes, mut rest) = (0, json.as_str());
+    while let Some(start) = rest.find('"') {
+        let (before, text) = rest.split_at(start);
+        let escaped = |quote: usize| text[..quote].bytes().rev().take_while(|byte| *byte == b'\\').count() % 2 == 1;
+        let end = text.match_indices('"').map(|(quote, _)| quote).find(|quote| *quote != 0 && !escaped(*quote));
+        let (text, after) = text.split_at(end.map_or(text.len(), |end| end + 1));
+        bytes += bytes_outside_of_texts(before) + text.chars().map(size).sum::<usize>();
+        rest = after;
+    }
+    bytes + bytes_outside_of_texts(rest)
+}
+
+/// Returns the size of brackets, commas, colons, words and numbers, as the API server stores them.
+fn bytes_outside_of_texts(json: &str) -> usize {
+    let size = |part: &str| match part.parse::<f64>() {
+        Ok(double) if part.contains(['.', 'e']) => double_bytes(double),
+        Ok(_) | Err(_) => part.len(),
+    };
+    json.split_inclusive(['[', ']', '{', '}', ',', ':'])
+        .map(|part| {
+            let word = part.trim_end_matches(['[', ']', '{', '}', ',', ':']);
+            part.len() - word.len() + size(word)
+        })
+        .sum()
+}
+
+/// Returns the size of a double as Go writes it.
+fn double_bytes(double: f64) -> usize {
+    match double.abs() {
+        0.0 | 1e-6..1e21 => double.to_string().len(),
+        // With a sign in front of a positive exponent.
+        small if small < 1e-6 => format!("{double:e}").len(),
+        _ => format!("{double:e}").len() + 1,
+    }
 }
 
 /// Returns the size of one character of a text in bytes, as the API server stores it.
@@ -204,11 +241,33 @@ fn task_bytes(task: &TaskInstance) -> usize {
     stored_bytes(task).saturating_add(1).max(MIN_TASK_BYTES)
 }
 
+fn is_successful(task: &TaskInstance) -> bool {
+    let state = task.state.as_deref().unwrap_or_default();
+    matches!(state.to_lowercase().as_str(), "succeeded" | "skipped")
+}
+
+/// Removes tasks until the rest is smaller by `excess` bytes, or none is left: the last ones, but the successful ones
+/// first. Returns their number.
+pub fn omit_tasks(tasks: &mut Vec<TaskInstance>, excess: usize) -> usize {
+    let (mut kept, mut removed) = (vec![true; tasks.len()], 0);
+    for successful in [true, false] {
+        for (index, task) in tasks.iter().enumerate().rev() {
+            if removed < excess && is_successful(task) == successful {
+                kept[index] = false;
+                // With the comma.
+                removed += stored_bytes(task) + 1;
+            }
+        }
+    }
+    let (count, mut kept) = (tasks.len(), kept.into_iter());
+    tasks.retain(|_| kept.next().unwrap_or(true));
+    count - tasks.len()
+}
+
 impl TaskSelection {
     /// Adds a task if it fits into the status, and its memory into the share.
     pub fn add(&mut self, task: TaskInstance, share: &mut Share) {
-        let state = task.state.as_deref().unwrap_or_default();
-        if matches!(state.to_lowercase().as_str(), "succeeded" | "skipped") {
+        if is_successful(&task) {
             if !self.successful.full {
                 self.successful.push(self.total, task, MAX_TASKS_BYTES - self.important.bytes, share);
             }

@@ -25,6 +25,7 @@ use workflow_run_stop_common::error::{causes, root_cause};
 use crate::amperity::{
     budget::Slot,
     reply::{Failure, Reply},
+    run::cut,
 };
 use crate::fault_injection::{Fault, is_injected};
 
@@ -226,8 +227,9 @@ fn failure(error: &(dyn std::error::Error + 'static), sent: bool) -> Failure {
     let timeout = error.downcast_ref::<reqwest::Error>().is_some_and(reqwest::Error::is_timeout);
     match (sent, timeout) {
         (false, true) => Failure::NotSent("no connection within the connect timeout".to_owned()),
-        (false, false) => Failure::NotSent(root_cause(error)),
-        (true, _) => Failure::NoAnswer(root_cause(error)),
+        // The text may repeat what the server sent, such as the names in its certificate.
+        (false, false) => Failure::NotSent(cut(&root_cause(error))),
+        (true, _) => Failure::NoAnswer(cut(&root_cause(error))),
     }
 }
 

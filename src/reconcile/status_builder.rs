@@ -10,7 +10,7 @@ use workflow_run_stop_api::workflow_run::Phase;
 use workflow_run_stop_api::{Claim, ClaimEnded, StopRequest, UnclearAnswer, WorkflowRunStop, WorkflowRunStopStatus};
 
 use crate::amperity::answer::ResponseInfo;
-use crate::amperity::run::Run;
+use crate::amperity::run::{MAX_STATUS_BYTES, Run, omit_tasks, stored_bytes};
 use crate::reconcile::backoff::delay;
 
 /// Time, jitter and settle time for one step.
@@ -90,7 +90,7 @@ impl StatusBuilder {
             self.set(ConditionType::StopAccepted, ConditionStatus::False, why);
         }
         self.run_ended(why.0);
-        self.status
+        self.fitted()
     }
 
     /// Returns a final status, with or without success.
@@ -107,6 +107,23 @@ impl StatusBuilder {
         }
         self.status.result = why.0.result();
         self.status.completion_time = Some(self.now());
+        self.fitted()
+    }
+
+    /// Returns the status without the tasks for which it has no room.
+    fn fitted(mut self) -> WorkflowRunStopStatus {
+        let Some(tasks) = self.status.task_instances.as_mut().filter(|tasks| !tasks.is_empty()) else {
+            return self.status;
+        };
+        let mut taken = std::mem::take(tasks);
+        // The number of omitted tasks takes at most this many bytes more.
+        let size = stored_bytes(&self.status) + stored_bytes(&taken) + "\"taskInstancesOmitted\":2147483647,".len();
+        let omitted = omit_tasks(&mut taken, size.saturating_sub(MAX_STATUS_BYTES));
+        if let Ok(omitted @ 1..) = i32::try_from(omitted) {
+            let before = self.status.task_instances_omitted.unwrap_or_default();
+            self.status.task_instances_omitted = Some(before.saturating_add(omitted));
+        }
+        self.status.task_instances = Some(taken);
         self.status
     }
 

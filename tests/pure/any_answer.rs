@@ -74,6 +74,43 @@ fn statuses(run: &Run, said: &ResponseInfo) -> Vec<WorkflowRunStopStatus> {
     statuses
 }
 
+/// Returns the size of a value in bytes as the API server stores it, which is written in Go.
+fn stored_by_go(value: &serde_json::Value) -> usize {
+    use serde_json::Value::{Array, Bool, Null, Number, Object, String};
+    let text = |text: &str| 2 + text.chars().map(go_character).sum::<usize>();
+    let commas = |count: usize| 2 + count.saturating_sub(1);
+    match value {
+        Null => 4,
+        Bool(value) => value.to_string().len(),
+        Number(number) => go_number(number).len(),
+        String(value) => text(value),
+        Array(items) => commas(items.len()) + items.iter().map(stored_by_go).sum::<usize>(),
+        Object(fields) => {
+            let field = |(key, value): (&std::string::String, _)| text(key) + 1 + stored_by_go(value);
+            commas(fields.len()) + fields.iter().map(field).sum::<usize>()
+        }
+    }
+}
+
+/// Returns the size of a character as `encoding/json` writes it.
+fn go_character(c: char) -> usize {
+    match c {
+        '"' | '\\' | '\n' | '\r' | '\t' | '\u{8}' | '\u{c}' => 2,
+        '\u{0}'..='\u{1f}' | '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => 6,
+        _ => c.len_utf8(),
+    }
+}
+
+/// Returns a number as `encoding/json` writes it. The API server decodes integers of other ranges as doubles.
+fn go_number(number: &serde_json::Number) -> String {
+    if let Some(integer) = number.as_i64() {
+        return integer.to_string();
+    }
+    let double = number.as_f64().unwrap();
+    let exponent = double != 0.0 && !(1e-6..1e21).contains(&double.abs());
+    if exponent { format!("{double:e}").replace('e', "e+").replace("e+-", "e-") } else { double.to_string() }
+}
+
 /// Encodes a stop in a list and decodes it as the watch does.
 fn decode_from_list(stop: &WorkflowRunStop) -> WorkflowRunStop {
     let list = json!({
@@ -89,16 +126,29 @@ fn decode_from_list(stop: &WorkflowRunStop) -> WorkflowRunStop {
 /// Checks that every status from an answer can be stored and decoded from a list. Returns the run of the answer.
 fn check(body: &[u8]) -> Option<Run> {
     let _ = access_token(body);
-    let answer = decode_body(body);
-    let of_api =
-        ResponseInfo { status: 200, message: answer.message.clone(), request_id: answer.request_id.clone(), own: true };
-    for status in statuses(answer.run.as_ref()?, &of_api) {
+    let (run, statuses) = statuses_from(body)?;
+    for status in statuses {
+        check_size(&status);
         let stop = WorkflowRunStop { status: Some(status), ..a_claimed_stop() };
         assert_eq!(decode_from_list(&stop), stop);
-        let size = stored_bytes(&stop.status);
-        assert!(size < MAX_STATUS_BYTES, "a status of {size} bytes");
     }
-    answer.run
+    Some(run)
+}
+
+/// Returns the run of an answer, and the statuses that it can lead to.
+fn statuses_from(body: &[u8]) -> Option<(Run, Vec<WorkflowRunStopStatus>)> {
+    let answer = decode_body(body);
+    let (message, request_id) = (answer.message, answer.request_id);
+    let run = answer.run?;
+    let statuses = statuses(&run, &ResponseInfo { status: 200, message, request_id, own: true });
+    Some((run, statuses))
+}
+
+/// Checks the size of a status, and returns it.
+fn check_size(status: &WorkflowRunStopStatus) -> usize {
+    let size = stored_by_go(&serde_json::to_value(status).unwrap());
+    assert!(size < MAX_STATUS_BYTES, "a status of {size} bytes");
+    size
 }
 
 /// Keys that have a meaning in an answer, and some that have none.
@@ -267,6 +317,151 @@ fn the_largest_run_fits_into_a_status() {
             assert!(run.error.unwrap().data.is_some());
         }
     }
+}
+
+/// A text that is as long as a status keeps it, of characters that take as much space as possible, or a short one.
+fn large_text() -> impl Strategy<Value = String> {
+    let characters = select(&["x", "\u{0}", "<", "\"", "é", "\u{2028}", "\u{8}", "😀", "&\u{1f}>"][..]);
+    prop_oneof![
+        5 => (characters, 4000..5000usize).prop_map(|(text, bytes)| text.repeat(bytes / (stored_bytes(text) - 2) + 1)),
+        1 => Just("x".to_owned()),
+    ]
+}
+
+/// The data of an error, about as large as a status keeps it, of values whose stored form is much longer than the
+/// received one.
+fn large_data() -> impl Strategy<Value = String> {
+    const ITEMS: &[&str] =
+        &["1e20", "1e-6", "9e20", "-1e17", "18446744073709551615", "[0]", r#"{"":0}"#, "null", "\"<\"", r#""\u0000""#];
+    let items = vec(select(ITEMS), 1..3).prop_map(|items| items.join(","));
+    (items, 0..20_000usize).prop_map(|(items, bytes)| {
+        let count = bytes / (items.len() + 1) + 1;
+        format!("[{}]", vec![items; count].join(","))
+    })
+}
+
+/// An object with an id and a state, and with almost every field that a status keeps at its largest size.
+fn large_run() -> impl Strategy<Value = LargeBody> {
+    const KEYS: [&str; 13] = [
+        "name",
+        "type",
+        "created_at",
+        "ended_at",
+        "launched_version",
+        "current_version",
+        "principal_id",
+        "principal_name",
+        "principal_email",
+        "message",
+        "request_id",
+        "state",
+        "later",
+    ];
+    let error = || {
+        (vec(large_text(), 3), large_data()).prop_map(|(texts, data)| {
+            let [attribution, kind, message] = [0, 1, 2].map(|index| json!(texts[index]));
+            format!(r#"{{"attribution":{attribution},"type":{kind},"message":{message},"data":{data}}}"#)
+        })
+    };
+    let task = (large_text(), select(&["failed", "succeeded"][..]), proptest::option::of(error())).prop_map(
+        |(label, state, error)| {
+            let error = error.unwrap_or("null".into());
+            format!(r#"{{"label":{},"state":"{state}","error":{error}}}"#, json!(label))
+        },
+    );
+    let tiny =
+        select(&["{}", r#"{"state":"failed"}"#, r#"{"id":"1","state":"succeeded"}"#][..]).prop_map(str::to_owned);
+    let tasks = vec(prop_oneof![3 => task, 1 => tiny], 1..5).prop_map(|mut tasks| {
+        tasks.push(json!({"label": "x".repeat(1000)}).to_string());
+        let times = 1_000_000 / tasks.concat().len();
+        format!("[{}]", vec![tasks; times].concat().join(","))
+    });
+    (vec(large_text(), KEYS.len()), error(), tasks).prop_map(|(texts, error, tasks)| {
+        let mut fields: Vec<_> =
+            KEYS.iter().zip(texts).map(|(key, text)| (format!("\"{key}\""), json!(text).to_string())).collect();
+        fields.extend([
+            ("\"error\"".into(), error),
+            ("\"task_instances\"".into(), tasks),
+            ("\"id\"".into(), "\"wf-1\"".into()),
+        ]);
+        LargeBody(object(&fields))
+    })
+}
+
+/// A body whose text is not printed if a test fails.
+struct LargeBody(String);
+
+impl std::fmt::Debug for LargeBody {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "a body of {} bytes", self.0.len())
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 16, max_shrink_iters: 0, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_status_with_the_largest_parts_can_be_stored(body in large_run()) {
+        let (_, statuses) = statuses_from(body.0.as_bytes()).unwrap();
+        let largest = statuses.iter().map(check_size).max().unwrap();
+        prop_assert!(MAX_STATUS_BYTES / 2 < largest, "the parts are not large: {largest}");
+    }
+}
+
+/// Returns the status of a stop whose run was read before the stop was rejected: it has the run, and three conditions
+/// with the texts of both the answer to the stop and the answer to the read.
+fn rejected_after_a_read(run: &Run, said: &ResponseInfo) -> WorkflowRunStopStatus {
+    let with = |status| WorkflowRunStop { status: Some(status), ..a_claimed_stop() };
+    let claim = a_claimed_stop().claim().cloned().unwrap();
+    let url = format!("https://{}", "u".repeat(12_000));
+    let answered = |stop: &WorkflowRunStop, answer| with(stop_answered(stop, &answer, Retry::Backoff, STEP_TIME()));
+    let not_stopped = answered(&a_claimed_stop(), StopAnswer::Conflict(said.clone()));
+    let read = ReadAnswer::Run(Box::new(run.clone()));
+    let read = confirmed(&not_stopped, &read, Established::default(), 0, STEP_TIME());
+    let claimed = with(claimed(&with(read), claim, url, STEP_TIME()));
+    let rejected = answered(&claimed, StopAnswer::BadRequest(said.clone()));
+    let twice = Established { active: true, unreadable: true };
+    confirmed(&rejected, &ReadAnswer::Unreadable(said.clone()), twice, 0, STEP_TIME())
+}
+
+#[test]
+fn tasks_give_way_to_the_largest_texts_of_a_status() {
+    let mut fewer = false;
+    for (text, item) in [("\u{0}", "1e20"), ("<", "1e-6"), ("é", "[0]"), ("x", "1e21")] {
+        let long = text.repeat(5000);
+        let data = format!("[{}]", vec![item; 16 * 1024 / 23].join(","));
+        let data: serde_json::Value = serde_json::from_str(&data).unwrap();
+        let error = json!({"type": long, "message": long, "attribution": long, "data": data});
+        let mut body = json!({"id": "wf-1", "error": error});
+        for key in [
+            "state",
+            "name",
+            "type",
+            "created_at",
+            "ended_at",
+            "launched_version",
+            "current_version",
+            "principal_id",
+            "principal_name",
+            "principal_email",
+            "message",
+            "request_id",
+        ] {
+            body[key] = long.as_str().into();
+        }
+        for task in [json!({"error": {"data": data}}), json!({"label": "x".repeat(100), "state": "succeeded"})] {
+            let count = 600_000 / task.to_string().len();
+            body["task_instances"] = vec![task; count].into();
+            let answer = decode_body(&serde_json::to_vec(&body).unwrap());
+            let (message, request_id, run) = (answer.message, answer.request_id, answer.run.unwrap());
+            let status = rejected_after_a_read(&run, &ResponseInfo { status: 400, message, request_id, own: true });
+            assert!(MAX_STATUS_BYTES - 30_000 < check_size(&status), "{text} {item}");
+            let (tasks, omitted) = (status.task_instances.unwrap(), status.task_instances_omitted.unwrap());
+            assert_eq!(tasks.len() + usize::try_from(omitted).unwrap(), count, "every task is kept or counted");
+            fewer |= tasks.len() < run.tasks.unwrap().len();
+        }
+    }
+    assert!(fewer, "tasks make room for the other fields");
 }
 
 #[test]
