@@ -158,3 +158,136 @@ impl Fields for TokenResponse {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::amperity::{
+        answer_memory::AnswerMemory,
+        endpoint::{AllowedHosts, BudgetKey, Endpoints},
+        json_part::MAX_VALUE_BYTES,
+    };
+
+    fn tenant(name: &str) -> BudgetKey {
+        let endpoints = Endpoints::new("https://app.amperity.com", AllowedHosts::parse("").unwrap()).unwrap();
+        endpoints.of(name, None).unwrap().budget_key()
+    }
+
+    /// Decodes a body in small chunks with a share of this memory.
+    fn decoded(memory: &AnswerMemory, body: &str) -> Body {
+        let mut decoder = BodyDecoder::new(memory.share(tenant("acme")));
+        body.as_bytes().chunks(1000).for_each(|chunk| decoder.push(chunk));
+        decoder.finish()
+    }
+
+    /// Returns a task in this state whose label has this size.
+    fn task(state: &str, bytes: usize) -> String {
+        format!(r#"{{"state":"{state}","label":"{}"}}"#, "x".repeat(bytes))
+    }
+
+    fn run_with(fields: &str, tasks: &[String]) -> String {
+        format!(
+            r#"{{{fields},"task_instances":[{}],"id":"wf-1","state":"x","status":500,"message":"m"}}"#,
+            tasks.join(",")
+        )
+    }
+
+    #[test]
+    fn a_task_that_is_too_large_is_omitted_and_counted_and_a_field_is_absent() {
+        let memory = AnswerMemory::new(100 * MAX_VALUE_BYTES);
+        let (huge, repaired) = ("x".repeat(MAX_VALUE_BYTES), "\0".repeat(MAX_VALUE_BYTES / 2));
+        let tasks = [task("a", MAX_VALUE_BYTES), task("b", 10), format!(r#"{{"later":"{repaired}"}}"#), "7".to_owned()];
+        let fields = format!(r#""name":"n","name":"{huge}","error":{{"type":"t","message":"{huge}"}},"{huge}":1"#);
+        let run = decoded(&memory, &run_with(&fields, &tasks)).run.unwrap();
+        let states: Vec<_> = run.tasks.unwrap().into_iter().map(|task| task.state.unwrap()).collect();
+        assert_eq!((states, run.tasks_omitted), (vec!["b".to_owned()], 2));
+        assert_eq!(run.details.name, None);
+        let error = run.error.unwrap();
+        assert_eq!((error.r#type.as_deref(), error.message), (Some("t"), None));
+    }
+
+    #[test]
+    fn without_free_memory_all_is_decoded_that_the_class_of_an_answer_depends_on() {
+        let memory = AnswerMemory::new(0);
+        // More than is not counted.
+        let tasks: Vec<_> = (0..100).map(|_| task("failed", 900)).collect();
+        let texts: Vec<_> = ["name", "type"].map(|key| format!(r#""{key}":"{}""#, "x".repeat(4000))).into();
+        let body = decoded(&memory, &run_with(&texts.join(","), &tasks));
+        let run = body.run.unwrap();
+        assert_eq!((run.id.as_str(), run.state.as_str()), ("wf-1", "x"));
+        assert_eq!((body.message.as_deref(), body.error_status), (Some("m"), Some(500)));
+        let kept = run.tasks.unwrap().len();
+        assert!(0 < kept && kept < 10, "{kept}");
+        assert_eq!(kept + run.tasks_omitted, 100);
+        let fields = format!(r#"{},"error":{{"message":"{}"}}"#, texts.join(","), "x".repeat(4000));
+        let mut more = ["ended_at", "created_at"].map(|key| format!(r#""{key}":"{}""#, "x".repeat(4000)));
+        more[1].push_str(r#","principal_id":"short""#);
+        let run = decoded(&memory, &run_with(&format!("{fields},{}", more.join(",")), &[])).run.unwrap();
+        assert_eq!(run.error.unwrap().message.map(|text| text.len()), Some(4000));
+        assert_eq!(run.details.created_at, None, "it gets no share");
+        assert_eq!(run.details.principal_id.as_deref(), Some("short"), "it needs no share");
+    }
+
+    #[test]
+    fn important_tasks_take_the_memory_of_successful_ones() {
+        let memory = AnswerMemory::new(100_000);
+        let tasks = [vec![task("succeeded", 2000); 30], vec![task("failed", 2000); 10]].concat();
+        let run = decoded(&memory, &run_with(r#""name":"n""#, &tasks)).run.unwrap();
+        let kept: Vec<_> = run.tasks.unwrap().into_iter().map(|task| task.state.unwrap()).collect();
+        let (succeeded, failed) = kept.split_at(kept.len() - 10);
+        assert!(failed.iter().all(|state| state == "failed"), "{kept:?}");
+        assert!(!succeeded.is_empty() && succeeded.iter().all(|state| state == "succeeded"), "{kept:?}");
+        assert_eq!(kept.len() + run.tasks_omitted, 40);
+    }
+
+    #[test]
+    fn the_memory_of_an_answer_is_free_again_when_its_run_is_dropped() {
+        let memory = AnswerMemory::new(1_000_000);
+        let tasks = vec![task("failed", 2000); 50];
+        let body =
+            run_with(r#""name":"n","task_instances":[{"label":"replaced"}],"error":{"type":"t"},"error":null"#, &tasks);
+        let free = || memory.free();
+        let run = decoded(&memory, &body).run.unwrap();
+        assert!((700_000..900_000).contains(&free()), "the tasks take a share: {}", free());
+        let copy = run.clone();
+        drop(run);
+        assert!(free() < 900_000);
+        drop(copy);
+        assert_eq!(free(), 1_000_000);
+        for body in
+            [&body[..body.len() - 1], &body.replace("wf-1", "\n\"x"), &format!("[{body}]"), "{\"message\":\"m\"}"]
+        {
+            let decoded = decoded(&memory, body);
+            assert_eq!((decoded.run, free()), (None, 1_000_000), "an answer without a run takes nothing");
+        }
+        let mut broken_off = BodyDecoder::new(memory.share(tenant("acme")));
+        broken_off.push(&body.as_bytes()[..body.len() / 2]);
+        broken_off.push("x".repeat(100_000).as_bytes());
+        assert!(free() < 1_000_000);
+        drop(broken_off);
+        assert_eq!(free(), 1_000_000);
+    }
+
+    #[test]
+    fn a_large_value_takes_memory_only_until_it_is_complete() {
+        let memory = AnswerMemory::new(3 * MAX_VALUE_BYTES);
+        let mut decoder = BodyDecoder::new(memory.share(tenant("acme")));
+        decoder.push(br#"{"id":"wf-1","state":"x","later":""#);
+        let before = memory.free();
+        decoder.push(&[b'x'; 500_000]);
+        assert!(memory.free() + 500_000 - UNCOUNTED_VALUE_BYTES <= before, "{} {before}", memory.free());
+        decoder.push(br#"","name":"n"}"#);
+        assert_eq!(memory.free(), before);
+        assert_eq!(decoder.finish().run.unwrap().details.name.as_deref(), Some("n"));
+    }
+
+    #[test]
+    fn a_token_of_64_kib_is_decoded_and_a_larger_one_is_absent() {
+        for (bytes, found) in [(MAX_TOKEN_BYTES - 2, true), (MAX_TOKEN_BYTES - 1, false)] {
+            let mut decoder = TokenDecoder::default();
+            let body = format!(r#"{{"access_token":"{}"}}"#, "x".repeat(bytes));
+            body.as_bytes().chunks(1000).for_each(|chunk| decoder.push(chunk));
+            assert_eq!(decoder.finish().is_some(), found, "{bytes}");
+        }
+    }
+}

@@ -64,7 +64,7 @@ impl BodyFields {
             Part::Item { field: "error", value } if self.before_first_error => {
                 self.before_first_error = false;
                 let before = self.memory();
-                let error = part(value, Object(PhantomData))?;
+                let error = part(value, Object(PhantomData))?.flatten();
                 self.error = error.map_or(ErrorValue::Absent, ErrorValue::Object);
                 self.share_memory(before, share, |fields| {
                     fields.error = ErrorValue::Absent;
@@ -75,9 +75,10 @@ impl BodyFields {
                 let task = part(value, Object(PhantomData))?;
                 if let Some(tasks) = &mut self.tasks {
                     match task {
-                        Some(task) => tasks.add(task, share),
-                        None if value == Piece::TooLarge => tasks.omit(),
-                        None => {}
+                        Some(Some(task)) => tasks.add(task, share),
+                        // Not an object.
+                        Some(None) => {}
+                        None => tasks.omit(),
                     }
                 }
                 Ok(())

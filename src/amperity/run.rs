@@ -436,6 +436,49 @@ mod tests {
     }
 
     #[test]
+    fn the_size_of_a_double_is_the_one_that_go_writes() {
+        for (double, stored) in [
+            (0.5, "0.5"),
+            (-1e-5, "-0.00001"),
+            (1e-6, "0.000001"),
+            (1.5e-7, "1.5e-7"),
+            (1e20, "100000000000000000000"),
+            (1.5e21, "1.5e+21"),
+            (-1e300, "-1e+300"),
+            (f64::MAX, "1.7976931348623157e+308"),
+        ] {
+            assert_eq!(stored_bytes(&double), stored.len(), "{double}");
+            let data = serde_json::json!({"1e20": [double, "1e20", "\\", {"\\\"": double}], "k": "\\\\\""});
+            let zero = serde_json::json!({"1e20": [0, "1e20", "\\", {"\\\"": 0}], "k": "\\\\\""});
+            assert_eq!(stored_bytes(&data), zero.to_string().len() + 2 * (stored.len() - 1), "{double}");
+        }
+    }
+
+    #[test]
+    fn the_last_tasks_are_omitted_but_the_successful_ones_first() {
+        let task = |id: usize, state: &str| TaskInstance {
+            id: Some(id.to_string()),
+            state: Some(state.to_owned()),
+            ..TaskInstance::default()
+        };
+        let all = [(0, "failed"), (1, "Succeeded"), (2, "running"), (3, "skipped"), (4, "failed")];
+        let all = all.map(|(id, state)| task(id, state));
+        for (omitted, kept) in [(0, "0 1 2 3 4"), (1, "0 1 2 4"), (2, "0 2 4"), (3, "0 2"), (4, "0"), (5, "")] {
+            let order = [3, 1, 4, 2, 0].map(|index| stored_bytes(&all[index]) + 1);
+            let excess = order.iter().take(omitted).sum::<usize>();
+            for excess in if omitted == 0 { vec![0] } else { vec![excess, excess - 1] } {
+                let mut tasks = all.to_vec();
+                assert_eq!(omit_tasks(&mut tasks, excess), omitted);
+                let ids: Vec<_> = tasks.iter().map(|task| task.id.as_deref().unwrap()).collect();
+                assert_eq!(ids.join(" "), kept);
+                let size = |tasks: &[TaskInstance]| stored_bytes(tasks);
+                assert!(tasks.is_empty() || size(&tasks) + excess <= size(&all));
+            }
+        }
+        assert_eq!(omit_tasks(&mut all.to_vec(), usize::MAX), 5);
+    }
+
+    #[test]
     fn a_long_text_is_cut_between_characters() {
         assert_eq!(cut(&"x".repeat(MAX_TEXT_BYTES)), "x".repeat(MAX_TEXT_BYTES));
         assert_eq!(cut(&"x".repeat(MAX_TEXT_BYTES + 1)), "x".repeat(MAX_TEXT_BYTES) + "…");

@@ -192,6 +192,30 @@ async fn an_answer_of_more_than_8_mib_is_no_answer() {
 }
 
 #[tokio::test]
+async fn a_head_that_does_not_end_is_not_read_to_its_end() {
+    let mut client = Client::new().await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}/api", listener.local_addr().unwrap());
+    client.endpoint = Endpoints::new(&base, AllowedHosts::parse("").unwrap()).unwrap().of("acme", None).unwrap();
+    for line in [b"x: x\r\n".repeat(1000), vec![b'x'; 100_000]] {
+        let server = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut sent = b"HTTP/1.1 200 OK\r\nx: ".to_vec();
+            let mut bytes = 0;
+            while stream.write_all(&sent).await.is_ok() {
+                bytes += sent.len();
+                sent.clone_from(&line);
+            }
+            bytes
+        };
+        let (answer, sent) = tokio::join!(client.stop(open_for(9)), server);
+        assert!(matches!(&answer, StopAnswer::NoAnswer(_)), "{answer:?}");
+        // What the client reads, and what the buffers of the connection hold.
+        assert!(sent < 20_000_000, "{sent}");
+    }
+}
+
+#[tokio::test]
 async fn a_redirect_is_not_followed_and_its_target_is_named_without_its_path() {
     let client = Client::of_server(vec![head("302 Found", 0)]).await;
     let answer = client.stop(open_for(9)).await;
