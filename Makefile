@@ -65,6 +65,7 @@ mutants: tools ## Lists changes of the core that no test detects: takes hours, o
 
 bench: tools control-plane ## Measures latency, rate and memory
 	cargo bench --locked --bench operator
+	cargo bench --locked --bench answers
 
 soak: tools control-plane ## Runs the operator under load and faults: MINUTES=30; SEED=17 repeats the same faults
 	cargo bench --locked --bench soak

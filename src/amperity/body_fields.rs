@@ -72,14 +72,18 @@ impl BodyFields {
                 })
             }
             Part::Item { field: "task_instances", value } => {
-                let task = part(value, Object(PhantomData))?;
-                if let Some(tasks) = &mut self.tasks {
-                    match task {
-                        Some(Some(task)) => tasks.add(task, share),
-                        // Not an object.
-                        Some(None) => {}
+                let is_other = value.json().is_some_and(|json| !json.starts_with(b"{"));
+                match self.tasks.as_mut().filter(|_| !is_other) {
+                    Some(tasks) if !tasks.is_full() => match part(value, Object(PhantomData))?.flatten() {
+                        Some(task) => tasks.add(task, share),
                         None => tasks.omit(),
+                    },
+                    // What is not kept anyway is not decoded.
+                    Some(tasks) => {
+                        check(value)?;
+                        tasks.omit();
                     }
+                    None => check(value)?,
                 }
                 Ok(())
             }

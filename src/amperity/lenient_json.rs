@@ -289,10 +289,11 @@ impl LenientVisitor for BoundedPart<'_> {
     }
 }
 
-/// Returns the number as the API server stores it, which turns 1.0 into 1 and 1e18 into 1000000000000000000. Otherwise
-/// the stored status would differ from the one that an equal answer gives later.
+/// Returns the number as the API server stores it. It turns 1.0 into 1 and 1e18 into 1000000000000000000, and keeps only
+/// the first 17 digits of an integer that is larger than an `i64`. Otherwise the stored status would differ from the one
+/// that an equal answer gives later.
 fn as_stored(number: Number) -> Number {
-    match number.as_f64().filter(|double| number.is_f64() && double.fract() == 0.0) {
+    match number.as_f64().filter(|double| !number.is_i64() && double.fract() == 0.0) {
         Some(0.0) => Number::from(0),
         Some(double) if double.abs() < MIN_EXPONENT => double.to_string().parse().unwrap_or(number),
         Some(_) | None => number,
@@ -449,7 +450,14 @@ mod tests {
 
     #[test]
     fn a_number_in_data_equals_the_one_that_the_api_server_stores() {
-        assert_eq!(data("[1.0, -0.0, 1e3, 1.5, 18446744073709551615]"), Some(json!([1, 0, 1000, 1.5, u64::MAX])));
+        assert_eq!(
+            data("[1.0, -0.0, 1e3, 1.5, 18446744073709551615]"),
+            Some(json!([1, 0, 1000, 1.5, u64::MAX as f64]))
+        );
+        assert_eq!(
+            data("[12345678901234567890, 9007199254740993]"),
+            Some(json!([12345678901234567000_u64, 9007199254740993_u64]))
+        );
         assert_eq!(data("1e300"), Some(json!(1e300)));
         assert_eq!(data("[-1e17, 1e19, 1e20, 1e21]"), Some(json!([-10_i64.pow(17), 10_u64.pow(19), 1e20, 1e21])));
         assert_eq!(data("[1e999]"), Some(json!([null])));

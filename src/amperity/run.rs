@@ -286,6 +286,11 @@ impl TaskSelection {
         self.important.memory + self.successful.memory
     }
 
+    /// Returns true if no other task is kept, whatever it contains.
+    pub fn is_full(&self) -> bool {
+        self.important.full && self.successful.full
+    }
+
     /// Counts a task that is left out.
     pub fn omit(&mut self) {
         self.total += 1;
