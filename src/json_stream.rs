@@ -140,7 +140,7 @@ impl Splitter {
     /// Creates a splitter. The values of the fields in `nested` are split into their children.
     pub fn new(nested: &'static [&'static str], limits: Limits) -> Self {
         let state = State::Before(0);
-        Self { nested, limits, state, inside: None, key: Token::new(), value: Token::new() }
+        Self { nested, limits, state, inside: None, key: Token::default(), value: Token::default() }
     }
 
     /// Takes the next bytes, and calls `emit` for each part that is complete.
@@ -172,15 +172,16 @@ impl Splitter {
         Ok(())
     }
 
-    /// Returns the number of bytes of an incomplete value that are held. What is reserved for them is at most the next
-    /// power of two.
+    /// Returns the number of bytes of an incomplete value that are held. The buffer for them is at most as large as the
+    /// next power of two.
     pub fn held(&self) -> usize {
         self.value.held.len()
     }
 
-    /// Limits, in addition, the bytes that are held of an incomplete value; a value that exceeds this is too large.
-    pub fn hold_at_most(&mut self, bytes: usize) {
-        self.value.hold_at_most = bytes;
+    /// Changes the limit of all values, also of the incomplete one.
+    pub fn limit_values(&mut self, bytes: usize) {
+        self.limits = Limits { key: self.limits.key, field: bytes, child: bytes };
+        self.value.limit = bytes;
     }
 
     /// Ends the text.
@@ -297,10 +298,9 @@ fn is_space(byte: u8) -> bool {
 }
 
 /// A key or value that may arrive in several chunks.
+#[derive(Default)]
 struct Token {
     limit: usize,
-    /// The limit for what is held of a token that is not complete.
-    hold_at_most: usize,
     /// The bytes so far; none if there are too many.
     held: Vec<u8>,
     too_large: bool,
@@ -311,22 +311,10 @@ struct Token {
 }
 
 impl Token {
-    fn new() -> Self {
-        Self {
-            limit: 0,
-            hold_at_most: usize::MAX,
-            held: vec![],
-            too_large: false,
-            depth: 0,
-            in_text: false,
-            escaped: false,
-        }
-    }
-
     fn start(&mut self, limit: usize) {
         let mut held = std::mem::take(&mut self.held);
         held.clear();
-        *self = Self { limit, held, hold_at_most: self.hold_at_most, ..Self::new() };
+        *self = Self { limit, held, ..Self::default() };
     }
 
     fn release(&mut self) {
@@ -373,7 +361,7 @@ impl Token {
     /// Holds the next bytes, unless they are too many.
     fn hold(&mut self, bytes: &[u8]) {
         let all = self.held.len() + bytes.len();
-        self.too_large |= self.limit.min(self.hold_at_most) < all;
+        self.too_large |= self.limit < all;
         if self.too_large {
             self.held = vec![];
             return;

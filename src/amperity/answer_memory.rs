@@ -8,8 +8,8 @@ use std::{
 
 use crate::amperity::endpoint::BudgetKey;
 
-/// The memory for all answers at once, in bytes. Until its outcome is stored, a part of it is copied into the new
-/// status, the request that stores it, and the response: the whole takes up to six times as much.
+/// The memory for all answers at once, in bytes. Until the outcome of an answer is stored, its parts are copied into the
+/// new status, into the request that stores it, and into the response: all copies take up to six times as much.
 const CAPACITY: usize = 8 * 1024 * 1024;
 
 /// The part of an answer that is not counted, in bytes, so that a usual run is complete even if nothing is free.
@@ -17,8 +17,8 @@ const UNCOUNTED: usize = 16 * 1024;
 
 /// The memory that all answers together may take, except a small part of each.
 ///
-/// One tenant may take at most as much as it then leaves free. Thus there is something left for others, without any
-/// limit being set for each tenant.
+/// No tenant takes more than it leaves free. Thus the first tenant takes at most half, the second one at most half of the
+/// rest, and so on: each of them leaves something for the next one.
 #[derive(Clone)]
 pub struct AnswerMemory(Arc<Mutex<Taken>>);
 
@@ -64,7 +64,10 @@ impl AnswerMemory {
             return false;
         }
         taken.free -= bytes;
-        taken.by_tenant.insert(tenant.clone(), own);
+        match taken.by_tenant.get_mut(tenant) {
+            Some(known) => *known = own,
+            None => drop(taken.by_tenant.insert(tenant.clone(), own)),
+        }
         true
     }
 

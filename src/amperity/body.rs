@@ -75,7 +75,8 @@ impl BodyDecoder {
         self.share_value(0);
     }
 
-    /// Takes or returns memory for the incomplete value after so many more bytes.
+    /// Takes or returns memory, so that there is enough for the incomplete value and this number of further bytes. If
+    /// there is not enough, the limit for values stays as it is.
     fn share_value(&mut self, more: usize) {
         let needed = (self.splitter.held() + more).next_power_of_two().min(MAX_VALUE_BYTES);
         let needed = needed.saturating_sub(UNCOUNTED_VALUE_BYTES);
@@ -85,7 +86,7 @@ impl BodyDecoder {
         } else if self.share.take(needed - self.value_share) {
             self.value_share = needed;
         }
-        self.splitter.hold_at_most(UNCOUNTED_VALUE_BYTES + self.value_share);
+        self.splitter.limit_values(UNCOUNTED_VALUE_BYTES + self.value_share);
     }
 
     /// Returns the decoded body.
@@ -238,6 +239,24 @@ mod tests {
         assert!(failed.iter().all(|state| state == "failed"), "{kept:?}");
         assert!(!succeeded.is_empty() && succeeded.iter().all(|state| state == "succeeded"), "{kept:?}");
         assert_eq!(kept.len() + run.tasks_omitted, 40);
+    }
+
+    #[test]
+    fn without_free_memory_tasks_give_way_to_the_error_and_the_details() {
+        let memory = AnswerMemory::new(0);
+        let tasks = [vec![task("succeeded", 1000); 4], vec![task("failed", 1000); 4]].concat();
+        let body = format!(
+            r#"{{"task_instances":[{}],"error":{{"message":"{}"}},"name":"{}","id":"wf-1","state":"x"}}"#,
+            tasks.join(","),
+            "m".repeat(4000),
+            "n".repeat(4000)
+        );
+        let run = decoded(&memory, &body).run.unwrap();
+        assert_eq!(run.error.unwrap().message.map(|text| text.len()), Some(4000));
+        assert_eq!(run.details.name.map(|text| text.len()), Some(4000));
+        let kept: Vec<_> = run.tasks.unwrap().into_iter().map(|task| task.state.unwrap()).collect();
+        assert!(!kept.is_empty() && kept.iter().all(|state| state == "failed"), "{kept:?}");
+        assert_eq!(kept.len() + run.tasks_omitted, 8);
     }
 
     #[test]

@@ -71,22 +71,7 @@ impl BodyFields {
                     Ok(())
                 })
             }
-            Part::Item { field: "task_instances", value } => {
-                let is_other = value.json().is_some_and(|json| !json.starts_with(b"{"));
-                match self.tasks.as_mut().filter(|_| !is_other) {
-                    Some(tasks) if !tasks.is_full() => match part(value, Object(PhantomData))?.flatten() {
-                        Some(task) => tasks.add(task, share),
-                        None => tasks.omit(),
-                    },
-                    // What is not kept anyway is not decoded.
-                    Some(tasks) => {
-                        check(value)?;
-                        tasks.omit();
-                    }
-                    None => check(value)?,
-                }
-                Ok(())
-            }
+            Part::Item { field: "task_instances", value } => self.add_task(value, share),
             Part::Member { field: "error", key, value } => {
                 let before = self.memory();
                 let ErrorValue::Object(error) = &mut self.error else { return Err(Malformed) };
@@ -99,6 +84,24 @@ impl BodyFields {
             Part::Item { field: _, value } => check(value),
             Part::Member { field: _, key, value } => check(key).and_then(|()| check(value)),
         }
+    }
+
+    /// Decodes an item of the tasks. One that is not an object is no task.
+    fn add_task(&mut self, item: Piece<'_>, share: &mut Share) -> Result<(), Malformed> {
+        let is_other = item.json().is_some_and(|json| !json.starts_with(b"{"));
+        match self.tasks.as_mut().filter(|_| !is_other) {
+            Some(tasks) if !tasks.is_full() => match part(item, Object(PhantomData))?.flatten() {
+                Some(task) => tasks.add(task, share),
+                None => tasks.omit(),
+            },
+            // What is not kept anyway is not decoded.
+            Some(tasks) => {
+                check(item)?;
+                tasks.omit();
+            }
+            None => check(item)?,
+        }
+        Ok(())
     }
 
     /// Returns the body with these fields. A run keeps `memory`, the share of the answer.
@@ -136,8 +139,8 @@ impl BodyFields {
         self.tasks.as_ref().map_or(0, TaskSelection::memory)
     }
 
-    /// Returns the memory that the error and the details take. The other fields are always kept: the class of an answer
-    /// depends on them. Those are five texts.
+    /// Returns the memory that the error and the details take. The other fields, five texts and a number, are always kept:
+    /// the class of an answer depends on them.
     fn memory(&self) -> usize {
         let error = match &self.error {
             ErrorValue::Object(error) => error_memory(error),
@@ -146,7 +149,8 @@ impl BodyFields {
         error + details_memory(&self.details)
     }
 
-    /// Takes the memory for what was added since the fields took `before` bytes, or removes it again.
+    /// Takes the memory for what was added since the fields took `before` bytes. If it is not free, tasks are omitted; if
+    /// that is not enough, the addition is removed. Omitted tasks are counted, and an absent field is not.
     fn share_memory(
         &mut self,
         before: usize,
@@ -154,11 +158,14 @@ impl BodyFields {
         remove: impl FnOnce(&mut Self) -> Result<(), Malformed>,
     ) -> Result<(), Malformed> {
         let now = self.memory();
-        if before < now && !share.take(now - before) {
+        let Some(more @ 1..) = now.checked_sub(before) else {
+            share.put_back(before.saturating_sub(now));
+            return Ok(());
+        };
+        while !share.could_take(more) && self.tasks.as_mut().is_some_and(|tasks| tasks.omit_last(share)) {}
+        if !share.take(more) {
             remove(self)?;
             share.put_back(before.saturating_sub(self.memory()));
-        } else {
-            share.put_back(before.saturating_sub(now));
         }
         Ok(())
     }

@@ -146,17 +146,15 @@ impl Amperity {
         each: impl FnMut(&[u8]),
     ) -> (Result<Reply, Failure>, Option<Instant>) {
         let slot = Arc::new(slot);
-        let decoder = BodyDecoder::new(self.memory.share(endpoint.budget_key()));
-        let result = self.exchange(request, slot.clone(), fence, decoder, each).await;
+        let result = self.exchange(request, endpoint, (slot.clone(), fence), each).await;
         (result, slot.sent_at())
     }
 
     async fn exchange(
         &self,
         request: Request,
-        slot: Arc<Slot>,
-        fence: Option<Fence>,
-        mut decoder: BodyDecoder,
+        endpoint: &Endpoint,
+        (slot, fence): (Arc<Slot>, Option<Fence>),
         mut each: impl FnMut(&[u8]),
     ) -> Result<Reply, Failure> {
         let limit = self.request_timeout;
@@ -164,6 +162,7 @@ impl Amperity {
         let (head, response) =
             transport::send(&self.transport, request, (slot.clone(), fence), limit, decode_head).await?;
         let deadline = slot.sent_at().unwrap_or_else(Instant::now) + limit;
+        let mut decoder = BodyDecoder::new(self.memory.share(endpoint.budget_key()));
         let read = transport::read_body(response, deadline, |chunk| {
             decoder.push(chunk);
             each(chunk);

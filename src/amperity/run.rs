@@ -286,6 +286,11 @@ impl TaskSelection {
         self.important.memory + self.successful.memory
     }
 
+    /// Omits the last task that was kept, but first the successful ones. Returns false if no task is kept.
+    pub fn omit_last(&mut self, share: &mut Share) -> bool {
+        self.successful.pop(share) || self.important.pop(share)
+    }
+
     /// Returns true if no other task is kept, whatever it contains.
     pub fn is_full(&self) -> bool {
         self.important.full && self.successful.full

@@ -193,13 +193,13 @@ async fn execute(transport: &Transport, request: Request, admission: Arc<Admissi
     }
 }
 
-/// Reads the body of a response, and calls `each` with each chunk. The headers are dropped before, since they may be
-/// large and the body slow.
+/// Reads the body of a response, and calls `each` with each chunk. First drops the headers: they may be large, and the
+/// body slow.
 ///
 /// # Errors
 /// If the body is not complete at `deadline`, or larger than 8 MiB.
 pub async fn read_body(mut response: Response, deadline: Instant, mut each: impl FnMut(&[u8])) -> Result<(), Failure> {
-    response.headers_mut().clear();
+    drop(std::mem::take(response.headers_mut()));
     let mut size = 0;
     let read = async {
         while let Some(chunk) = response.chunk().await.map_err(|error| failure(&error, true))? {
