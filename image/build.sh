@@ -37,10 +37,11 @@ else
   cat -- "$@" >"$root/etc/ssl/certs/ca-certificates.crt"
 fi
 
-# Keep in sync with the Dockerfile.
+# Keep in sync with the Dockerfile. The variable is for glibc: buffers of this size or more are returned to the system when they
+# are freed.
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 revision=$(git rev-parse HEAD 2>/dev/null || printf unknown)
-config='{"User":"65532:65532","Entrypoint":["/workflow-run-stop-operator"],"WorkingDir":"/","Labels":{'
+config='{"User":"65532:65532","Env":["MALLOC_MMAP_THRESHOLD_=65536"],"Entrypoint":["/workflow-run-stop-operator"],"WorkingDir":"/","Labels":{'
 config+='"org.opencontainers.image.title":"workflow-run-stop-operator",'
 config+='"org.opencontainers.image.description":"A Kubernetes operator that stops Amperity workflow runs, once",'
 config+='"org.opencontainers.image.licenses":"Apache-2.0",'

@@ -10,7 +10,7 @@ use crate::amperity::endpoint::BudgetKey;
 
 /// The memory for all answers at once, in bytes. Until the outcome of an answer is stored, its parts are copied into the
 /// new status, into the request that stores it, and into the response: all copies take up to six times as much.
-const CAPACITY: usize = 8 * 1024 * 1024;
+const CAPACITY: usize = 6 * 1024 * 1024;
 
 /// The part of an answer that is not counted, in bytes, so that a usual run is complete even if nothing is free.
 const UNCOUNTED: usize = 16 * 1024;
