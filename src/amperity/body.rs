@@ -230,6 +230,13 @@ mod tests {
     }
 
     #[test]
+    fn the_largest_number_of_tasks_fits_into_the_memory_for_one_tenant() {
+        let body = run_with(r#""name":"n""#, &vec![r#"{"id":"wft-1","state":"failed","label":"x"}"#.to_owned(); 4000]);
+        let run = decoded(&AnswerMemory::default(), &body).run.unwrap();
+        assert_eq!((run.tasks.unwrap().len(), run.tasks_omitted), (3200, 800), "as many as fit into a status");
+    }
+
+    #[test]
     fn important_tasks_take_the_memory_of_successful_ones() {
         let memory = AnswerMemory::new(100_000);
         let tasks = [vec![task("succeeded", 2000); 30], vec![task("failed", 2000); 10]].concat();

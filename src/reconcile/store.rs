@@ -198,7 +198,7 @@ impl Store {
             let status = Some(status(claim));
             return Ok(claimed(WorkflowRunStop { status, ..resource.clone() }));
         }
-        match self.write(resource, status(claim)).await {
+        match self.write(resource, &status(claim)).await {
             Ok(WriteResult::Stored(stored)) => Ok(claimed(*stored)),
             // A proxy on the way repeated the patch, and the second one was refused.
             Ok(WriteResult::Changed(stored)) if ours(&stored) => Ok(claimed(*stored)),
@@ -273,9 +273,11 @@ impl Store {
         resource: &WorkflowRunStop,
         status: WorkflowRunStopStatus,
     ) -> Result<WriteResult, StoreError> {
-        match self.write(resource, status.clone()).await {
+        match self.write(resource, &status).await {
             // Better a status without the details of the run than none.
-            Err(StoreError::Invalid(_)) if status.task_instances.is_some() => self.write(resource, status.bare()).await,
+            Err(StoreError::Invalid(_)) if status.task_instances.is_some() => {
+                self.write(resource, &status.bare()).await
+            }
             written => written,
         }
     }
@@ -290,15 +292,15 @@ impl Store {
         status: WorkflowRunStopStatus,
     ) -> Result<WriteResult, StoreError> {
         let _permit = permit(&self.announcements).await;
-        self.write(resource, status).await
+        self.write(resource, &status).await
     }
 
     async fn write(
         &self,
         resource: &WorkflowRunStop,
-        status: WorkflowRunStopStatus,
+        status: &WorkflowRunStopStatus,
     ) -> Result<WriteResult, StoreError> {
-        if resource.status.as_ref() == Some(&status) {
+        if resource.status.as_ref() == Some(status) {
             return Ok(WriteResult::Same);
         }
         let written = self.try_write(resource, status).await;
@@ -318,9 +320,9 @@ impl Store {
     async fn try_write(
         &self,
         resource: &WorkflowRunStop,
-        status: WorkflowRunStopStatus,
+        status: &WorkflowRunStopStatus,
     ) -> Result<WriteResult, StoreError> {
-        match self.patch(resource, &status, is_injected(Fault::ClaimWithoutVersion)).await {
+        match self.patch(resource, status, is_injected(Fault::ClaimWithoutVersion)).await {
             Ok(stored) => Ok(WriteResult::Stored(Box::new(stored))),
             Err(error) if is_refused(&error) => match self.read(resource).await? {
                 None => Ok(WriteResult::Gone),
