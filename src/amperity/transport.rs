@@ -17,7 +17,7 @@ use std::{
 use futures::{FutureExt, future::BoxFuture};
 use reqwest::{Certificate, Request, Response, header::HeaderMap};
 use thiserror::Error;
-use tokio::task::coop::consume_budget;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tower::{BoxError, timeout::TimeoutLayer, util::AndThenLayer};
 use workflow_run_stop_common::error::{causes, root_cause};
@@ -31,6 +31,9 @@ use crate::fault_injection::{Fault, is_injected};
 
 /// The largest body that is read, after decompression.
 const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
+
+/// The largest part of a body that is processed before other tasks get their turn, in bytes.
+const PART_BYTES: usize = 16 * 1024;
 
 /// The timeout for connecting, TLS included; shorter than the validity of a claim.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -193,7 +196,7 @@ async fn execute(transport: &Transport, request: Request, admission: Arc<Admissi
     }
 }
 
-/// Reads the body of a response, and calls `each` with each chunk. First drops the headers: they may be large, and the
+/// Reads the body of a response, and calls `each` with each part of it. Other tasks run between two parts. First drops the headers: they may be large, and the
 /// body slow.
 ///
 /// # Errors
@@ -207,9 +210,12 @@ pub async fn read_body(mut response: Response, deadline: Instant, mut each: impl
             if MAX_BODY_BYTES < size {
                 return Err(Failure::NoAnswer(format!("the answer is larger than {MAX_BODY_BYTES} bytes")));
             }
-            each(&chunk);
-            // A compressed body may have everything in memory; other requests must not be late because of it.
-            consume_budget().await;
+            for part in chunk.chunks(PART_BYTES) {
+                each(part);
+                // Much of a body, or all of it if it is compressed, may be in memory already. Other tasks must not be
+                // late because of it.
+                yield_now().await;
+            }
         }
         Ok(())
     };
@@ -257,4 +263,33 @@ fn extra_certificates() -> Result<Vec<Certificate>, BuildError> {
 fn certificates(bundle: &Path) -> Option<Vec<Certificate>> {
     let certificates = Certificate::from_pem_bundle(&std::fs::read(bundle).ok()?).ok()?;
     (!certificates.is_empty()).then_some(certificates)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[tokio::test]
+    async fn other_tasks_get_their_turn_while_a_large_body_is_read() {
+        let turns = Arc::new(AtomicUsize::new(0));
+        let counted = turns.clone();
+        let other = tokio::spawn(async move {
+            loop {
+                counted.fetch_add(1, Ordering::SeqCst);
+                yield_now().await;
+            }
+        });
+        let response = Response::from(http::Response::new(vec![b' '; MAX_BODY_BYTES]));
+        let (mut parts, mut bytes) = (0, 0);
+        let each = |part: &[u8]| {
+            assert!(part.len() <= PART_BYTES);
+            assert!(parts <= turns.load(Ordering::SeqCst), "a turn after each part");
+            parts += 1;
+            bytes += part.len();
+        };
+        read_body(response, Instant::now() + Duration::from_secs(60), each).await.unwrap();
+        assert_eq!(bytes, MAX_BODY_BYTES);
+        other.abort();
+    }
 }
