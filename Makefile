@@ -63,9 +63,10 @@ mutants: tools ## Lists changes of the core that no test detects: takes hours, o
 	    $$(printf -- '--cargo-arg=%s ' $$tests) || case $$? in 2 | 3) ;; *) exit 1 ;; esac; \
 	done
 
-bench: tools control-plane ## Measures latency, rate and memory
+bench: tools control-plane ## Measures latency, rate and memory, also with SCALE=1000,10000,100000 waiting stops (CASES=one,many,finished)
 	cargo bench --locked --bench operator
 	cargo bench --locked --bench answers
+	cargo bench --locked --bench scale
 
 soak: tools control-plane ## Runs the operator under load and faults: MINUTES=30; SEED=17 repeats the same faults
 	cargo bench --locked --bench soak

@@ -1,0 +1,119 @@
+//! Owns one process of the operator: its start, its health, and what it uses of memory and CPU.
+//! Never judges what it measures.
+
+use std::{
+    fs::{self, File},
+    net::TcpListener,
+    path::Path,
+    process::Stdio,
+    time::Duration,
+};
+
+use lab::{control_plane::ControlPlane, simulator::Simulator};
+use tokio::{
+    process::{Child, Command},
+    time::{Instant, sleep},
+};
+
+use crate::cgroup::Cgroup;
+
+/// The time within which the list must have ended.
+const READY_WITHIN: Duration = Duration::from_secs(300);
+
+/// The clock ticks of `/proc/PID/stat` in a second. Linux has the same on all common machines.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// A running operator, built with the release profile.
+pub struct Operator {
+    child: Child,
+    http: String,
+    /// The time of its start.
+    pub started: Instant,
+    /// Its memory limit, if it has one.
+    pub cgroup: Option<Cgroup>,
+}
+
+impl Operator {
+    /// Starts the operator for all namespaces, with the environment of the image: none.
+    pub fn start(cluster: &ControlPlane, amperity: &Simulator) -> Self {
+        let http = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let own = env!("CARGO_BIN_EXE_workflow-run-stop-operator");
+        let binary = std::env::var("OPERATOR").unwrap_or_else(|_| own.to_owned());
+        let cgroup = Cgroup::create();
+        let mut command = match &cgroup {
+            None => Command::new(binary),
+            Some(cgroup) => {
+                let mut shell = Command::new("/bin/sh");
+                shell.args(["-c", "echo $$ >\"$0\" && exec \"$@\""]).arg(cgroup.members()).arg(binary);
+                shell
+            }
+        };
+        let log = File::create(Path::new(env!("CARGO_TARGET_TMPDIR")).join("scale-operator.log")).unwrap();
+        command
+            .env_clear()
+            .env("KUBECONFIG", cluster.kubeconfig_path())
+            .args(["--amperity-base-url", &amperity.base_url(), "--http-addr", &http])
+            .stdin(Stdio::null())
+            .stdout(log)
+            .kill_on_drop(true);
+        // An allocator setting to compare.
+        for name in [
+            "MALLOC_ARENA_MAX",
+            "MALLOC_TRIM_THRESHOLD_",
+            "MALLOC_MMAP_THRESHOLD_",
+            "GLIBC_TUNABLES",
+            "TOKIO_WORKER_THREADS",
+        ] {
+            command.envs(std::env::var_os(name).map(|value| (name, value)));
+        }
+        let started = Instant::now();
+        Self { child: command.spawn().unwrap(), http, started, cgroup }
+    }
+
+    /// Waits until its first list has ended. Returns the time since its start.
+    pub async fn listed(&mut self) -> Duration {
+        while self.get("readyz").await.is_none() {
+            let exited = self.child.try_wait().unwrap();
+            assert!(exited.is_none(), "the operator exited while listing: {}", exited.unwrap_or_default());
+            assert!(self.started.elapsed() < READY_WITHIN, "the operator never became ready");
+            sleep(Duration::from_millis(100)).await;
+        }
+        self.started.elapsed()
+    }
+
+    /// Returns a size of its memory in MiB: `VmRSS`, or `VmHWM` for the peak.
+    pub fn mebibytes(&self, field: &str) -> f64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id().unwrap())).unwrap();
+        let line = status.lines().find(|line| line.starts_with(field)).expect("the operator runs");
+        line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
+    }
+
+    /// Returns the CPU time that it has used, in seconds.
+    pub fn cpu(&self) -> f64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id().unwrap())).unwrap();
+        // The name of the program, in parentheses, is the second field.
+        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+        let ticks = |field: usize| fields[field - 3].parse::<f64>().unwrap();
+        (ticks(14) + ticks(15)) / TICKS_PER_SECOND
+    }
+
+    /// Returns the sum of a metric over its labels, of those lines that contain this text.
+    pub async fn metric(&self, name: &str, labels: &str) -> f64 {
+        let text = self.get("metrics").await.unwrap_or_default();
+        let lines =
+            text.lines().filter_map(|line| line.strip_prefix("workflow_run_stop_operator_")?.strip_prefix(name));
+        let lines = lines.filter(|line| line.starts_with(['{', ' ']) && line.contains(labels));
+        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+
+    async fn get(&self, path: &str) -> Option<String> {
+        let url = format!("http://{}/{path}", self.http);
+        let request = reqwest::Client::new().get(url).timeout(Duration::from_secs(10));
+        request.send().await.ok()?.error_for_status().ok()?.text().await.ok()
+    }
+
+    /// Kills it.
+    pub async fn kill(mut self) {
+        self.child.kill().await.unwrap();
+    }
+}
