@@ -78,6 +78,10 @@ pub struct Flags {
     #[arg(long, env, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub requests_per_second: u32,
 
+    /// Highest number of unfinished stops of one namespace that are worked on at a time, the oldest first; 0 is no limit
+    #[arg(long, env, default_value_t = 0, value_name = "N")]
+    pub max_unfinished_per_namespace: usize,
+
     /// Timeout of one request to Amperity, from when it is written to the end of the response
     #[arg(long, env, default_value = "30s", value_name = "DURATION", value_parser = duration)]
     pub request_timeout: Duration,

@@ -26,7 +26,13 @@ pub mod json_stream;
 
 pub mod stored_object;
 
+pub mod bounded_map;
+
 pub mod clock;
+
+pub mod fair_share;
+
+pub mod turns;
 
 pub mod rng;
 

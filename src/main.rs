@@ -1,7 +1,7 @@
 //! Owns the start of the operator: crypto provider, flags, log, clock, signals and exit codes.
 //! Never holds logic.
 
-use std::{process::ExitCode, sync::Arc};
+use std::{num::NonZeroUsize, process::ExitCode, sync::Arc};
 
 use clap::Parser;
 use jiff::Timestamp;
@@ -61,6 +61,7 @@ fn run(flags: &Flags) -> ExitCode {
         endpoints,
         requests_per_second: flags.requests_per_second,
         settle_time: flags.settle_time,
+        max_unfinished_per_namespace: NonZeroUsize::new(flags.max_unfinished_per_namespace),
         namespaces: flags.watch.watch_namespaces.0.clone(),
         lease: flags
             .leader_elect

@@ -116,6 +116,8 @@ pub enum WaitsFor {
     Suspended,
     /// A slot of the tenant's rate limit.
     Budget,
+    /// Older resources of its namespace to finish, of which the operator works on a limited number.
+    NamespaceLimit,
     /// Usable credentials.
     Credentials,
     /// An endpoint that the operator may send to.
@@ -132,10 +134,11 @@ pub enum WaitsFor {
 
 impl WaitsFor {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::New,
         Self::Suspended,
         Self::Budget,
+        Self::NamespaceLimit,
         Self::Credentials,
         Self::Endpoint,
         Self::Answer,
@@ -150,6 +153,7 @@ impl WaitsFor {
             Self::New => "new",
             Self::Suspended => "suspended",
             Self::Budget => "budget",
+            Self::NamespaceLimit => "namespace_limit",
             Self::Credentials => "credentials",
             Self::Endpoint => "endpoint",
             Self::Answer => "answer",
@@ -250,6 +254,11 @@ reasons! {
     /// The request is queued for a slot of the tenant's rate limit.
     WaitingForBudget { waits_for: Budget, in_progress: true, routine: true, }
         "The request waits for a slot of the tenant's rate limit", "";
+    /// The namespace has more unfinished resources than the operator's `--max-unfinished-per-namespace`, and this one is
+    /// not among the oldest.
+    NamespaceLimit { waits_for: NamespaceLimit, in_progress: true, routine: true, }
+        "The namespace has more unfinished WorkflowRunStops than the operator works on at a time",
+        "It waits until older ones of the namespace have finished. Delete those that are no longer needed, or ask the operator's administrator to raise --max-unfinished-per-namespace.";
     /// The claim is stored, and the stop request is being sent.
     StopRequested { waits_for: New, in_progress: true, routine: true, no_effect: true, }
         "The stop request is being sent", "";

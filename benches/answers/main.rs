@@ -24,6 +24,7 @@ use workflow_run_stop_operator::amperity::{
     credentials::Token,
     endpoint::{AllowedHosts, Endpoints, RunId},
     purpose::Purpose,
+    wait_queue::Requester,
 };
 
 use hostile::KINDS;
@@ -88,7 +89,9 @@ async fn receive(base: &str, at_once: usize, tenants: usize) {
     let (endpoints, budget) = (Endpoints::new(base, AllowedHosts::parse("").unwrap()).unwrap(), Budget::new(1000));
     let read = async |run_id: &str, index: usize| {
         let endpoint = endpoints.of(&format!("t{}", index % tenants), None).unwrap();
-        let slot = budget.acquire(&endpoint.budget_key(), Purpose::Read, Timestamp::UNIX_EPOCH).await;
+        let slot = budget
+            .acquire(&endpoint.budget_key(), &Requester::new("bench", "s", Purpose::Read, Timestamp::UNIX_EPOCH))
+            .await;
         amperity.read(&endpoint, &RunId::parse(run_id).unwrap(), &Token::bearer("t").unwrap(), slot).await
     };
     read("wf-warm-up", 0).await;

@@ -1,30 +1,35 @@
 //! Owns the rate limit of each tenant: at most `per_second` requests in any sliding second. The documented limit is
 //! ten, see <https://docs.amperity.com/api/rate_limits.html>.
-//! Never sends a request, and never lets the queue of one tenant delay another tenant.
+//! Never sends a request, and never lets the queue of one tenant delay another tenant, or one namespace another.
 //!
 //! The API counts a request when it arrives, at an unknown time between its write and its response. So the second for
 //! which a request counts starts at its response, or at `IN_TRANSIT` after its write if the response takes longer.
 //!
 //! A slot is granted before its turn, because the claim and the connection take time, which must not lower the rate.
 //! The lead is the time that they took recently. After a 429, requests are also spaced evenly.
+//!
+//! Steps wait without a task: [`Budget::enqueue`] adds one, and [`Budget::next_step`] returns the next one that may start.
+//! What starts is bounded in all, so that connections and memory are, and each namespace gets a share of it.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
-use jiff::Timestamp;
 use tokio::{
-    sync::{Notify, SetOnce},
+    sync::{Notify, SetOnce, oneshot},
     time::{Instant, sleep_until},
 };
 
 use crate::amperity::{
+    budgets::{Budgets, Step, Waiter},
     endpoint::BudgetKey,
     purpose::Purpose,
-    tenant_budget::{Grant, QueuePosition, TenantBudget},
+    tenant_budget::{Granted, TenantBudget},
+    wait_queue::{Place, Requester},
 };
+use crate::clock::until;
 
 /// A snapshot of one budget, for the metrics.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,8 +47,38 @@ pub struct State {
 /// The budgets of all tenants.
 #[derive(Clone)]
 pub struct Budget {
-    tenants: Arc<Mutex<HashMap<BudgetKey, TenantBudget>>>,
+    state: Arc<Mutex<Budgets>>,
+    /// Notified when a slot may be granted earlier than expected.
+    due_earlier: Arc<Notify>,
+    /// Notified when steps may start.
+    started: Arc<Notify>,
     per_second: u32,
+}
+
+/// A step that may start.
+pub struct Started {
+    /// The id of the step.
+    pub id: u64,
+    /// The slot for its first request.
+    pub slot: Slot,
+    /// Held while the step is in flight.
+    pub permit: StepPermit,
+}
+
+/// The place of a step in the queue of a budget.
+#[derive(Clone, Copy, Debug)]
+pub struct QueuedStep {
+    place: Place,
+    id: u64,
+}
+
+/// The right of a step to be in flight.
+#[must_use]
+pub struct StepPermit {
+    budget: Budget,
+    namespace: Arc<str>,
+    key: BudgetKey,
+    weight: u8,
 }
 
 /// The right to send one request. Dropping an unused slot gives it back.
@@ -51,7 +86,7 @@ pub struct Budget {
 pub struct Slot {
     budget: Budget,
     key: BudgetKey,
-    id: u64,
+    requester: Requester,
     turn: Mutex<Turn>,
     sent_at: SetOnce<Instant>,
 }
@@ -59,7 +94,8 @@ pub struct Slot {
 /// The time at which a slot may be used.
 #[derive(Clone, Copy)]
 struct Turn {
-    at: Instant,
+    /// The id, by which the request counts.
+    id: u64,
     /// The start of the preparations: the claim and the connection.
     preparing_since: Instant,
 }
@@ -67,26 +103,73 @@ struct Turn {
 impl Budget {
     /// Creates budgets of `per_second` requests in any sliding second, for each tenant.
     pub fn new(per_second: u32) -> Self {
-        Self { tenants: Arc::default(), per_second: per_second.max(1) }
+        let per_second = per_second.max(1);
+        let state = Budgets::new(per_second);
+        let state = Arc::new(Mutex::new(state));
+        Self { state, due_earlier: Arc::default(), started: Arc::default(), per_second }
     }
 
-    /// Waits for a slot. Dropping the future leaves the queue. `created` is the time of the resource's creation.
-    pub async fn acquire(&self, key: &BudgetKey, purpose: Purpose, created: Timestamp) -> Slot {
-        let entry = self.enqueue(key, purpose, created);
+    /// Adds a step to the queue of a tenant. [`Self::next_step`] returns it when it may start.
+    pub fn enqueue(&self, key: &BudgetKey, requester: &Requester, step: Step) -> QueuedStep {
+        let place = self.update(key, |tenant| {
+            tenant.queue.push(requester, false, Waiter::Step { id: step.id, weight: step.weight })
+        });
+        QueuedStep { place, id: step.id }
+    }
+
+    /// Returns the key of a budget with the strings that all steps in its queue share.
+    pub fn shared_key(&self, key: &BudgetKey) -> BudgetKey {
+        self.lock().tenants.get_key_value(key).map_or(key, |(shared, _)| shared).clone()
+    }
+
+    /// Removes a step that no longer waits, or gives its slot back. Key and requester are those with which it was added.
+    pub fn leave(&self, key: &BudgetKey, requester: &Requester, queued: QueuedStep) {
+        let removed = self.update(key, |tenant| tenant.queue.remove(requester, false, queued.place).is_some());
+        if !removed {
+            self.change(|state| state.cancel_step(queued.id));
+        }
+    }
+
+    /// Waits for the next step that may start. Only one task may call it at a time.
+    pub async fn next_step(&self) -> Started {
         loop {
-            match self.with_tenant(key, |tenant| tenant.try_grant(&entry.position, Instant::now())) {
-                Grant::Slot { id, turn } => {
-                    let turn = Mutex::new(Turn { at: turn, preparing_since: Instant::now() });
-                    return Slot { budget: self.clone(), key: key.clone(), id, turn, sent_at: SetOnce::new() };
-                }
-                Grant::At(retry_at) => {
-                    tokio::select! {
-                        biased;
-                        () = sleep_until(retry_at) => {}
-                        () = entry.woken.notified() => {}
+            let (started, earlier) = (self.started.notified(), self.due_earlier.notified());
+            let (due, next) = self.change(|state| (state.grant_due(Instant::now()), state.next_step()));
+            if let Some((key, requester, granted, Step { id, weight })) = next {
+                let (namespace, budget) = (requester.namespace.clone(), self.clone());
+                let permit = StepPermit { budget, namespace, key: key.clone(), weight };
+                return Started { id, slot: Slot::new(self, key, requester, granted), permit };
+            }
+            tokio::select! {
+                biased;
+                () = started => {}
+                () = earlier => {}
+                () = until(due) => {}
+            }
+        }
+    }
+
+    /// Waits for a slot for a request of a step in flight, which goes before the steps that wait in its namespace.
+    /// Dropping the future leaves the queue.
+    pub async fn acquire(&self, key: &BudgetKey, requester: &Requester) -> Slot {
+        let (granted, waiting) = oneshot::channel();
+        let place = self.update(key, |tenant| tenant.queue.push(requester, true, Waiter::InFlight(granted)));
+        let mut entry = QueueEntry { budget: self, key, requester, place, waiting };
+        // Later, only its own tenant: there may be very many, and very many that wait.
+        self.change(|state| state.grant_due(Instant::now()));
+        loop {
+            let earlier = self.due_earlier.notified();
+            let due = self.change(|state| state.grant_due_of(key, Instant::now()));
+            tokio::select! {
+                biased;
+                granted = &mut entry.waiting => {
+                    // The budget keeps the sender until it grants the slot.
+                    if let Ok(granted) = granted {
+                        return Slot::new(self, key.clone(), requester.clone(), granted);
                     }
                 }
-                Grant::OnChange => entry.woken.notified().await,
+                () = earlier => {}
+                () = until(due) => {}
             }
         }
     }
@@ -94,21 +177,13 @@ impl Budget {
     /// Returns a snapshot of each budget. Idle ones may be missing.
     pub fn states(&self) -> Vec<State> {
         let now = Instant::now();
-        let tenants = self.lock();
-        let state = |(key, tenant): (&BudgetKey, &TenantBudget)| {
-            let mut waiting = BTreeMap::from(Purpose::ALL.map(|purpose| (purpose, 0)));
-            for purpose in tenant.waiting() {
-                *waiting.entry(purpose).or_default() += 1;
-            }
+        let state = self.lock();
+        let snapshot = |(key, tenant): (&BudgetKey, &TenantBudget<Waiter>)| {
             let closed_for = tenant.closure_end(now).map(|until| until - now);
+            let waiting = Purpose::ALL.map(|purpose| (purpose, tenant.queue.waiting(purpose))).into();
             State { tenant: key.tenant().to_owned(), rate: tenant.rate(now), closed_for, waiting }
         };
-        tenants.iter().map(state).collect()
-    }
-
-    /// Returns true if requests wait for a slot of this budget.
-    pub fn has_waiting_requests(&self, key: &BudgetKey) -> bool {
-        self.lock().get(key).is_some_and(|tenant| tenant.waiting().next().is_some())
+        state.tenants.iter().map(snapshot).collect()
     }
 
     /// Returns the limit for each tenant, in requests per second.
@@ -116,56 +191,78 @@ impl Budget {
         self.per_second
     }
 
-    fn enqueue(&self, key: &BudgetKey, purpose: Purpose, created: Timestamp) -> QueueEntry<'_> {
-        let woken = Arc::new(Notify::new());
-        let position = self.with_tenant(key, |tenant| tenant.enqueue(purpose, created, woken.clone()));
-        QueueEntry { budget: self, key: key.clone(), position, woken }
+    /// Records that the tenant accepted the credentials of a request, which then leave the share of unaccepted ones.
+    pub fn accept_credentials(&self, key: &BudgetKey, requester: &Requester) {
+        self.update(key, |tenant| tenant.queue.accept(&requester.namespace, &requester.secret));
     }
 
-    /// Accesses the budget of one tenant. A new one is created if needed; idle ones are then removed.
-    fn with_tenant<T>(&self, key: &BudgetKey, work: impl FnOnce(&mut TenantBudget) -> T) -> T {
-        let mut tenants = self.lock();
-        if !tenants.contains_key(key) {
-            let now = Instant::now();
-            tenants.retain(|_, tenant| !tenant.is_idle(now));
+    /// Records that the tenant refused the credentials of a request.
+    pub fn refuse_credentials(&self, key: &BudgetKey, requester: &Requester) {
+        self.update(key, |tenant| tenant.queue.refuse(&requester.namespace, &requester.secret));
+    }
+
+    /// Changes the budget of one tenant, and grants what may be granted then.
+    fn update<T>(&self, key: &BudgetKey, work: impl FnOnce(&mut TenantBudget<Waiter>) -> T) -> T {
+        self.change(|state| state.update(key, work))
+    }
+
+    /// Changes the state, and wakes those that may go on.
+    fn change<T>(&self, work: impl FnOnce(&mut Budgets) -> T) -> T {
+        let mut state = self.lock();
+        let result = work(&mut state);
+        if state.take_due_earlier() {
+            self.due_earlier.notify_waiters();
         }
-        let tenant = tenants.entry(key.clone()).or_insert_with(|| TenantBudget::new(self.per_second));
-        work(tenant)
+        if state.has_started() {
+            self.started.notify_one();
+        }
+        result
     }
 
-    /// Changes the budget of one tenant and wakes the first request in its queue.
-    fn update(&self, key: &BudgetKey, work: impl FnOnce(&mut TenantBudget)) {
-        let mut tenants = self.lock();
-        let Some(tenant) = tenants.get_mut(key) else { return };
-        work(tenant);
-        tenant.wake_first();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<BudgetKey, TenantBudget>> {
-        self.tenants.lock().expect("nothing panics while it holds this lock")
+    fn lock(&self) -> MutexGuard<'_, Budgets> {
+        self.state.lock().expect("nothing panics while it holds this lock")
     }
 }
 
-/// A request in the queue. Dropping it leaves the queue.
+/// A request of a step in flight in the queue. Dropping it leaves the queue, or gives the slot back.
 struct QueueEntry<'a> {
     budget: &'a Budget,
-    key: BudgetKey,
-    position: QueuePosition,
-    woken: Arc<Notify>,
+    key: &'a BudgetKey,
+    requester: &'a Requester,
+    place: Place,
+    waiting: oneshot::Receiver<Granted>,
 }
 
 impl Drop for QueueEntry<'_> {
     fn drop(&mut self) {
-        self.budget.update(&self.key, |tenant| tenant.leave_queue(&self.position));
+        self.waiting.close();
+        let unused = self.waiting.try_recv().ok();
+        self.budget.update(self.key, |tenant| {
+            tenant.queue.remove(self.requester, true, self.place);
+            if let Some(granted) = unused {
+                tenant.release(granted.id, true);
+            }
+        });
+    }
+}
+
+impl Drop for StepPermit {
+    fn drop(&mut self) {
+        self.budget.change(|state| state.end_step(&self.namespace, &self.key, self.weight));
     }
 }
 
 impl Slot {
+    fn new(budget: &Budget, key: BudgetKey, requester: Requester, granted: Granted) -> Self {
+        let turn = Turn { id: granted.id, preparing_since: Instant::now() };
+        Self { budget: budget.clone(), key, requester, turn: Mutex::new(turn), sent_at: SetOnce::new() }
+    }
+
     /// Waits until it is time to connect: the budget is open, and the turn is at most the lead away.
     pub async fn wait_until_near_turn(&self) {
         loop {
-            self.wait_while_closed().await;
-            let (turn, lead) = (self.lock_turn().at, self.with_tenant(|tenant| tenant.lead()));
+            let turn = self.turn().await;
+            let lead = self.with_tenant(|tenant| tenant.lead());
             let Some(wait) = (turn - lead).checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero()) else {
                 return;
             };
@@ -174,27 +271,29 @@ impl Slot {
         }
     }
 
-    /// Waits while a 429 closes the budget, and then takes a new turn: requests that waited for the same end of a
-    /// closure are not sent all at once.
-    async fn wait_while_closed(&self) {
-        while let Some(until) = self.with_tenant(|tenant| tenant.closure_end(Instant::now())) {
-            sleep_until(until).await;
-            let at = self.with_tenant(|tenant| tenant.retake_turn(Instant::now()));
-            *self.lock_turn() = Turn { at, preparing_since: Instant::now() };
-        }
-    }
-
     /// Waits for the turn. To be called when all preparations are done: their duration adjusts the lead.
     pub async fn wait_for_turn(&self) {
         let took = self.lock_turn().preparing_since.elapsed();
         self.with_tenant(|tenant| tenant.learn_lead(took));
         loop {
-            let turn = self.lock_turn().at;
-            sleep_until(turn).await;
-            self.wait_while_closed().await;
-            if self.lock_turn().at == turn {
+            let turn = self.turn().await;
+            if turn <= Instant::now() {
                 return;
             }
+            sleep_until(turn).await;
+        }
+    }
+
+    /// Returns the turn. If the slot has lapsed, or a 429 closed the budget, waits for another one in its place.
+    async fn turn(&self) -> Instant {
+        loop {
+            let id = self.lock_turn().id;
+            if let Some(turn) = self.with_tenant(|tenant| tenant.turn(id, Instant::now())) {
+                return turn;
+            }
+            let mut other = self.budget.acquire(&self.key, &self.requester).await;
+            // The other one is dropped with the id of this one, and gives that back.
+            std::mem::swap(&mut *self.lock_turn(), other.turn.get_mut().expect("nothing panics with this lock"));
         }
     }
 
@@ -202,15 +301,16 @@ impl Slot {
         self.turn.lock().expect("nothing panics while it holds this lock")
     }
 
-    fn with_tenant<T>(&self, work: impl FnOnce(&mut TenantBudget) -> T) -> T {
-        self.budget.with_tenant(&self.key, work)
+    fn with_tenant<T>(&self, work: impl FnOnce(&mut TenantBudget<Waiter>) -> T) -> T {
+        self.budget.update(&self.key, work)
     }
 
     /// Records that the request is written now.
     pub fn mark_sent(&self) {
         let now = Instant::now();
         if self.sent_at.set(now).is_ok() {
-            self.budget.update(&self.key, |tenant| tenant.record_sent(self.id, now));
+            let id = self.lock_turn().id;
+            self.with_tenant(|tenant| tenant.record_sent(id, now));
         }
     }
 
@@ -227,42 +327,59 @@ impl Slot {
     /// Records a 429: it closes the budget for all requests of the tenant. Returns the time until it reopens.
     pub fn record_rate_limited(&self, retry_after: Option<Duration>) -> Duration {
         let Some(sent_at) = self.sent_at() else { return Duration::ZERO };
-        self.budget.update(&self.key, |tenant| tenant.record_rate_limited(self.id, sent_at, retry_after));
-        let now = Instant::now();
-        self.with_tenant(|tenant| tenant.closure_end(now)).map(|until| until - now).unwrap_or_default()
+        let id = self.lock_turn().id;
+        self.with_tenant(|tenant| {
+            let now = Instant::now();
+            tenant.record_rate_limited(id, sent_at, now, retry_after);
+            tenant.closure_end(now).map(|until| until - now).unwrap_or_default()
+        })
     }
 
     /// Records a response other than 429.
     pub fn record_answered(&self) {
         let Some(sent_at) = self.sent_at() else { return };
-        self.budget.update(&self.key, |tenant| tenant.record_answered(self.id, sent_at));
+        let id = self.lock_turn().id;
+        self.with_tenant(|tenant| tenant.record_answered(id, sent_at, Instant::now()));
+    }
+
+    /// Returns the key of the budget.
+    pub fn key(&self) -> &BudgetKey {
+        &self.key
+    }
+
+    /// Returns the requester.
+    pub fn requester(&self) -> &Requester {
+        &self.requester
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
         let unused = self.sent_at().is_none();
-        self.budget.update(&self.key, |tenant| tenant.release(self.id, unused));
+        let id = self.lock_turn().id;
+        self.with_tenant(|tenant| tenant.release(id, unused));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::amperity::budgets::{IDLE_CHECK, STEPS};
     use crate::amperity::endpoint::{AllowedHosts, Endpoints};
-    use crate::amperity::tenant_budget::{IN_TRANSIT, MAX_LEAD, MIN_LEAD, WINDOW};
+    use crate::amperity::tenant_budget::{IN_TRANSIT, LAPSE, MAX_LEAD, MIN_LEAD, WINDOW};
 
     fn key(tenant: &str) -> BudgetKey {
         let endpoints = Endpoints::new("https://app.amperity.com/api", AllowedHosts::parse("").unwrap()).unwrap();
         endpoints.of(tenant, None).unwrap().budget_key()
     }
 
-    fn created(second: i64) -> Timestamp {
-        Timestamp::from_second(second).unwrap()
+    /// Returns the requester for a resource that was created in this second.
+    fn requester(purpose: Purpose, second: i64) -> Requester {
+        Requester { namespace: "n".into(), secret: "s".into(), created: second, purpose }
     }
 
     async fn send(budget: &Budget, tenant: &str, latency: Duration) -> Instant {
-        let slot = budget.acquire(&key(tenant), Purpose::Stop, created(0)).await;
+        let slot = budget.acquire(&key(tenant), &requester(Purpose::Stop, 0)).await;
         slot.wait_for_turn().await;
         slot.mark_sent();
         let sent = Instant::now();
@@ -321,7 +438,7 @@ mod tests {
             .map(|(purpose, second)| {
                 let (budget, order) = (budget.clone(), order.clone());
                 tokio::spawn(async move {
-                    let slot = budget.acquire(&key("a"), purpose, created(second)).await;
+                    let slot = budget.acquire(&key("a"), &requester(purpose, second)).await;
                     slot.wait_for_turn().await;
                     slot.mark_sent();
                     order.lock().unwrap().push((purpose, second));
@@ -332,7 +449,7 @@ mod tests {
             task.await.unwrap();
         }
         let expected =
-            [(Purpose::Token, 20), (Purpose::Stop, 3), (Purpose::Stop, 9), (Purpose::Read, 0), (Purpose::Read, 1)];
+            [(Purpose::Token, 20), (Purpose::Stop, 3), (Purpose::Stop, 9), (Purpose::Read, 1), (Purpose::Read, 0)];
         assert_eq!(*order.lock().unwrap(), expected);
     }
 
@@ -340,7 +457,7 @@ mod tests {
     async fn an_unused_slot_is_given_back() {
         let budget = Budget::new(1);
         let start = Instant::now();
-        drop(budget.acquire(&key("a"), Purpose::Stop, created(0)).await);
+        drop(budget.acquire(&key("a"), &requester(Purpose::Stop, 0)).await);
         send(&budget, "a", Duration::ZERO).await;
         assert_eq!(Instant::now(), start);
     }
@@ -350,10 +467,10 @@ mod tests {
         let budget = Budget::new(1);
         send(&budget, "a", Duration::ZERO).await;
         let start = Instant::now();
-        let mut first = Box::pin(async { budget.acquire(&key("a"), Purpose::Stop, created(0)).await });
+        let mut first = Box::pin(async { budget.acquire(&key("a"), &requester(Purpose::Stop, 0)).await });
         let second = tokio::spawn({
             let budget = budget.clone();
-            async move { budget.acquire(&key("a"), Purpose::Stop, created(1)).await.wait_for_turn().await }
+            async move { budget.acquire(&key("a"), &requester(Purpose::Stop, 1)).await.wait_for_turn().await }
         });
         assert!(futures::poll!(first.as_mut()).is_pending());
         tokio::task::yield_now().await;
@@ -367,8 +484,8 @@ mod tests {
         let budget = Budget::new(10);
         let start = Instant::now();
         let slots = [
-            budget.acquire(&key("a"), Purpose::Stop, created(0)).await,
-            budget.acquire(&key("a"), Purpose::Stop, created(0)).await,
+            budget.acquire(&key("a"), &requester(Purpose::Stop, 0)).await,
+            budget.acquire(&key("a"), &requester(Purpose::Stop, 0)).await,
         ];
         slots.iter().for_each(Slot::mark_sent);
         assert_eq!(slots[0].record_rate_limited(Some(Duration::from_secs(7))), Duration::from_secs(7));
@@ -388,9 +505,9 @@ mod tests {
         let budget = Budget::new(1);
         send(&budget, "a", Duration::ZERO).await;
         let start = Instant::now();
-        let slot = budget.acquire(&key("a"), Purpose::Stop, created(0)).await;
+        let slot = budget.acquire(&key("a"), &requester(Purpose::Stop, 0)).await;
         assert_eq!(start.elapsed(), Duration::from_secs(1) - MIN_LEAD);
-        budget.with_tenant(&key("a"), |tenant| tenant.close(Instant::now(), Some(Duration::from_secs(3))));
+        budget.update(&key("a"), |tenant| tenant.close(Instant::now(), Instant::now(), Some(Duration::from_secs(3))));
         slot.wait_for_turn().await;
         assert_eq!(start.elapsed(), Duration::from_secs(4) - MIN_LEAD);
     }
@@ -403,7 +520,7 @@ mod tests {
             .map(|_| {
                 let budget = budget.clone();
                 tokio::spawn(async move {
-                    let slot = budget.acquire(&key("a"), Purpose::Stop, created(0)).await;
+                    let slot = budget.acquire(&key("a"), &requester(Purpose::Stop, 0)).await;
                     // The claim and the connection.
                     tokio::time::sleep(Duration::from_millis(400)).await;
                     slot.wait_for_turn().await;
@@ -432,12 +549,13 @@ mod tests {
         for tenant in ["a", "b", "c"] {
             send(&budget, tenant, Duration::ZERO).await;
         }
-        let slot = budget.acquire(&key("limited"), Purpose::Stop, created(0)).await;
+        let slot = budget.acquire(&key("limited"), &requester(Purpose::Stop, 0)).await;
         slot.mark_sent();
         slot.record_rate_limited(None);
-        tokio::time::sleep(Duration::from_secs(2)).await;
+        drop(slot);
+        tokio::time::sleep(IDLE_CHECK * 2).await;
         send(&budget, "d", Duration::ZERO).await;
-        let mut known: Vec<_> = budget.lock().keys().cloned().collect();
+        let mut known: Vec<_> = budget.lock().tenants.keys().cloned().collect();
         known.sort_by_key(|known| format!("{known:?}"));
         assert_eq!(known, [key("d"), key("limited")], "a budget with a lowered rate stays");
     }
@@ -447,7 +565,7 @@ mod tests {
         let budget = Budget::new(10);
         let mut slots = vec![];
         for _ in 0..10 {
-            let slot = budget.acquire(&key("a"), Purpose::Stop, created(0)).await;
+            let slot = budget.acquire(&key("a"), &requester(Purpose::Stop, 0)).await;
             slot.mark_sent();
             slots.push(slot);
         }
@@ -465,9 +583,9 @@ mod tests {
         let budget = Budget::new(10);
         let mut delayed = vec![];
         for _ in 0..5 {
-            delayed.push(budget.acquire(&key("a"), Purpose::Stop, created(0)).await);
+            delayed.push(budget.acquire(&key("a"), &requester(Purpose::Stop, 0)).await);
         }
-        let slot = budget.acquire(&key("a"), Purpose::Stop, created(0)).await;
+        let slot = budget.acquire(&key("a"), &requester(Purpose::Stop, 0)).await;
         slot.mark_sent();
         slot.record_rate_limited(Some(Duration::from_secs(1)));
         let start = Instant::now();
@@ -490,8 +608,8 @@ mod tests {
     async fn a_late_429_of_an_older_request_does_not_double_the_closure() {
         let budget = Budget::new(10);
         let (late, first) = (
-            budget.acquire(&key("a"), Purpose::Stop, created(0)).await,
-            budget.acquire(&key("a"), Purpose::Stop, created(0)).await,
+            budget.acquire(&key("a"), &requester(Purpose::Stop, 0)).await,
+            budget.acquire(&key("a"), &requester(Purpose::Stop, 0)).await,
         );
         late.mark_sent();
         first.mark_sent();
@@ -509,12 +627,12 @@ mod tests {
         let budget = Budget::new(10);
         let mut closures = vec![];
         for _ in 0..9 {
-            let slot = budget.acquire(&key("a"), Purpose::Stop, created(0)).await;
+            let slot = budget.acquire(&key("a"), &requester(Purpose::Stop, 0)).await;
             slot.mark_sent();
             let start = Instant::now();
             tokio::time::advance(Duration::from_millis(1)).await;
             slot.record_rate_limited(None);
-            drop(budget.acquire(&key("a"), Purpose::Stop, created(0)).await);
+            drop(budget.acquire(&key("a"), &requester(Purpose::Stop, 0)).await);
             closures.push(start.elapsed().as_secs_f64());
         }
         assert!((0.5..=1.1).contains(&closures[0]), "{closures:?}");
@@ -526,10 +644,10 @@ mod tests {
     async fn an_answer_ends_the_doubling_if_its_request_was_written_after_the_closure() {
         for (answered_later, doubled) in [(true, false), (false, true)] {
             let budget = Budget::new(10);
-            let early = budget.acquire(&key("a"), Purpose::Stop, created(0)).await;
+            let early = budget.acquire(&key("a"), &requester(Purpose::Stop, 0)).await;
             early.mark_sent();
             let limited = async || {
-                let slot = budget.acquire(&key("a"), Purpose::Stop, created(0)).await;
+                let slot = budget.acquire(&key("a"), &requester(Purpose::Stop, 0)).await;
                 slot.wait_for_turn().await;
                 slot.mark_sent();
                 tokio::time::advance(Duration::from_millis(1)).await;
@@ -552,16 +670,14 @@ mod tests {
         let budget = Budget::new(2);
         assert_eq!((budget.limit(), budget.states()), (2, vec![]));
         let slots = [
-            budget.acquire(&key("a"), Purpose::Stop, created(0)).await,
-            budget.acquire(&key("a"), Purpose::Stop, created(0)).await,
+            budget.acquire(&key("a"), &requester(Purpose::Stop, 0)).await,
+            budget.acquire(&key("a"), &requester(Purpose::Stop, 0)).await,
         ];
         let [State { rate, closed_for, .. }] = budget.states()[..] else { panic!("{:?}", budget.states()) };
         assert_eq!((rate, closed_for), (2.0, None));
-        assert!(!budget.has_waiting_requests(&key("a")) && !budget.has_waiting_requests(&key("b")));
         let (other, of) = (budget.clone(), key("a"));
-        let waits = tokio::spawn(async move { other.acquire(&of, Purpose::Read, created(0)).await });
+        let waits = tokio::spawn(async move { other.acquire(&of, &requester(Purpose::Read, 0)).await });
         tokio::task::yield_now().await;
-        assert!(budget.has_waiting_requests(&key("a")));
         slots[0].mark_sent();
         slots[0].record_rate_limited(Some(Duration::from_secs(7)));
         let [state] = &budget.states()[..] else { panic!("{:?}", budget.states()) };
@@ -575,29 +691,25 @@ mod tests {
     async fn a_budget_in_use_is_not_removed() {
         let budget = Budget::new(1);
         let is_there = |tenant: &str| budget.states().iter().any(|state| state.tenant == tenant);
-        // A new tenant removes idle budgets.
-        let used = budget.acquire(&key("slot"), Purpose::Stop, created(0)).await;
-        drop(budget.acquire(&key("x"), Purpose::Stop, created(0)).await);
+        let used = budget.acquire(&key("slot"), &requester(Purpose::Stop, 0)).await;
+        drop(budget.acquire(&key("x"), &requester(Purpose::Stop, 0)).await);
         assert!(is_there("slot"), "a slot is granted");
         used.mark_sent();
         drop(used);
-        drop(budget.acquire(&key("y"), Purpose::Stop, created(0)).await);
+        drop(budget.acquire(&key("y"), &requester(Purpose::Stop, 0)).await);
         assert!(is_there("slot"), "its request still counts");
-        tokio::time::advance(WINDOW + IN_TRANSIT - Duration::from_millis(1)).await;
-        drop(budget.acquire(&key("z"), Purpose::Stop, created(0)).await);
-        assert!(is_there("slot"), "its request counts until the window ends");
-        tokio::time::advance(Duration::from_millis(1)).await;
-        drop(budget.acquire(&key("w"), Purpose::Stop, created(0)).await);
+        tokio::time::advance(IDLE_CHECK).await;
+        drop(budget.acquire(&key("w"), &requester(Purpose::Stop, 0)).await);
         assert!(!is_there("slot"), "it is idle");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_slot_waits_for_its_turn_before_it_connects() {
         let budget = Budget::new(1);
-        let first = budget.acquire(&key("a"), Purpose::Stop, created(0)).await;
+        let first = budget.acquire(&key("a"), &requester(Purpose::Stop, 0)).await;
         first.mark_sent();
         first.record_answered();
-        let (start, second) = (Instant::now(), budget.acquire(&key("a"), Purpose::Stop, created(0)).await);
+        let (start, second) = (Instant::now(), budget.acquire(&key("a"), &requester(Purpose::Stop, 0)).await);
         second.wait_until_near_turn().await;
         let near = start.elapsed();
         assert!((WINDOW - MAX_LEAD..WINDOW).contains(&near) && WINDOW - MIN_LEAD * 2 <= near, "{near:?}");
@@ -606,5 +718,103 @@ mod tests {
         second.record_rate_limited(Some(Duration::from_secs(30)));
         second.wait_until_near_turn().await;
         assert!(start.elapsed() >= Duration::from_secs(30), "{:?}", start.elapsed());
+    }
+
+    /// Adds a step of a namespace with this id.
+    fn enqueue(budget: &Budget, namespace: &str, id: u64, weight: usize) -> QueuedStep {
+        let requester = Requester { namespace: namespace.into(), ..requester(Purpose::Stop, 0) };
+        budget.enqueue(&key("a"), &requester, Step { id, weight: weight.try_into().unwrap() })
+    }
+
+    /// Returns the steps that start at once.
+    async fn started(budget: &Budget) -> Vec<Started> {
+        let mut started = vec![];
+        while let Ok(step) = tokio::time::timeout(Duration::ZERO, budget.next_step()).await {
+            started.push(step);
+        }
+        started
+    }
+
+    fn ids(started: &[Started]) -> Vec<u64> {
+        started.iter().map(|step| step.id).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_namespace_leaves_steps_in_flight_to_others_and_to_its_own_other_tenants() {
+        let budget = Budget::new(10_000);
+        for id in 0..1000 {
+            enqueue(&budget, "hostile", id, 1);
+        }
+        let mut hostile = started(&budget).await;
+        assert_eq!(hostile.len(), STEPS / 3);
+        for id in 1000..2000 {
+            budget.enqueue(
+                &key("b"),
+                &Requester { namespace: "hostile".into(), ..requester(Purpose::Stop, 0) },
+                Step { id, weight: 1 },
+            );
+        }
+        hostile.extend(started(&budget).await);
+        assert!((STEPS * 2 / 5..=STEPS / 2).contains(&hostile.len()), "{}", hostile.len());
+        enqueue(&budget, "victim", 2000, 16);
+        assert_eq!(ids(&started(&budget).await), [2000]);
+        drop(hostile);
+        assert!(STEPS / 3 < started(&budget).await.len(), "those that were kept from starting start now");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_namespace_whose_requests_are_late_holds_no_slots_that_others_could_use() {
+        let budget = Budget::new(2);
+        for id in 0..4 {
+            enqueue(&budget, "slow", id, 1);
+        }
+        let slow = started(&budget).await;
+        assert_eq!(ids(&slow), [0, 1]);
+        enqueue(&budget, "b", 10, 1);
+        assert!(started(&budget).await.is_empty(), "both slots are granted");
+        tokio::time::advance(LAPSE).await;
+        assert_eq!(ids(&started(&budget).await), [10]);
+        tokio::time::advance(WINDOW * 10).await;
+        assert!(started(&budget).await.is_empty(), "no further one of the late namespace starts");
+        // A late request takes another slot when it is ready, and then the namespace goes on.
+        for step in slow {
+            step.slot.wait_for_turn().await;
+            step.slot.mark_sent();
+        }
+        tokio::time::advance(WINDOW * 2).await;
+        assert_eq!(ids(&started(&budget).await), [2, 3]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_of_a_step_starts_no_other_of_a_late_namespace() {
+        let budget = Budget::new(3);
+        for id in 0..600 {
+            enqueue(&budget, "slow", id, STEPS / 5);
+        }
+        let mut slow = started(&budget).await;
+        assert_eq!(ids(&slow), [0, 1], "a third one does not fit");
+        enqueue(&budget, "slow", 600, 1);
+        tokio::time::advance(LAPSE).await;
+        enqueue(&budget, "other", 700, 1);
+        let other = started(&budget).await;
+        assert_eq!(ids(&other), [700]);
+        drop(other);
+        assert!(started(&budget).await.is_empty(), "the namespace is late");
+        drop(slow.pop());
+        assert!(started(&budget).await.is_empty(), "its other request is late");
+        drop(slow);
+        assert_eq!(ids(&started(&budget).await), [2, 3]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_step_that_leaves_gives_back_what_it_got() {
+        let budget = Budget::new(1);
+        let a = Requester { namespace: "a".into(), ..requester(Purpose::Stop, 0) };
+        let first = enqueue(&budget, "a", 1, 1);
+        let second = enqueue(&budget, "a", 2, 1);
+        enqueue(&budget, "a", 3, 1);
+        budget.leave(&key("a"), &a, first);
+        budget.leave(&key("a"), &a, second);
+        assert_eq!(ids(&started(&budget).await), [3]);
     }
 }

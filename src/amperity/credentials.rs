@@ -18,6 +18,7 @@ use tokio::{
 };
 
 use crate::amperity::{endpoint::BudgetKey, purpose::Purpose};
+use crate::bounded_map::BoundedMap;
 use crate::fault_injection::{Fault, is_injected};
 use crate::rng;
 
@@ -30,6 +31,16 @@ const MAX_BACKOFF: Duration = Duration::from_secs(60);
 
 /// The time for which other requests wait while one request tries refused credentials again.
 const TRIAL_TIME: Duration = Duration::from_secs(5);
+
+/// The bound for all cached tokens, and the size of one of them besides its text, in bytes.
+const MAX_TOKENS: usize = 8 * 1024 * 1024;
+const TOKEN_OVERHEAD: usize = 512;
+
+/// The largest number of credentials whose refusals are remembered. Others are tried again without a backoff.
+const MOST_REFUSED: usize = 4096;
+
+/// The longest detail of a remembered refusal, in bytes.
+const MAX_DETAIL: usize = 256;
 
 /// The value of an `Authorization` header. `Debug` does not show it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -152,6 +163,8 @@ impl Credentials {
 /// The key of cached credentials: one version of one Secret, used for one tenant.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct CredentialsKey {
+    /// The namespace of the Secret.
+    pub namespace: Arc<str>,
     /// The Secret's uid and resource version: new content is a new key.
     pub secret: (String, String),
     /// The tenant and origin that it is used for.
@@ -162,11 +175,20 @@ pub struct CredentialsKey {
 #[derive(Clone, Default)]
 pub struct CredentialCache(Arc<Mutex<CacheState>>);
 
-#[derive(Default)]
 struct CacheState {
-    tokens: HashMap<CredentialsKey, (Token, Instant)>,
+    tokens: BoundedMap<CredentialsKey, (Token, Instant)>,
     fetch_locks: HashMap<CredentialsKey, Arc<AsyncMutex<()>>>,
-    refusals: HashMap<CredentialsKey, HashMap<Refused, RefusalRecord>>,
+    refusals: BoundedMap<CredentialsKey, HashMap<Refused, RefusalRecord>>,
+}
+
+impl Default for CacheState {
+    fn default() -> Self {
+        Self {
+            tokens: BoundedMap::new(MAX_TOKENS),
+            fetch_locks: HashMap::new(),
+            refusals: BoundedMap::new(MOST_REFUSED),
+        }
+    }
 }
 
 impl CacheState {
@@ -265,12 +287,13 @@ impl CredentialCache {
     pub fn store_token(&self, key: CredentialsKey, token: Token, lifetime: Duration) {
         let now = Instant::now();
         let mut state = self.lock();
-        state.tokens.retain(|_, (_, renew_at)| now < *renew_at);
+        state.tokens.retain(|(_, renew_at)| now < *renew_at);
         if let Some(records) = state.refusals.get_mut(&key) {
             records.remove(&Refused::Issuing);
         }
         let renew_at = now + (lifetime - RENEW_BEFORE_EXPIRY.min(lifetime / 10));
-        state.tokens.insert(key, (token, renew_at));
+        let (namespace, size) = (key.namespace.clone(), token.0.len() + TOKEN_OVERHEAD);
+        state.tokens.insert(&namespace, key, size, (token, renew_at));
     }
 
     /// Removes a token that was refused from the cache, so that a new one is fetched.
@@ -283,12 +306,20 @@ impl CredentialCache {
 
     /// Locks the fetching of a token: of all requests that need the same token, one fetches it.
     pub async fn lock_token_fetch(&self, key: &CredentialsKey) -> OwnedMutexGuard<()> {
-        let lock = {
-            let mut state = self.lock();
+        self.fetch_lock(key).lock_owned().await
+    }
+
+    /// Locks the fetching of a token, unless another request fetches it now.
+    pub fn try_lock_token_fetch(&self, key: &CredentialsKey) -> Option<OwnedMutexGuard<()>> {
+        self.fetch_lock(key).try_lock_owned().ok()
+    }
+
+    fn fetch_lock(&self, key: &CredentialsKey) -> Arc<AsyncMutex<()>> {
+        let mut state = self.lock();
+        if !state.fetch_locks.contains_key(key) {
             state.fetch_locks.retain(|_, lock| 1 < Arc::strong_count(lock));
-            state.fetch_locks.entry(key.clone()).or_default().clone()
-        };
-        lock.lock_owned().await
+        }
+        state.fetch_locks.entry(key.clone()).or_default().clone()
     }
 
     /// Permits the use of these credentials for one request. After the backoff of refused credentials, one request may
@@ -332,11 +363,14 @@ impl CredentialCache {
     ) {
         let now = Instant::now();
         let mut state = self.lock();
-        state.refusals.retain(|_, records| {
+        state.refusals.retain(|records| {
             records.retain(|_, record| now < record.until + MAX_BACKOFF * 10);
             !records.is_empty()
         });
-        let records = state.refusals.entry(key.clone()).or_default();
+        if state.refusals.get(key).is_none() {
+            state.refusals.insert(&key.namespace, key.clone(), 1, HashMap::new());
+        }
+        let Some(records) = state.refusals.get_mut(key) else { return };
         let count = match records.get(&refusal.refused()) {
             // This request was in flight already when another one was refused, so it says nothing new.
             Some(record) if issued_at < record.since => return,
@@ -345,7 +379,8 @@ impl CredentialCache {
         };
         let backoff = FIRST_BACKOFF.saturating_mul(1 << count.min(10)).min(MAX_BACKOFF);
         let until = now + backoff.mul_f64(rng::upper_half());
-        let record = RefusalRecord { count: count + 1, refusal, detail: detail.to_owned(), since: now, until };
+        let detail = detail[..detail.floor_char_boundary(MAX_DETAIL)].to_owned();
+        let record = RefusalRecord { count: count + 1, refusal, detail, since: now, until };
         records.insert(refusal.refused(), record);
     }
 
@@ -376,7 +411,7 @@ mod tests {
     fn key(version: &str) -> CredentialsKey {
         let endpoints = Endpoints::new("https://app.amperity.com/api", AllowedHosts::parse("").unwrap()).unwrap();
         let budget = endpoints.of("acme", None).unwrap().budget_key();
-        CredentialsKey { secret: ("uid".into(), version.into()), budget }
+        CredentialsKey { namespace: "ops".into(), secret: ("uid".into(), version.into()), budget }
     }
 
     #[test]

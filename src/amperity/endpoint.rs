@@ -1,6 +1,8 @@
 //! Owns the URLs of requests: base URL, `{tenant}`, the list of allowed hosts.
 //! Never resolves a name or opens a connection.
 
+use std::sync::Arc;
+
 use thiserror::Error;
 use url::Url;
 
@@ -70,10 +72,10 @@ impl EndpointError {
 ///
 /// <https://docs.amperity.com/api/rate_limits.html> does not say whether the limit applies to a tenant, an API key or
 /// an endpoint. So all requests for one tenant at one origin count together.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BudgetKey {
-    origin: String,
-    tenant: String,
+    origin: Arc<str>,
+    tenant: Arc<str>,
 }
 
 impl BudgetKey {
@@ -193,7 +195,7 @@ impl Endpoint {
 
     /// Returns the key of the budget for requests to this endpoint.
     pub fn budget_key(&self) -> BudgetKey {
-        BudgetKey { origin: self.base.origin().ascii_serialization(), tenant: self.tenant.clone() }
+        BudgetKey { origin: self.base.origin().ascii_serialization().into(), tenant: self.tenant.as_str().into() }
     }
 
     /// Returns `{base}/workflow/runs/{id}/stop`, see

@@ -1,12 +1,18 @@
 //! Owns the state of one tenant's budget: which requests count, the turn of the next one, and closures after a 429.
-//! Never waits.
+//! Never waits, and reads no clock.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
-use jiff::Timestamp;
-use tokio::{sync::Notify, time::Instant};
+use tokio::time::Instant;
 
-use crate::amperity::{adaptive_rate::AdaptiveRate, purpose::Purpose};
+use crate::amperity::{
+    adaptive_rate::AdaptiveRate,
+    wait_queue::{Requester, WaitQueue},
+};
 use crate::fault_injection::{Fault, is_injected};
 use crate::rng;
 
@@ -27,11 +33,12 @@ pub const MAX_LEAD: Duration = Duration::from_secs(1);
 const FIRST_CLOSURE: Duration = Duration::from_secs(1);
 const MAX_CLOSURE: Duration = Duration::from_secs(60);
 
-/// The order of the queue: by purpose, then by the creation of the resource, then by arrival.
-pub type QueuePosition = (Purpose, Timestamp, u64);
+/// The time after its turn at which an unused slot lapses. Its request takes a new turn when it is ready, so that a
+/// namespace whose claims are slow holds no slots that others could use.
+pub const LAPSE: Duration = Duration::from_millis(500);
 
-/// The budget of one tenant.
-pub struct TenantBudget {
+/// The budget of one tenant, with the requests that wait for it, each with its waiter `W`.
+pub struct TenantBudget<W> {
     per_second: u32,
     /// The rate after recent 429s.
     rate: AdaptiveRate,
@@ -45,32 +52,71 @@ pub struct TenantBudget {
     consecutive_429s: u32,
     /// The recent time from the grant of a slot to a request that is ready to be written.
     lead: Duration,
-    /// The id of the last slot or queue entry.
-    next_id: u64,
-    /// The number of slots that are not dropped: their requests may still get a 429.
-    slots: usize,
-    /// The requests that count, with the start of their window; `None` while a slot is unused.
-    counted: BTreeMap<u64, Option<Instant>>,
+    /// The id of the last slot.
+    last_id: u64,
+    /// The slots that are not dropped, with their namespaces: their requests may still get a 429.
+    slots: HashMap<u64, SlotState>,
+    /// The requests that count.
+    counted: BTreeMap<u64, Counted>,
+    /// The number of slots of each namespace that have lapsed.
+    lapsed: HashMap<Arc<str>, usize>,
     /// The requests that wait for a slot.
-    queue: BTreeMap<QueuePosition, Arc<Notify>>,
+    pub queue: WaitQueue<W>,
 }
 
-/// The result of asking for a slot.
-pub enum Grant {
-    /// A slot with its id and turn.
-    Slot {
-        /// The id, by which the request counts.
-        id: u64,
-        /// The time at which the slot may be used.
+/// A slot that is not dropped.
+struct SlotState {
+    namespace: Arc<str>,
+    /// True if it no longer counts and was not sent.
+    lapsed: bool,
+}
+
+/// A request that counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Counted {
+    /// It is not sent yet, and lapses at this time.
+    Unsent {
+        /// The time at which it may be sent.
         turn: Instant,
+        /// The time at which it no longer counts.
+        lapses: Instant,
     },
+    /// It was sent, and its window starts at this time.
+    Sent(Instant),
+}
+
+impl Counted {
+    /// Returns the end of the time for which the request counts, unless it is sent before.
+    fn end(self) -> Instant {
+        match self {
+            Self::Unsent { lapses, .. } => lapses,
+            Self::Sent(start) => start + WINDOW,
+        }
+    }
+}
+
+/// A granted slot.
+#[derive(Clone, Copy, Debug)]
+pub struct Granted {
+    /// The id, by which the request counts.
+    pub id: u64,
+    /// The time at which the slot may be used.
+    pub turn: Instant,
+}
+
+/// The result of asking for the next slot.
+pub enum Next<W> {
+    /// A slot for this request.
+    Slot(Granted, Requester, W),
     /// No slot before this time.
     At(Instant),
-    /// No slot until another one is used or given back, or another request leaves the queue.
-    OnChange,
+    /// No request that waits may go on now.
+    Blocked,
+    /// No request waits.
+    Empty,
 }
 
-impl TenantBudget {
+impl<W> TenantBudget<W> {
     /// Creates an open budget with the full rate.
     pub fn new(per_second: u32) -> Self {
         Self {
@@ -81,36 +127,12 @@ impl TenantBudget {
             last_429: None,
             consecutive_429s: 0,
             lead: MIN_LEAD,
-            next_id: 0,
-            slots: 0,
+            last_id: 0,
+            slots: HashMap::new(),
             counted: BTreeMap::new(),
-            queue: BTreeMap::new(),
+            lapsed: HashMap::new(),
+            queue: WaitQueue::default(),
         }
-    }
-
-    /// Adds a request to the queue. `created` is the time of the resource's creation.
-    pub fn enqueue(&mut self, purpose: Purpose, created: Timestamp, woken: Arc<Notify>) -> QueuePosition {
-        self.next_id += 1;
-        let position = (purpose, created, self.next_id);
-        self.queue.insert(position, woken);
-        position
-    }
-
-    /// Removes a request from the queue.
-    pub fn leave_queue(&mut self, position: &QueuePosition) {
-        self.queue.remove(position);
-    }
-
-    /// Wakes the first request in the queue.
-    pub fn wake_first(&self) {
-        if let Some((_, first)) = self.queue.first_key_value() {
-            first.notify_one();
-        }
-    }
-
-    /// Returns the purposes of the requests in the queue.
-    pub fn waiting(&self) -> impl Iterator<Item = Purpose> {
-        self.queue.keys().map(|(purpose, ..)| *purpose)
     }
 
     /// Returns the rate that is allowed now, in requests per second.
@@ -118,32 +140,85 @@ impl TenantBudget {
         self.rate.rate(now)
     }
 
-    /// Grants a slot to the request at this position of the queue, or returns when to try again.
-    pub fn try_grant(&mut self, position: &QueuePosition, now: Instant) -> Grant {
-        if self.queue.first_key_value().is_none_or(|(first, _)| first != position) {
-            return Grant::OnChange;
+    /// Grants a slot to the next request, of those that are `allowed` to go on. That depends on the namespace, on the
+    /// waiter, and on whether slots of the namespace have lapsed: while their requests are late, no others should start.
+    pub fn next(&mut self, now: Instant, allowed: impl Fn(&Arc<str>, &W, bool) -> bool) -> Next<W> {
+        if self.queue.is_empty() {
+            return Next::Empty;
         }
         let guarded = !is_injected(Fault::ClaimBeforeSlot);
         if let Some(until) = self.closure_end(now).filter(|_| guarded) {
-            return Grant::At(until);
+            return Next::At(until);
         }
-        self.counted.retain(|_, start| start.is_none_or(|start| now < start + WINDOW));
+        self.expire(now);
         let mut turn = self.earliest_turn(now);
         if let Some(excess) = self.counted.len().checked_sub(self.per_second as usize) {
-            // `excess + 1` windows have to end first; those of unused slots end last.
-            let mut starts: Vec<Instant> = self.counted.values().copied().flatten().collect();
-            starts.sort_unstable();
-            let Some(start) = starts.get(excess) else { return Grant::OnChange };
-            turn = turn.max(*start + WINDOW);
+            // `excess + 1` windows have to end first. Those of unsent slots have not started yet.
+            let (mut ends, mut lapses) = (vec![], vec![]);
+            for counted in self.counted.values() {
+                match counted {
+                    Counted::Sent(start) => ends.push(*start + WINDOW),
+                    Counted::Unsent { lapses: at, .. } => lapses.push(*at),
+                }
+            }
+            ends.sort_unstable();
+            let Some(end) = ends.get(excess) else { return lapses.into_iter().min().map_or(Next::Blocked, Next::At) };
+            turn = turn.max(*end);
         }
         if now + self.lead < turn && guarded {
-            return Grant::At(turn - self.lead);
+            return Next::At(turn - self.lead);
         }
-        self.next_id += 1;
-        self.counted.insert(self.next_id, None);
-        self.slots += 1;
+        let lapsed = &self.lapsed;
+        let allowed = |namespace: &Arc<str>, waiter: &W| allowed(namespace, waiter, lapsed.contains_key(namespace));
+        let Some((requester, waiter)) = self.queue.pop(allowed) else { return Next::Blocked };
+        self.last_id += 1;
+        self.counted.insert(self.last_id, Counted::Unsent { turn, lapses: turn.max(now) + LAPSE });
+        self.slots.insert(self.last_id, SlotState { namespace: requester.namespace.clone(), lapsed: false });
         self.last_turn = Some(turn);
-        Grant::Slot { id: self.next_id, turn }
+        Next::Slot(Granted { id: self.last_id, turn }, requester, waiter)
+    }
+
+    /// Removes what no longer counts.
+    fn expire(&mut self, now: Instant) {
+        let ended: Vec<u64> =
+            self.counted.iter().filter(|(_, counted)| counted.end() <= now).map(|(id, _)| *id).collect();
+        for id in ended {
+            if let Some(Counted::Unsent { .. }) = self.counted.remove(&id) {
+                self.set_lapsed(id, true);
+            }
+        }
+    }
+
+    fn set_lapsed(&mut self, id: u64, lapsed: bool) {
+        let Some(slot) = self.slots.get_mut(&id).filter(|slot| slot.lapsed != lapsed) else { return };
+        slot.lapsed = lapsed;
+        let count = self.lapsed.entry(slot.namespace.clone()).or_default();
+        *count = if lapsed { *count + 1 } else { *count - 1 };
+        if *count == 0 {
+            self.lapsed.remove(&slot.namespace);
+        }
+    }
+
+    /// Returns the turn of an unsent slot. `None` if it has lapsed, or if a 429 closes the budget: then its request needs
+    /// another slot.
+    pub fn turn(&mut self, id: u64, now: Instant) -> Option<Instant> {
+        self.expire(now);
+        let Counted::Unsent { turn, .. } = *self.counted.get(&id)? else { return None };
+        if self.closure_end(now).is_some() {
+            self.counted.remove(&id);
+            self.set_lapsed(id, true);
+            return None;
+        }
+        Some(turn)
+    }
+
+    /// Returns the earliest time at which an unsent slot lapses.
+    pub fn next_lapse(&self) -> Option<Instant> {
+        let unsent = |counted: &Counted| match counted {
+            Counted::Unsent { lapses, .. } => Some(*lapses),
+            Counted::Sent(_) => None,
+        };
+        self.counted.values().filter_map(unsent).min()
     }
 
     /// Returns the earliest turn that the adaptive rate allows.
@@ -155,11 +230,6 @@ impl TenantBudget {
     /// Returns the end of the closure; `None` while the budget is open.
     pub fn closure_end(&self, now: Instant) -> Option<Instant> {
         self.closed_until.filter(|until| now < *until)
-    }
-
-    /// Takes a new turn after a closure.
-    pub fn retake_turn(&mut self, now: Instant) -> Instant {
-        *self.last_turn.insert(self.earliest_turn(now))
     }
 
     /// Returns the recent time from the grant of a slot to a request that is ready to be written.
@@ -174,18 +244,19 @@ impl TenantBudget {
 
     /// Records that a request is written.
     pub fn record_sent(&mut self, id: u64, now: Instant) {
-        self.counted.insert(id, Some(now + IN_TRANSIT));
+        self.set_lapsed(id, false);
+        self.counted.insert(id, Counted::Sent(now + IN_TRANSIT));
     }
 
     /// Records a 429 to a request that was written at `sent_at`.
-    pub fn record_rate_limited(&mut self, id: u64, sent_at: Instant, retry_after: Option<Duration>) {
-        self.mark_arrived(id, sent_at);
-        self.close(sent_at, retry_after);
+    pub fn record_rate_limited(&mut self, id: u64, sent_at: Instant, now: Instant, retry_after: Option<Duration>) {
+        self.mark_arrived(id, sent_at, now);
+        self.close(sent_at, now, retry_after);
     }
 
     /// Records a response other than 429. It ends the backoff, if the request was written after the last closure.
-    pub fn record_answered(&mut self, id: u64, sent_at: Instant) {
-        self.mark_arrived(id, sent_at);
+    pub fn record_answered(&mut self, id: u64, sent_at: Instant, now: Instant) {
+        self.mark_arrived(id, sent_at, now);
         if self.closed_until.is_none_or(|until| until <= sent_at) {
             self.consecutive_429s = 0;
             self.closed_until = None;
@@ -194,20 +265,20 @@ impl TenantBudget {
 
     /// Drops a slot, and gives it back if it is unused.
     pub fn release(&mut self, id: u64, unused: bool) {
-        self.slots -= 1;
+        self.set_lapsed(id, false);
+        self.slots.remove(&id);
         if unused {
             self.counted.remove(&id);
         }
     }
 
     /// Records that a request was answered and so has arrived.
-    fn mark_arrived(&mut self, id: u64, sent_at: Instant) {
-        self.counted.insert(id, Some(Instant::now().min(sent_at + IN_TRANSIT)));
+    fn mark_arrived(&mut self, id: u64, sent_at: Instant, now: Instant) {
+        self.counted.insert(id, Counted::Sent(now.min(sent_at + IN_TRANSIT)));
     }
 
     /// Closes the budget after a 429, for `retry_after` or with exponential backoff, and lowers the rate.
-    pub fn close(&mut self, sent_at: Instant, retry_after: Option<Duration>) {
-        let now = Instant::now();
+    pub fn close(&mut self, sent_at: Instant, now: Instant, retry_after: Option<Duration>) {
         // A request that was written before the last 429 arrived says nothing new about the rate.
         let new = self.last_429.is_none_or(|last| last < sent_at);
         self.consecutive_429s += u32::from(new);
@@ -223,12 +294,11 @@ impl TenantBudget {
 
     /// Returns true if a new budget would behave the same: no queue, no slots, no counted requests, the full rate.
     pub fn is_idle(&self, now: Instant) -> bool {
-        let counts = |start: &Option<Instant>| start.is_none_or(|start| now < start + WINDOW);
         let open = self.closure_end(now).is_none();
-        self.slots == 0
+        self.slots.is_empty()
             && self.queue.is_empty()
             && open
             && self.rate.interval(now).is_none()
-            && !self.counted.values().any(counts)
+            && self.counted.values().all(|counted| counted.end() <= now)
     }
 }

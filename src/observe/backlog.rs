@@ -6,29 +6,24 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use jiff::Timestamp;
-use workflow_run_stop_api::{
-    WorkflowRunStop,
-    conditions::{self, ConditionType, Reason, WaitsFor},
-};
+use workflow_run_stop_api::conditions::{Reason, WaitsFor};
 
 use crate::metric_labels::Tenant;
+use crate::reconcile::facts::Facts;
 
 /// Returns what a resource waits for according to its status.
-fn waits_for(resource: &WorkflowRunStop) -> WaitsFor {
-    if resource.accepted_time().is_some() {
+fn waits_for(facts: &Facts) -> WaitsFor {
+    if facts.accepted.is_some() {
         return WaitsFor::RunEnd;
     }
-    if let Some(claim) = resource.claim() {
+    if let Some(claim) = &facts.claim {
         return if claim.ended.is_none() { WaitsFor::Answer } else { WaitsFor::Outcome };
     }
-    let status = resource.status.as_ref();
-    let ready = status.and_then(|status| conditions::find(&status.conditions, ConditionType::Ready));
-    ready.and_then(Reason::of).and_then(Reason::waits_for).unwrap_or(WaitsFor::New)
+    facts.ready.and_then(Reason::waits_for).unwrap_or(WaitsFor::New)
 }
 
 /// The unfinished resources of one tenant that wait for the same cause, the oldest first.
-type Row = BTreeSet<(Timestamp, u64)>;
+type Row = BTreeSet<(i64, u64)>;
 
 /// The backlog of all tenants.
 #[derive(Clone, Debug, Default)]
@@ -49,22 +44,22 @@ pub struct BacklogCount {
     pub waits_for: WaitsFor,
     /// The number of resources.
     pub count: usize,
-    /// The creation time of the oldest.
-    pub oldest: Option<Timestamp>,
+    /// The creation time of the oldest, in seconds since the Unix epoch.
+    pub oldest: Option<i64>,
 }
 
 impl Backlog {
     /// Counts a resource until the returned entry is dropped.
-    pub fn enter(&self, tenant: Tenant, resource: &WorkflowRunStop) -> BacklogEntry {
+    pub fn enter(&self, tenant: Tenant, facts: &Facts) -> BacklogEntry {
         let mut backlog = self.lock();
         backlog.next_id += 1;
-        let place = (resource.created(), backlog.next_id);
+        let place = (facts.created_second(), backlog.next_id);
         // All rows of the tenant exist from now on with the value 0, so that the first increase is visible in the
         // metrics.
         for waits_for in WaitsFor::ALL {
             backlog.rows.entry((tenant.clone(), waits_for)).or_default();
         }
-        let key = (tenant, waits_for(resource));
+        let key = (tenant, waits_for(facts));
         backlog.rows.entry(key.clone()).or_default().insert(place);
         BacklogEntry { backlog: self.clone(), key, place }
     }
@@ -91,18 +86,13 @@ impl Backlog {
 pub struct BacklogEntry {
     backlog: Backlog,
     key: (Tenant, WaitsFor),
-    place: (Timestamp, u64),
+    place: (i64, u64),
 }
 
 impl BacklogEntry {
-    /// Returns the cause for which the resource waits.
-    pub fn waits_for(&self) -> WaitsFor {
-        self.key.1
-    }
-
     /// Moves the resource to the count that matches its status.
-    pub fn update(&mut self, resource: &WorkflowRunStop) {
-        let waits_for = waits_for(resource);
+    pub fn update(&mut self, facts: &Facts) {
+        let waits_for = waits_for(facts);
         if waits_for != self.key.1 {
             let mut backlog = self.backlog.lock();
             backlog.leave(&self.key, self.place);
@@ -119,7 +109,7 @@ impl Drop for BacklogEntry {
 }
 
 impl Rows {
-    fn leave(&mut self, key: &(Tenant, WaitsFor), place: (Timestamp, u64)) {
+    fn leave(&mut self, key: &(Tenant, WaitsFor), place: (i64, u64)) {
         if let Some(row) = self.rows.get_mut(key) {
             row.remove(&place);
         }

@@ -5,8 +5,10 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use workflow_run_stop_api::{
     WorkflowRunStop,
-    conditions::{self, ConditionStatus, ConditionType, Reason, WaitsFor},
+    conditions::{self, ConditionStatus, ConditionType, Reason},
 };
+
+use crate::reconcile::facts::Facts;
 
 /// An event to emit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,15 +27,27 @@ pub struct EventFilter {
     last: Option<Reason>,
     accepted: bool,
     finished: bool,
-    waits_long: bool,
 }
 
 impl EventFilter {
     /// Creates a filter for a resource whose current status was already reported by the process that wrote it.
-    pub fn of(resource: &WorkflowRunStop) -> Self {
+    pub fn of(facts: &Facts) -> Self {
         let mut filter = Self::default();
-        drop(filter.update(resource));
+        filter.observe(facts);
         filter
+    }
+
+    /// Takes over a status that the process that wrote it has reported.
+    pub fn observe(&mut self, facts: &Facts) {
+        let Some(ready) = facts.ready else { return };
+        if facts.accepted.is_some() && !self.accepted {
+            (self.accepted, self.last) = (true, None);
+        }
+        if facts.finished {
+            self.finished = true;
+        } else if !ready.is_routine() {
+            self.last = Some(ready);
+        }
     }
 
     /// Returns the events for what changed since the last call.
@@ -63,24 +77,20 @@ impl EventFilter {
         }
         drafts
     }
-
-    /// Returns true until a long wait for the rate limit was reported.
-    pub fn may_wait_long(&self) -> bool {
-        !self.waits_long
-    }
-
-    /// Returns, once, the event for a long wait for the rate limit.
-    pub fn waits_long(&mut self, resource: &WorkflowRunStop) -> Option<EventDraft> {
-        if std::mem::replace(&mut self.waits_long, true) {
-            return None;
-        }
-        let status = resource.status.as_ref()?;
-        let draft = EventDraft::of(conditions::find(&status.conditions, ConditionType::Ready)?)?;
-        (draft.reason.waits_for() == Some(WaitsFor::Budget)).then_some(EventDraft { warning: true, ..draft })
-    }
 }
 
 impl EventDraft {
+    /// Creates the event that reports that `count` stops of one namespace have waited long for the rate limit.
+    pub fn backlog(count: usize) -> Self {
+        let reason = Reason::WaitingForBudget;
+        let waiting = match count {
+            1 => "1 stop of this namespace has".to_owned(),
+            _ => format!("{count} stops of this namespace have"),
+        };
+        let message = format!("{} {waiting} waited for two minutes or longer.", reason.message(""));
+        Self { warning: true, reason, message }
+    }
+
     fn of(condition: &Condition) -> Option<Self> {
         let well = condition.status == ConditionStatus::True.as_str();
         let reason = Reason::of(condition)?;
@@ -193,7 +203,7 @@ mod tests {
     #[test]
     fn a_status_that_another_process_wrote_is_not_reported_again() {
         let failing = with_ready(ConditionStatus::False, Reason::Unauthorized);
-        let mut filter = EventFilter::of(&failing);
+        let mut filter = EventFilter::of(&Facts::of(&failing));
         assert_eq!(filter.update(&failing), []);
         assert_eq!(filter.update(&with_ready(ConditionStatus::False, Reason::Forbidden)).len(), 1);
     }

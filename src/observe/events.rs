@@ -1,4 +1,4 @@
-//! Owns the queue of events and writing them to the API server; the events of one step in their order.
+//! Owns writing events to the API server; the events of one step in their order.
 //! Never blocks a step: if the API server does not keep up, events are dropped and counted.
 
 use futures::{StreamExt, stream};
@@ -8,18 +8,13 @@ use kube::{
     runtime::events::{Event, EventType, Recorder, Reporter as EventReporter},
 };
 use prometheus_client::metrics::{counter::Counter, family::Family};
-use tokio::{sync::mpsc, time::timeout};
+use tokio::time::timeout;
 use workflow_run_stop_api::WorkflowRunStop;
 use workflow_run_stop_common::error::root_cause;
 
 use crate::metric_labels::ResultLabel;
 use crate::observe::event_filter::EventDraft;
-
-/// The capacity of the queue. One entry has all events of one step.
-const MOST_WAITING: usize = 4096;
-
-/// The number of steps whose events are written concurrently.
-const AT_ONCE: usize = 8;
+use crate::observe::event_queue::{self, AT_ONCE, EventQueue, EventSender};
 
 /// The timeout for writing one event.
 const TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
@@ -30,21 +25,18 @@ const MAX_MESSAGE: usize = 1024;
 /// The values of the label `result`.
 pub const RESULTS: [&str; 3] = ["published", "failed", "dropped"];
 
-/// Events that are not written yet.
-pub type EventQueue = mpsc::Receiver<(ObjectReference, Vec<EventDraft>)>;
-
 /// The sender of the queue.
 #[derive(Clone)]
 pub struct Events {
-    waiting: mpsc::Sender<(ObjectReference, Vec<EventDraft>)>,
+    queue: EventSender,
     results: Family<ResultLabel, Counter>,
 }
 
 impl Events {
     /// Creates a queue; returns its sender and its receiver.
     pub fn channel(results: Family<ResultLabel, Counter>) -> (Self, EventQueue) {
-        let (waiting, queue) = mpsc::channel(MOST_WAITING);
-        (Self { waiting, results }, queue)
+        let (queue, receiver) = event_queue::channel();
+        (Self { queue, results }, receiver)
     }
 
     /// Queues events of a resource, with `spec.reason` at the end of each message.
@@ -58,26 +50,41 @@ impl Events {
     }
 
     /// Queues events of an object.
-    pub fn emit_about(&self, about: ObjectReference, drafts: Vec<EventDraft>) {
+    pub fn emit_about(&self, about: ObjectReference, mut drafts: Vec<EventDraft>) {
+        for draft in &mut drafts {
+            bound(&mut draft.message);
+        }
         let count = u64::try_from(drafts.len()).unwrap_or(u64::MAX);
-        if count != 0 && self.waiting.try_send((about, drafts)).is_err() {
+        if count != 0 && !self.queue.send(about, drafts) {
             self.results.get_or_create(&ResultLabel { result: "dropped" }).inc_by(count);
         }
+    }
+}
+
+/// Returns a reference to a resource.
+pub fn object_reference(namespace: &str, name: &str, uid: &str) -> ObjectReference {
+    ObjectReference {
+        api_version: Some(WorkflowRunStop::api_version(&()).into_owned()),
+        kind: Some(WorkflowRunStop::kind(&()).into_owned()),
+        namespace: Some(namespace.to_owned()),
+        name: Some(name.to_owned()),
+        uid: Some(uid.to_owned()),
+        ..ObjectReference::default()
     }
 }
 
 /// Writes queued events in the name of a controller's instance, until all senders are dropped.
 pub async fn run(client: Client, reporter: EventReporter, queue: EventQueue, results: Family<ResultLabel, Counter>) {
     let (client, reporter, results) = (&client, &reporter, &results);
-    let queue = stream::unfold(queue, |mut queue| async move { Some((queue.recv().await?, queue)) });
+    let queue = stream::unfold(queue, |mut queue| async move { Some((queue.next().await?, queue)) });
     queue
-        .for_each_concurrent(AT_ONCE, |(about, drafts)| async move {
+        .for_each_concurrent(AT_ONCE, |mut entry| async move {
             // One after the other: the name of an event contains the time, and so the order.
-            for draft in drafts {
+            for draft in std::mem::take(&mut entry.drafts) {
                 // A new recorder for each event, because a recorder caches events for minutes to count repetitions.
                 // There are none: the event filter emits each event once.
                 let recorder = Recorder::new(client.clone(), reporter.clone());
-                let result = publish(&recorder, &about, draft).await;
+                let result = publish(&recorder, &entry.about, draft).await;
                 results.get_or_create(&ResultLabel { result }).inc();
             }
         })
@@ -92,7 +99,7 @@ async fn publish(
     let event = Event {
         type_: if warning { EventType::Warning } else { EventType::Normal },
         reason: why.as_str().to_owned(),
-        note: Some(bounded(message)),
+        note: Some(message),
         action: "StopWorkflowRun".to_owned(),
         secondary: None,
     };
@@ -120,13 +127,14 @@ fn with_reason(message: &str, reason: &str) -> String {
     message + &reason
 }
 
-fn bounded(mut message: String) -> String {
+/// Shortens a message to what the API server accepts.
+fn bound(message: &mut String) {
     if MAX_MESSAGE < message.len() {
         const MORE: &str = "...";
         message.truncate(message.floor_char_boundary(MAX_MESSAGE - MORE.len()));
         message.push_str(MORE);
+        message.shrink_to_fit();
     }
-    message
 }
 
 #[cfg(test)]
@@ -138,6 +146,8 @@ mod tests {
         assert_eq!(with_reason("Stopped.", "wrong file"), "Stopped. Requested because: wrong file");
         let long = with_reason(&"\u{e9}".repeat(2000), &"\u{1f6d1}".repeat(256));
         assert!(long.ends_with(&"\u{1f6d1}".repeat(245)), "{long}");
-        assert!(bounded(long.clone()).len() <= MAX_MESSAGE);
+        let mut bounded = long.clone();
+        bound(&mut bounded);
+        assert!(bounded.len() <= MAX_MESSAGE);
     }
 }

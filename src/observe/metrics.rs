@@ -26,7 +26,7 @@ use crate::observe::{
     backlog::{Backlog, BacklogEntry},
     events,
 };
-use crate::reconcile::store;
+use crate::reconcile::{facts::Facts, store};
 
 /// Buckets for stops that are sent at once, that wait behind many others, or that wait for a person.
 const SENT: SecondsHistogram =
@@ -160,8 +160,8 @@ impl Metrics {
     }
 
     /// Counts a resource as unfinished until the returned entry is dropped.
-    pub fn enter(&self, resource: &WorkflowRunStop) -> BacklogEntry {
-        let tenant = self.requests.tenants.label(&resource.spec.tenant);
+    pub fn enter(&self, tenant: &str, facts: &Facts) -> BacklogEntry {
+        let tenant = self.requests.tenants.label(tenant);
         self.requests.initialize(&tenant);
         for reason in Reason::ALL.iter().filter(|reason| reason.result().is_some()) {
             drop(self.finished.get_or_create(&Ended { tenant: tenant.clone(), reason: reason.as_str() }));
@@ -169,7 +169,7 @@ impl Metrics {
         let of = Of { tenant: tenant.clone() };
         drop(self.created_to_sent.get_or_create(&of));
         drop(self.accepted_to_ended.get_or_create(&of));
-        self.backlog.enter(tenant, resource)
+        self.backlog.enter(tenant, facts)
     }
 
     /// Sets whether this replica is the leader.
@@ -225,7 +225,7 @@ impl Collector for Now {
         for waiting in self.backlog.waiting() {
             let labels = Unfinished { tenant: waiting.tenant, waits_for: waiting.waits_for.as_str() };
             unfinished.get_or_create(&labels).set(i64::try_from(waiting.count).unwrap_or(i64::MAX));
-            oldest.get_or_create(&labels).set(waiting.oldest.map_or(0.0, seconds));
+            oldest.get_or_create(&labels).set(waiting.oldest.map_or(0.0, whole_seconds));
         }
         let rate = Family::<Of, Real>::default();
         let closed = Family::<Of, Real>::default();
@@ -264,4 +264,9 @@ impl Collector for Now {
 
 fn seconds(at: jiff::Timestamp) -> f64 {
     at.as_duration().as_secs_f64()
+}
+
+/// Returns seconds since the Unix epoch as the value of a metric.
+fn whole_seconds(since_the_epoch: i64) -> f64 {
+    Duration::from_secs(since_the_epoch.try_into().unwrap_or_default()).as_secs_f64()
 }

@@ -3,6 +3,7 @@
 
 pub mod backlog;
 pub mod event_filter;
+pub mod event_queue;
 pub mod events;
 pub mod metrics;
 pub mod reporter;

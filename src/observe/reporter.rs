@@ -9,21 +9,19 @@ use tokio::time::Instant;
 use workflow_run_stop_api::workflow_run::Phase;
 use workflow_run_stop_api::{
     WorkflowRunStop, WorkflowRunStopStatus,
-    conditions::{self, ConditionStatus, ConditionType, Reason, StopResult, WaitsFor},
+    conditions::{self, ConditionStatus, ConditionType, Reason, StopResult},
 };
 
 use crate::observe::{
     backlog::BacklogEntry,
     event_filter::{EventDraft, EventFilter},
-    events::Events,
+    events::{Events, object_reference},
     metrics::Metrics,
 };
+use crate::reconcile::facts::Facts;
+use crate::reconcile::resource_id::ResourceId;
 use crate::reconcile::step_report::{Requeue, StepOutcome, StepReport};
-use crate::rng;
-
-/// The time after which an event reports a wait for the rate limit. Jitter adds up to half of this time, so that
-/// resources that started to wait together do not report it together.
-const LONG: Duration = Duration::from_secs(120);
+use crate::reconcile::store::StoreError;
 
 /// Reports steps to log, metrics and events.
 #[derive(Clone)]
@@ -38,49 +36,51 @@ pub struct Reporter {
 pub struct ResourceReport {
     event_filter: EventFilter,
     backlog_entry: BacklogEntry,
-    /// The time at which a wait for the rate limit is reported; `None` while the resource does not wait for it.
-    waits_long: Option<Instant>,
     /// True if the last step started with a claim of another process.
     foreign_claim: bool,
 }
 
-impl ResourceReport {
-    /// Returns the time at which a long wait for the rate limit is to be reported; `None` if there is no such wait, or
-    /// if one was reported before.
-    pub fn waits_long(&self) -> Option<Instant> {
-        self.waits_long.filter(|_| self.event_filter.may_wait_long())
-    }
-}
-
 impl Reporter {
-    /// Starts reporting for a resource.
-    pub fn start(&self, resource: &WorkflowRunStop) -> ResourceReport {
-        let backlog_entry = self.metrics.enter(resource);
-        ResourceReport {
-            event_filter: EventFilter::of(resource),
-            backlog_entry,
-            waits_long: None,
-            foreign_claim: false,
-        }
+    /// Starts reporting for a resource of this tenant.
+    pub fn start(&self, tenant: &str, facts: &Facts) -> ResourceReport {
+        let backlog_entry = self.metrics.enter(tenant, facts);
+        ResourceReport { event_filter: EventFilter::of(facts), backlog_entry, foreign_claim: false }
     }
 
     /// Observes a resource before its next step; `holder` is this replica.
-    pub fn observe(&self, reported: &mut ResourceReport, resource: &WorkflowRunStop, holder: &str) {
-        reported.foreign_claim = resource.claim().is_some_and(|claim| claim.holder != holder);
+    pub fn observe(&self, reported: &mut ResourceReport, facts: &Facts, holder: &str) {
+        reported.foreign_claim = facts.claim.as_ref().is_some_and(|claim| claim.holder != holder);
         // Whoever wrote this status has reported it.
-        drop(reported.event_filter.update(resource));
-        reported.update(resource);
-        if reported.waits_long().is_some_and(|long| long <= Instant::now()) {
-            let drafts = reported.event_filter.waits_long(resource);
-            self.emit(resource, drafts.into_iter().collect());
+        reported.event_filter.observe(facts);
+        reported.backlog_entry.update(facts);
+    }
+
+    /// Reports that stops of a namespace have waited long for the rate limit, with an event on the oldest of them.
+    pub fn backlog(&self, oldest: &ResourceId, count: usize) {
+        let ResourceId { namespace, name, uid } = oldest;
+        tracing::warn!(
+            namespace = &**namespace,
+            oldest = &**name,
+            count,
+            "stops of this namespace have waited long for the rate limit"
+        );
+        if let Some(events) = &self.events {
+            events.emit_about(object_reference(namespace, name, uid), vec![EventDraft::backlog(count)]);
         }
+    }
+
+    /// Reports that a resource could not be read before its next step.
+    pub fn unreadable(&self, id: &ResourceId, error: &StoreError) {
+        self.metrics.failures.inc();
+        let ResourceId { namespace, name, uid } = id;
+        tracing::warn!(uid = &**uid, namespace = &**namespace, name = &**name, %error, "API server request failed, will retry");
     }
 
     /// Reports a step that ended at `now`: its decision at debug level and, unless the step changed nothing, one more
     /// log line, its events and metrics.
     pub fn step(&self, reported: &mut ResourceReport, resource: &WorkflowRunStop, report: &StepReport, now: Timestamp) {
         log_decision(resource, report, now);
-        reported.update(resource);
+        reported.backlog_entry.update(&Facts::of(resource));
         let drafts = reported.event_filter.update(resource);
         let (step, answer) = match &report.outcome {
             StepOutcome::Unchanged => return,
@@ -172,24 +172,6 @@ impl Reporter {
     }
 }
 
-impl ResourceReport {
-    fn update(&mut self, resource: &WorkflowRunStop) {
-        self.backlog_entry.update(resource);
-        self.waits_long = match self.backlog_entry.waits_for() {
-            WaitsFor::New | WaitsFor::Budget => {
-                self.waits_long.or_else(|| Some(Instant::now() + LONG.mul_f64(1.0 + rng::unit() / 2.0)))
-            }
-            WaitsFor::Suspended
-            | WaitsFor::Credentials
-            | WaitsFor::Endpoint
-            | WaitsFor::Answer
-            | WaitsFor::Outcome
-            | WaitsFor::Retry
-            | WaitsFor::RunEnd => None,
-        };
-    }
-}
-
 /// Returns true if no claim is open any more. A resource that finished with OutcomeUnknown keeps its claim, but counts
 /// as cleared up.
 fn is_cleared_up(resource: &WorkflowRunStop) -> bool {
@@ -249,7 +231,7 @@ fn log(resource: &WorkflowRunStop, status: Option<&WorkflowRunStopStatus>, (step
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observe::events::EventQueue;
+    use crate::observe::event_queue::EventQueue;
     use prometheus_client::metrics::family::Family;
     use workflow_run_stop_api::WorkflowRunStopSpec;
 
@@ -268,30 +250,10 @@ mod tests {
     }
 
     fn emitted(queue: &mut EventQueue) -> Vec<Reason> {
-        std::iter::from_fn(|| queue.try_recv().ok())
-            .flat_map(|(_, drafts)| drafts)
+        std::iter::from_fn(|| queue.try_next())
+            .flat_map(|mut entry| std::mem::take(&mut entry.drafts))
             .map(|drafts| drafts.reason)
             .collect()
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_stop_that_waits_for_the_rate_limit_for_two_minutes_is_reported_once() {
-        let (events, mut heard) = Events::channel(Family::default());
-        let reporter = Reporter { metrics: Metrics::default(), events: Some(events) };
-        let fresh = WorkflowRunStop { status: None, ..limited() };
-        let mut reported = reporter.start(&fresh);
-        reporter.observe(&mut reported, &fresh, "me");
-        let long = reported.waits_long().unwrap();
-        assert!((LONG..=LONG * 3 / 2).contains(&(long - Instant::now())));
-        tokio::time::advance(Duration::from_secs(119)).await;
-        reporter.observe(&mut reported, &limited(), "me");
-        assert_eq!((reported.waits_long(), emitted(&mut heard)), (Some(long), vec![]));
-        tokio::time::advance(long - Instant::now()).await;
-        reporter.observe(&mut reported, &limited(), "me");
-        assert_eq!(emitted(&mut heard), [Reason::RateLimited]);
-        tokio::time::advance(Duration::from_secs(600)).await;
-        reporter.observe(&mut reported, &limited(), "me");
-        assert_eq!((reported.waits_long(), emitted(&mut heard)), (None, vec![]));
     }
 
     #[tokio::test(start_paused = true)]

@@ -33,6 +33,9 @@ const WELL_AGAIN: Duration = Duration::from_secs(120);
 /// A watch that ends sooner, without an event, is not renewed at once.
 const SHORTEST_WATCH: Duration = Duration::from_secs(1);
 
+/// The number of failed attempts to continue a watch after which the resources are listed again.
+const MAX_RESUMES: u32 = 8;
+
 /// A change of the matching resources of one watched namespace, or of all if all are watched.
 #[derive(Debug, PartialEq)]
 pub enum Change<T> {
@@ -78,6 +81,8 @@ struct ListWatch<T> {
     /// The way of a list that does not follow a failed one.
     usual: ListBy,
     backoff: Backoff,
+    /// The number of failed attempts to continue the watch since its last event.
+    resumes: u32,
 }
 
 /// A way of listing.
@@ -109,7 +114,7 @@ enum State<T> {
 impl<T: Decode> ListWatch<T> {
     fn new(requests: Requests) -> Self {
         let (list, usual) = (ListBy::Watch, ListBy::Watch);
-        Self { requests, state: State::Unlisted, list, usual, backoff: Backoff::default() }
+        Self { requests, state: State::Unlisted, list, usual, backoff: Backoff::default(), resumes: 0 }
     }
 
     /// Waits for the next change.
@@ -179,7 +184,7 @@ impl<T: Decode> ListWatch<T> {
                 self.state = State::Watching(events, version, None);
                 return Ok(Some(Change::ListEnded));
             }
-            Event::Bookmark { version: _, ends_list: false } => None,
+            Event::Bookmark { version: _, ends_list: false } | Event::Unknown => None,
             Event::Stored(json) => Some(decode(json).map_or_else(Change::Undecodable, Change::Listed)),
             Event::Deleted(json) => Some(Change::Deleted(identify(json).0.uid)),
             Event::TooLarge => Some(Change::Undecodable(too_large())),
@@ -213,8 +218,12 @@ impl<T: Decode> ListWatch<T> {
         match self.requests.watch(&version, false).await {
             Ok(body) => self.state = State::Watching(Events::new(body), version, Some(Instant::now())),
             // The version is compacted, or the API server does not know it. Only a list has one that it knows.
-            Err(error) if matches!(code(&error), Some(400 | 410 | 422)) => return Err(error),
+            Err(error) if matches!(code(&error), Some(400 | 410 | 422)) || self.resumes == MAX_RESUMES => {
+                self.resumes = 0;
+                return Err(error);
+            }
             Err(error) => {
+                self.resumes += 1;
                 self.state = State::Listed(version);
                 return Err(error);
             }
@@ -237,6 +246,7 @@ impl<T: Decode> ListWatch<T> {
                 (Some(Change::Deleted(id.uid)), version)
             }
             Ok(Some(Event::Bookmark { version, ends_list: _ })) => (None, version),
+            Ok(Some(Event::Unknown)) => (None, String::new()),
             Ok(Some(Event::TooLarge)) => (Some(Change::Undecodable(too_large())), String::new()),
             Ok(None) => {
                 self.state = State::Listed(version);
@@ -245,15 +255,20 @@ impl<T: Decode> ListWatch<T> {
                 }
                 return Ok(None);
             }
-            // The API server ended the watch with an error: mostly the version is compacted.
-            Err(error @ ResponseError::Request(_)) => return Err(error),
+            // The API server ended the watch with an error: mostly the version is compacted. After an event that is not
+            // understood, the changes are not known.
+            Err(error @ (ResponseError::Request(_) | ResponseError::Malformed)) => return Err(error),
             Err(error) => {
                 self.state = State::Listed(version);
                 return Err(error);
             }
         };
-        let version = if reached.is_empty() { version } else { reached };
-        self.state = State::Watching(events, version, None);
+        let (version, quiet_since) = if reached.is_empty() { (version, quiet_since) } else { (reached, None) };
+        if quiet_since.is_none() {
+            self.resumes = 0;
+            self.backoff.reset();
+        }
+        self.state = State::Watching(events, version, quiet_since);
         Ok(change)
     }
 }
@@ -295,6 +310,11 @@ struct Backoff {
 }
 
 impl Backoff {
+    /// Starts anew.
+    fn reset(&mut self) {
+        *self = Self::default();
+    }
+
     /// Counts a failure, and returns the delay before the next attempt.
     fn next_delay(&mut self) -> Duration {
         let now = Instant::now();

@@ -1,15 +1,20 @@
 //! Owns start and shutdown: the order in which the parts start, draining, and releasing the lease.
 //! Never handles a resource.
 
+pub mod changes;
 pub mod health;
 pub mod http_server;
+pub mod index;
 pub mod leader_election;
 pub mod list_watch;
 pub mod response_stream;
+pub mod scheduler;
+pub mod step;
 pub mod ttl;
+pub mod waiting;
 pub mod watch;
 
-use std::{net::SocketAddr, panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
+use std::{net::SocketAddr, num::NonZeroUsize, panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
 
 use futures::FutureExt;
 
@@ -32,8 +37,8 @@ use crate::observe::{
     metrics::Metrics,
     reporter::Reporter,
 };
-use crate::operator::watch::Watch;
-use crate::reconcile::{context::Context, decide::Rules, store::Store};
+use crate::operator::{step::StepEnd, watch::Watch};
+use crate::reconcile::{announcements::Announcements, context::Context, decide::Rules, store::Store};
 
 /// The timeout at shutdown for releasing the lease.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -57,6 +62,8 @@ pub struct Setup {
     pub requests_per_second: u32,
     /// The time after which a request without a clear answer can no longer take effect.
     pub settle_time: Duration,
+    /// The largest number of unfinished resources of one namespace that are worked on at a time; `None` without a limit.
+    pub max_unfinished_per_namespace: Option<NonZeroUsize>,
     /// The namespaces to watch; all if empty.
     pub namespaces: Vec<String>,
     /// The Lease for leader election; `None` without it.
@@ -113,6 +120,7 @@ pub async fn run(setup: Setup, shutdown: CancellationToken) -> Result<(), StartE
         endpoints,
         requests_per_second,
         settle_time,
+        max_unfinished_per_namespace,
         namespaces,
         lease,
         http_addr,
@@ -128,7 +136,17 @@ pub async fn run(setup: Setup, shutdown: CancellationToken) -> Result<(), StartE
     let store = Store::new(client.clone(), &identity, clock.clone());
     let (budget, credential_cache) = (Budget::new(requests_per_second), CredentialCache::default());
     let metrics = Metrics::new(amperity.metrics(), &store.writes, &budget, &clock);
-    let context = Arc::new(Context { store, amperity, budget, credential_cache, endpoints, rules, clock });
+    let context = Context {
+        store,
+        amperity,
+        budget,
+        credential_cache,
+        endpoints,
+        announcements: Announcements::default(),
+        rules,
+        clock,
+    };
+    let context = Arc::new(context);
     let (events, queue) = Events::channel(metrics.events.clone());
     let reporter = EventReporter { controller: CONTROLLER.to_owned(), instance: Some(identity.clone()) };
     let publishing = events::run(client.clone(), reporter, queue, metrics.events.clone());
@@ -164,7 +182,12 @@ pub async fn run(setup: Setup, shutdown: CancellationToken) -> Result<(), StartE
         }
         metrics.set_leading(true);
         let stop = CancellationToken::new();
-        let watch = Watch { context: context.clone(), reporter: reporter.clone(), stop: stop.clone() };
+        let watch = Watch {
+            context: context.clone(),
+            reporter: reporter.clone(),
+            stop: stop.clone(),
+            limit: max_unfinished_per_namespace.map(NonZeroUsize::get),
+        };
         let expiry = ttl::run(client.clone(), namespaces.clone(), context.clock.clone(), reporter.clone());
         let _expiry = AbortOnDropHandle::new(tokio::spawn(expiry));
         let mut watching = pin!(watch.run(&client, &namespaces, &ready));
@@ -236,7 +259,7 @@ fn kubeconfig_names_a_proxy() -> bool {
 
 /// Waits until all requests in flight are answered and recorded, at most for `limit`. Tasks that are left go on until the
 /// process exits.
-async fn drain(mut tasks: JoinSet<()>, limit: Duration) {
+async fn drain(mut tasks: JoinSet<StepEnd>, limit: Duration) {
     let all = async { while tasks.join_next().await.is_some() {} };
     if timeout(limit, all).await.is_err() {
         let left = tasks.len();

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use thiserror::Error;
 use tokio::time::{error::Elapsed, timeout};
 
-use crate::json_stream::{Limits, Malformed, Part, Piece, Splitter};
+use crate::json_stream::{Container, Limits, Malformed, Part, Piece, Splitter};
 use crate::stored_object::{Decode, ObjectId, Undecodable, decode};
 
 /// The largest object in bytes of JSON. etcd stores at most 1.5 MiB by default, and the API server accepts at most 3 MiB.
@@ -89,6 +89,8 @@ pub enum Event<'a> {
     },
     /// The event is larger than the limit, and was skipped.
     TooLarge,
+    /// An event of a type that this version does not know.
+    Unknown,
 }
 
 /// The events of a watch, as they arrive.
@@ -182,6 +184,9 @@ fn event(line: &[u8]) -> Result<Event<'_>, ResponseError> {
         "DELETED" => Ok(Event::Deleted(object.as_bytes())),
         "BOOKMARK" => {
             let Bookmark { metadata } = serde_json::from_str(object).map_err(|_| ResponseError::Malformed)?;
+            if metadata.resource_version.is_empty() {
+                return Err(ResponseError::Malformed);
+            }
             let ends_list = metadata.annotations.ends_list.as_deref() == Some("true");
             Ok(Event::Bookmark { version: metadata.resource_version, ends_list })
         }
@@ -189,7 +194,7 @@ fn event(line: &[u8]) -> Result<Event<'_>, ResponseError> {
             let status: Status = serde_json::from_str(object).map_err(|_| ResponseError::Malformed)?;
             Err(kube::Error::Api(Box::new(status)).into())
         }
-        _ => Err(ResponseError::Malformed),
+        _ => Ok(Event::Unknown),
     }
 }
 
@@ -205,6 +210,7 @@ pub struct Page<T> {
     /// Objects that arrived together with the last one.
     decoded: VecDeque<Result<T, Undecodable>>,
     end: PageEnd,
+    has_items: bool,
     is_read: bool,
 }
 
@@ -223,7 +229,7 @@ impl<T: Decode> Page<T> {
     pub fn new(body: Body) -> Self {
         let limits = Limits { key: 64, field: CHUNK, child: MAX_OBJECT };
         let splitter = Splitter::new(&["items"], limits);
-        Self { body, splitter, decoded: VecDeque::new(), end: PageEnd::default(), is_read: false }
+        Self { body, splitter, decoded: VecDeque::new(), end: PageEnd::default(), has_items: false, is_read: false }
     }
 
     /// Waits for the next object. Returns `None` after the last one.
@@ -235,13 +241,14 @@ impl<T: Decode> Page<T> {
             let bytes = timeout(LIST_IDLE, self.body.fill_buf()).await??;
             let bytes = &bytes[..bytes.len().min(CHUNK)];
             self.is_read = bytes.is_empty();
-            let (decoded, end) = (&mut self.decoded, &mut self.end);
+            let (decoded, end, has_items) = (&mut self.decoded, &mut self.end, &mut self.has_items);
             self.splitter.push(bytes, &mut |part| match part {
                 Part::Item { value: Piece::Whole(json), .. } => decoded.push_back(decode(json)),
                 Part::Item { value: Piece::TooLarge, .. } => decoded.push_back(Err(too_large())),
                 Part::Field { key, value } if key.text().as_deref() == Some("metadata") => {
                     *end = value.json().and_then(|json| serde_json::from_slice(json).ok()).unwrap_or_default();
                 }
+                Part::Start { container: Container::Array, .. } => *has_items = true,
                 Part::Field { .. } | Part::Start { .. } | Part::Member { .. } => {}
             })?;
             let read = bytes.len();
@@ -253,10 +260,14 @@ impl<T: Decode> Page<T> {
     /// Ends the page, after its last object.
     ///
     /// # Errors
-    /// If the response ended early, or has no version.
+    /// If the response ended early, or has no version or no items: an empty list has an empty array.
     pub fn end(self) -> Result<PageEnd, ResponseError> {
         self.splitter.finish().map_err(|_| ResponseError::Incomplete)?;
-        if self.end.resource_version.is_empty() { Err(ResponseError::Malformed) } else { Ok(self.end) }
+        if self.end.resource_version.is_empty() || !self.has_items {
+            Err(ResponseError::Malformed)
+        } else {
+            Ok(self.end)
+        }
     }
 }
 
@@ -298,6 +309,7 @@ mod tests {
             Event::Deleted(json) => format!("deleted {}", text(json)),
             Event::Bookmark { version, ends_list } => format!("bookmark {version} {ends_list}"),
             Event::TooLarge => "too large".to_owned(),
+            Event::Unknown => "unknown".to_owned(),
         }))
     }
 

@@ -1,33 +1,23 @@
-//! Owns the watch of unfinished resources, and one task for each resource, which reconciles it one step at a time.
-//! Never reads a status. A panic in one task does not affect the others.
+//! Owns the watch of unfinished resources: it passes each change to the scheduler.
+//! Never reads a status, and keeps no resource.
 
-use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    panic::AssertUnwindSafe,
-    pin::pin,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashSet, pin::pin, sync::Arc};
 
-use futures::{FutureExt, StreamExt};
+use futures::StreamExt;
 use kube::Client;
-use tokio::{sync::watch, task::JoinSet, time::Instant};
+use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
-use tracing::Instrument;
 use workflow_run_stop_api::{UNFINISHED, WorkflowRunStop};
 
-use crate::clock::until;
 use crate::observe::{reporter::Reporter, undecodable::Reports};
-use crate::operator::list_watch::{Change, changes, paths};
-use crate::reconcile::{
-    context::Context,
-    reconcile,
-    step_report::Requeue,
-    tracked::{Snapshot, Tracked},
+use crate::operator::{
+    changes::Seen,
+    list_watch::{Change, changes, paths},
+    scheduler::Scheduler,
+    step::StepEnd,
 };
-
-/// The delay before a resource is reconciled again after a panic.
-const REST_AFTER_PANIC: Duration = Duration::from_secs(10);
+use crate::reconcile::context::Context;
+use crate::stored_object::Decode;
 
 /// Reconciles the unfinished resources.
 pub struct Watch {
@@ -37,156 +27,71 @@ pub struct Watch {
     pub reporter: Reporter,
     /// Cancelled when no new work may be started.
     pub stop: CancellationToken,
+    /// The largest number of resources of one namespace that are worked on at a time; `None` without a limit.
+    pub limit: Option<usize>,
 }
 
-type Inbox = watch::Receiver<WorkflowRunStop>;
+impl Decode for Seen {
+    fn decode(json: &[u8]) -> Result<Self, serde_json::Error> {
+        Ok(Self { resource: Box::new(WorkflowRunStop::decode(json)?), size: json.len() })
+    }
+}
 
 impl Watch {
-    /// Watches until `stop` is cancelled, and returns the tasks that are still running. Sets `synced` when the first
+    /// Watches until `stop` is cancelled, and returns the steps that are still running. Sets `synced` when the first
     /// list of each namespace is complete.
-    pub async fn run(&self, client: &Client, namespaces: &[String], synced: &watch::Sender<bool>) -> JoinSet<()> {
+    pub async fn run(&self, client: &Client, namespaces: &[String], synced: &watch::Sender<bool>) -> JoinSet<StepEnd> {
         let paths = paths(namespaces);
         let mut listing: HashSet<usize> = (0..paths.len()).collect();
-        let mut listed: HashMap<usize, HashSet<String>> = HashMap::new();
-        let mut inboxes: BTreeMap<String, (usize, watch::Sender<WorkflowRunStop>)> = BTreeMap::new();
-        let mut changes = pin!(changes::<WorkflowRunStop>(client, paths, UNFINISHED));
-        let (mut tasks, mut undecodable) = (JoinSet::new(), Reports::default());
+        let mut lists = vec![0_u32; paths.len()];
+        let mut changes = pin!(changes::<Seen>(client, paths, UNFINISHED));
+        let mut undecodable = Reports::default();
+        let mut scheduler = Scheduler::new(self.context.clone(), self.reporter.clone(), self.stop.clone(), self.limit);
+        // They take turns: neither a long list nor very many steps may keep the other from going on.
+        let mut steps_first = true;
         loop {
+            steps_first = !steps_first;
+            let advance = async {
+                scheduler.advance().await;
+                None
+            };
+            let change = async { Some(changes.next().await) };
             let change = tokio::select! {
                 biased;
-                () = self.stop.cancelled() => return tasks,
-                Some(_) = tasks.join_next() => continue,
-                change = changes.next() => change,
+                () = self.stop.cancelled() => break,
+                change = in_order(steps_first, advance, change) => change,
             };
-            let Some((number, change)) = change else { return tasks };
+            let Some(change) = change else { continue };
+            let Some((stream, change)) = change else { break };
             match change {
-                Change::ListStarted => {
-                    listed.insert(number, HashSet::new());
-                }
-                Change::Listed(resource) => {
-                    listed.entry(number).or_default().insert(resource.uid().to_owned());
-                    self.deliver(&mut inboxes, &mut tasks, number, resource);
-                }
-                Change::Applied(resource) => self.deliver(&mut inboxes, &mut tasks, number, resource),
-                Change::Deleted(uid) => {
-                    inboxes.remove(&uid);
-                }
+                Change::ListStarted => lists[stream] = lists[stream].wrapping_add(1),
+                Change::Listed(seen) | Change::Applied(seen) => scheduler.see(stream, lists[stream], seen),
+                Change::Deleted(uid) => scheduler.forget(&uid),
                 // Nothing is done for it until it changes.
                 Change::Undecodable(error) => {
                     undecodable.report(&error, &self.reporter.metrics, self.reporter.events.as_ref());
-                    inboxes.remove(&error.id.uid);
+                    scheduler.forget(&error.id.uid);
                 }
                 Change::ListEnded => {
-                    let known = listed.remove(&number).unwrap_or_default();
-                    inboxes.retain(|uid, (of, _)| *of != number || known.contains(uid));
-                    listing.remove(&number);
+                    scheduler.list_ended(stream, lists[stream]);
+                    listing.remove(&stream);
                     if listing.is_empty() {
                         synced.send_replace(true);
                     }
                 }
             }
+            scheduler.start_due();
         }
-    }
-
-    fn deliver(
-        &self,
-        inboxes: &mut BTreeMap<String, (usize, watch::Sender<WorkflowRunStop>)>,
-        tasks: &mut JoinSet<()>,
-        number: usize,
-        resource: WorkflowRunStop,
-    ) {
-        // A closed channel means that the task ended by a panic outside of a step.
-        if let Some((_, inbox)) = inboxes.get(resource.uid()).filter(|(_, inbox)| !inbox.is_closed()) {
-            inbox.send_replace(resource);
-            return;
-        }
-        let uid = resource.uid().to_owned();
-        let tracked = Tracked::new(resource.clone());
-        let (sender, inbox) = watch::channel(resource);
-        inboxes.insert(uid, (number, sender));
-        tasks.spawn(run_resource(self.context.clone(), self.reporter.clone(), self.stop.clone(), tracked, inbox));
+        scheduler.into_tasks()
     }
 }
 
-/// Reconciles one resource in a loop until it leaves the watch or `stop` is cancelled.
-async fn run_resource(
-    context: Arc<Context>,
-    reporter: Reporter,
-    stop: CancellationToken,
-    mut tracked: Tracked,
-    mut inbox: Inbox,
-) {
-    let mut reported = reporter.start(&tracked.resource);
-    loop {
-        tracked.refresh(&inbox.borrow_and_update());
-        if stop.is_cancelled() || inbox.has_changed().is_err() {
-            return;
-        }
-        reporter.observe(&mut reported, &tracked.resource, context.store.holder());
-        // Not `name`: in JSON that is the name of the span.
-        let (namespace, resource) = (tracked.resource.namespace(), tracked.resource.name());
-        let span = tracing::debug_span!("reconcile", namespace, resource, run = tracked.resource.spec.run_id);
-        let known = tracked.snapshot();
-        let stepped = {
-            let interrupt = pin!(interrupted(&mut inbox, &known, &stop, reported.waits_long()));
-            caught(reconcile(&context, &mut tracked, interrupt).instrument(span.clone())).await
-        };
-        let requeue = match stepped {
-            Some(report) => {
-                span.in_scope(|| reporter.step(&mut reported, &tracked.resource, &report, context.now()));
-                report.requeue
-            }
-            None => {
-                reporter.panic(&tracked.resource, REST_AFTER_PANIC);
-                Requeue::At(Instant::now() + REST_AFTER_PANIC)
-            }
-        };
-        let known = tracked.snapshot();
-        let changed = interrupted(&mut inbox, &known, &stop, reported.waits_long());
-        match requeue {
-            Requeue::Now => {}
-            Requeue::OnChange => changed.await,
-            Requeue::At(then) => tokio::select! {
-                biased;
-                () = tokio::time::sleep_until(then) => {}
-                () = changed => {}
-            },
-        }
-    }
-}
-
-/// Returns the result of a step; `None` if it panicked.
-async fn caught<T>(step: impl Future<Output = T>) -> Option<T> {
-    AssertUnwindSafe(step).catch_unwind().await.ok()
-}
-
-/// Resolves when the resource has changed in a part that matters, when it has left the watch, when `stop` is cancelled,
-/// or at `at_the_latest`: the time at which a long wait is to be reported.
-async fn interrupted(inbox: &mut Inbox, known: &Snapshot, stop: &CancellationToken, at_the_latest: Option<Instant>) {
-    loop {
-        if known.is_outdated_by(&inbox.borrow(), false) {
-            return;
-        }
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            () = until(at_the_latest) => return,
-            changed = inbox.changed() => if changed.is_err() { return },
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_panic_in_one_step_is_caught_also_after_it_has_waited() {
-        let panics = async {
-            tokio::task::yield_now().await;
-            panic!("a fault of the operator");
-        };
-        assert_eq!(caught::<()>(panics).await, None);
-        assert_eq!(caught(async { 1 }).await, Some(1));
+/// Returns the result of the future that is ready first. If both are, `first_goes_first` decides.
+async fn in_order<T>(first_goes_first: bool, first: impl Future<Output = T>, second: impl Future<Output = T>) -> T {
+    let (mut first, mut second) = (pin!(first), pin!(second));
+    if first_goes_first {
+        tokio::select! { biased; result = &mut first => result, result = &mut second => result }
+    } else {
+        tokio::select! { biased; result = &mut second => result, result = &mut first => result }
     }
 }

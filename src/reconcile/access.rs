@@ -1,17 +1,24 @@
 //! Owns the credentials of a request: the Secret, a token, and what the answers of the API say about them.
 //! Never sends a stop or reads a run.
 
-use jiff::Timestamp;
-use tokio::time::Instant;
-use workflow_run_stop_api::{WorkflowRunStop, conditions::Reason};
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+use workflow_run_stop_api::conditions::Reason;
 
 use crate::amperity::{
     answer::{StopAnswer, TokenAnswer},
+    budget::Slot,
     credentials::{Credentials, CredentialsKey, OauthClient, Permit, Refusal, Token},
     endpoint::Endpoint,
     purpose::Purpose,
+    wait_queue::Requester,
 };
 use crate::reconcile::{context::Context, outcome::Retry, store::StoreError};
+
+/// The longest time for which a step in flight waits for another slot, or for its slot's turn. A budget that is closed for
+/// longer is waited for in the queue.
+const MAX_SLOT_WAIT: Duration = Duration::from_secs(5);
 
 /// The credentials for one request.
 pub struct Access {
@@ -20,6 +27,14 @@ pub struct Access {
     key: CredentialsKey,
     permit: Permit,
     origin: Origin,
+    requester: Requester,
+}
+
+impl Access {
+    /// Returns the key of the credentials.
+    pub fn key(&self) -> &CredentialsKey {
+        &self.key
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -73,35 +88,27 @@ pub fn denied(reason: Reason, detail: String, again: RetryWhen) -> Blocked {
     Blocked::Denied(Denied { reason, detail, again })
 }
 
-/// The parts of a resource that preflight needs, copied so that the resource can change during the wait.
-pub struct Needs {
-    /// The purpose of the request.
-    pub purpose: Purpose,
-    /// The creation time of the resource: older ones go first.
-    pub created: Timestamp,
-    namespace: String,
-    secret: String,
-}
-
-impl Needs {
-    /// Copies what a request for this resource needs.
-    pub fn of(resource: &WorkflowRunStop, purpose: Purpose) -> Self {
-        Self {
-            purpose,
-            created: resource.created(),
-            namespace: resource.namespace().to_owned(),
-            secret: resource.spec.credentials_secret_ref.name.clone(),
-        }
-    }
+/// Waits until the turn of a slot is near.
+///
+/// # Errors
+/// If that takes long: the step then waits in the queue, without a slot.
+pub async fn near_turn(slot: &Slot) -> Result<(), Blocked> {
+    timeout(MAX_SLOT_WAIT, slot.wait_until_near_turn()).await.map_err(|_| Blocked::Changed)
 }
 
 impl Context {
-    /// Reads the Secret and gets a token with it.
+    /// Reads the Secret and gets a token with it. If that takes a token request, it is sent with the slot, and the step
+    /// gets the next one of its namespace.
     ///
     /// # Errors
     /// If there is no usable token now.
-    pub async fn access(&self, needs: &Needs, endpoint: &Endpoint) -> Result<Access, Blocked> {
-        let Needs { purpose, created: _, namespace, secret: name } = needs;
+    pub async fn access(
+        &self,
+        requester: &Requester,
+        endpoint: &Endpoint,
+        slot: Slot,
+    ) -> Result<(Access, Slot), Blocked> {
+        let Requester { namespace, secret: name, purpose, created: _ } = requester;
         let missing = |detail| denied(Reason::CredentialsMissing, detail, RetryWhen::Backoff);
         let secret = match self.store.secret(namespace, name).await {
             Ok(Some(secret)) => secret,
@@ -116,32 +123,36 @@ impl Context {
         };
         let credentials =
             Credentials::parse(&secret.data).map_err(|error| missing(format!("the Secret {name}: {error}")))?;
-        let key = CredentialsKey { secret: secret.version, budget: endpoint.budget_key() };
+        let key =
+            CredentialsKey { namespace: namespace.clone(), secret: secret.version, budget: endpoint.budget_key() };
         let permit = self
             .credential_cache
             .admit(&key, *purpose)
             .map_err(|backoff| denied(reason_of(backoff.refusal), backoff.detail, RetryWhen::At(backoff.until)))?;
+        let requester = requester.clone();
         match credentials {
-            Credentials::Static(token) => Ok(Access { token, key, permit, origin: Origin::Secret }),
-            Credentials::Client(client) => self.fetched(needs, endpoint, &client, key, permit).await,
+            Credentials::Static(token) => Ok((Access { token, key, permit, origin: Origin::Secret, requester }, slot)),
+            Credentials::Client(client) => self.fetched(requester, endpoint, &client, (key, permit), slot).await,
         }
     }
 
     async fn fetched(
         &self,
-        needs: &Needs,
+        requester: Requester,
         endpoint: &Endpoint,
         client: &OauthClient,
-        key: CredentialsKey,
-        permit: Permit,
-    ) -> Result<Access, Blocked> {
-        let _lock = self.credential_cache.lock_token_fetch(&key).await;
+        (key, permit): (CredentialsKey, Permit),
+        slot: Slot,
+    ) -> Result<(Access, Slot), Blocked> {
         if let Some(token) = self.credential_cache.token(&key) {
-            return Ok(Access { token, key, permit, origin: Origin::Kept });
+            return Ok((Access { token, key, permit, origin: Origin::Kept, requester }, slot));
         }
-        if self.credential_cache.was_refused_since(&key, permit) {
+        let Some(_lock) = self.credential_cache.try_lock_token_fetch(&key) else {
+            // Another step fetches the token. Its slot is not held meanwhile.
+            drop(slot);
+            drop(self.credential_cache.lock_token_fetch(&key).await);
             return Err(Blocked::Changed);
-        }
+        };
         let url = match &client.token_url {
             None => endpoint.default_token_url(),
             Some(url) => self.endpoints.token_url(url, endpoint).map_err(|error| {
@@ -149,12 +160,14 @@ impl Context {
                 denied(Reason::EndpointNotAllowed, detail, RetryWhen::Backoff)
             })?,
         };
-        let slot = self.budget.acquire(&endpoint.budget_key(), Purpose::Token, needs.created).await;
+        near_turn(&slot).await?;
         let failed = |why: &str| format!("the token request failed: {why}");
         let (refusal, why) = match self.amperity.token(url, endpoint, client, slot).await {
             TokenAnswer::Token(token, valid) => {
                 self.credential_cache.store_token(key.clone(), token.clone(), valid);
-                return Ok(Access { token, key, permit, origin: Origin::Fetched });
+                let next = self.budget.acquire(&key.budget, &requester);
+                let slot = timeout(MAX_SLOT_WAIT, next).await.map_err(|_| Blocked::Changed)?;
+                return Ok((Access { token, key, permit, origin: Origin::Fetched, requester }, slot));
             }
             TokenAnswer::Refused(info) => (Refusal::ClientRefused, info.detail()),
             TokenAnswer::RateLimited(info, reopens_in) => {
@@ -171,18 +184,6 @@ impl Context {
         Err(denied(reason_of(refusal), detail, RetryWhen::Backoff))
     }
 
-    /// Returns true if, after a long wait, the Secret and the token are unchanged and were not refused.
-    ///
-    /// # Errors
-    /// If the request to the API server fails.
-    pub async fn is_current(&self, needs: &Needs, access: &Access) -> Result<bool, Blocked> {
-        let secret = self.store.secret(&needs.namespace, &needs.secret).await?;
-        let same = secret.is_some_and(|secret| secret.version == access.key.secret);
-        let valid =
-            access.origin == Origin::Secret || self.credential_cache.token(&access.key).as_ref() == Some(&access.token);
-        Ok(same && valid && !self.was_refused(access))
-    }
-
     /// Returns true if the API refused these credentials since their use was permitted.
     pub fn was_refused(&self, access: &Access) -> bool {
         self.credential_cache.was_refused_since(&access.key, access.permit)
@@ -195,14 +196,14 @@ impl Context {
             StopAnswer::Unauthorized(info) => return self.refused(access, Refusal::Unauthorized, &info.detail()),
             StopAnswer::Forbidden(info) => {
                 // Amperity knows the token: only the right to stop is missing.
-                self.credential_cache.record_acceptance(&access.key, Purpose::Read);
+                self.accepted(access, Purpose::Read);
                 return self.refused(access, Refusal::Forbidden, &info.detail());
             }
             StopAnswer::Accepted(..)
             | StopAnswer::NotFound(_)
             | StopAnswer::Conflict(_)
             | StopAnswer::BadRequest(_)
-            | StopAnswer::Rejected(_) => self.credential_cache.record_acceptance(&access.key, Purpose::Stop),
+            | StopAnswer::Rejected(_) => self.accepted(access, Purpose::Stop),
             StopAnswer::NotOurRun(_)
             | StopAnswer::RateLimited(..)
             | StopAnswer::Foreign(_)
@@ -217,7 +218,12 @@ impl Context {
 
     /// Records that a run was read with these credentials, which may still lack the right to stop it.
     pub fn may_read(&self, access: &Access) {
-        self.credential_cache.record_acceptance(&access.key, Purpose::Read);
+        self.accepted(access, Purpose::Read);
+    }
+
+    fn accepted(&self, access: &Access, purpose: Purpose) {
+        self.credential_cache.record_acceptance(&access.key, purpose);
+        self.budget.accept_credentials(&access.key.budget, &access.requester);
     }
 
     /// Removes a refused token from the cache. If the token came from the cache and was refused with a 401, returns
@@ -229,6 +235,9 @@ impl Context {
             return Retry::AtOnce;
         }
         self.credential_cache.record_refusal(&access.key, access.permit, refusal, detail);
+        if refusal != Refusal::Forbidden {
+            self.budget.refuse_credentials(&access.key.budget, &access.requester);
+        }
         Retry::Backoff
     }
 }

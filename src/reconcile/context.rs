@@ -5,7 +5,7 @@ use jiff::Timestamp;
 
 use crate::amperity::{budget::Budget, client::Amperity, credentials::CredentialCache, endpoint::Endpoints};
 use crate::clock::Clock;
-use crate::reconcile::{decide::Rules, status_builder::StepTime, store::Store};
+use crate::reconcile::{announcements::Announcements, decide::Rules, status_builder::StepTime, store::Store};
 use crate::rng;
 
 /// Clients, rate limit, caches, settings and clock of a replica.
@@ -20,6 +20,8 @@ pub struct Context {
     pub credential_cache: CredentialCache,
     /// The base URL of the API, and the hosts that are allowed.
     pub endpoints: Endpoints,
+    /// The rate at which statuses say what resources wait for.
+    pub announcements: Announcements,
     /// The settings that `decide` depends on.
     pub rules: Rules,
     /// The wall clock.

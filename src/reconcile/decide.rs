@@ -4,12 +4,13 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use workflow_run_stop_api::conditions::{self, ConditionType, Reason};
+use workflow_run_stop_api::UnclearAnswer;
+use workflow_run_stop_api::conditions::Reason;
 use workflow_run_stop_api::workflow_run::Phase;
-use workflow_run_stop_api::{Claim, UnclearAnswer, WorkflowRunStop, WorkflowRunStopStatus};
 
+use crate::amperity::purpose::Purpose;
 use crate::reconcile::backoff::{MAX_DELAY, read_delay};
+use crate::reconcile::facts::{ClaimFacts, Facts};
 
 /// The time for which a claim allows sending, counted from before it was written.
 pub const CLAIM_VALIDITY: Duration = Duration::from_secs(5);
@@ -102,20 +103,28 @@ pub enum Decision {
     Finish(Ending),
 }
 
+impl Decision {
+    /// Returns the purpose of the request that the step sends first; `None` if it sends none.
+    pub fn purpose(self) -> Option<Purpose> {
+        match self {
+            Self::Stop(_) | Self::Repeat(..) => Some(Purpose::Stop),
+            Self::Confirm(_) | Self::Read(_) => Some(Purpose::Read),
+            Self::Nothing | Self::Suspended | Self::Wait(_) | Self::Record | Self::Finish(_) => None,
+        }
+    }
+}
+
 /// Chooses the next step.
-pub fn decide(resource: &WorkflowRunStop, now: Timestamp, observed: &Observed, rules: &Rules) -> Decision {
-    if is_left_alone(resource) {
+pub fn decide(facts: &Facts, now: Timestamp, observed: &Observed, rules: &Rules) -> Decision {
+    if is_left_alone(facts) {
         return Decision::Nothing;
     }
-    let unwritten = WorkflowRunStopStatus::default();
-    let status = resource.status.as_ref().unwrap_or(&unwritten);
-    let request = status.stop_request.as_ref();
-    let next_attempt = request.and_then(|request| request.next_attempt_time.as_ref()).map(|Time(next)| {
+    let next_attempt = facts.next_attempt.map(|next| {
         // A time further ahead than the longest backoff was written by a clock that is ahead of this one. The wait is
         // limited to that backoff, but not skipped: otherwise two replicas whose clocks are far apart would ignore each
         // other's backoff.
         let longest = MAX_DELAY.max(rules.settle_time) + CLOCK_SKEW;
-        until(now, *next).min(longest.saturating_sub(observed.next_attempt_unchanged))
+        until(now, next).min(longest.saturating_sub(observed.next_attempt_unchanged))
     });
     let next_attempt = next_attempt.filter(|wait| !wait.is_zero());
 
@@ -123,9 +132,9 @@ pub fn decide(resource: &WorkflowRunStop, now: Timestamp, observed: &Observed, r
     if observed.unrecorded {
         return Decision::Record;
     }
-    if let Some(claim) = resource.claim() {
+    if let Some(claim) = &facts.claim {
         let quiet = quiet_time(claim, observed, rules);
-        if quiet.is_zero() && is_hopeless(resource, claim, now, (observed, rules)) {
+        if quiet.is_zero() && is_hopeless(facts, claim, now, (observed, rules)) {
             return Decision::Finish(Ending::OutcomeUnknown);
         }
         return match quiet.max(next_attempt.unwrap_or_default()) {
@@ -133,52 +142,45 @@ pub fn decide(resource: &WorkflowRunStop, now: Timestamp, observed: &Observed, r
             wait => Decision::Wait(wait),
         };
     }
-    if let Some(accepted) = request.and_then(|request| request.accepted_time.as_ref()) {
-        return follow(resource, (now, accepted), observed, rules);
+    if let Some(accepted) = facts.accepted {
+        return follow(facts, (now, accepted), observed, rules);
     }
-    if let Some(not_after) = not_after(resource) {
+    if let Some(not_after) = facts.not_after {
         // Both are stored times, so no clock matters.
-        if not_after <= resource.created() && request.is_none_or(|request| request.attempts == 0) {
+        if not_after <= facts.created() && facts.attempts == 0 {
             return Decision::Finish(Ending::Expired);
         }
         if not_after <= now {
             return Decision::Finish(Ending::DeadlineExceeded);
         }
     }
-    if resource.spec.suspend {
+    if facts.suspend {
         return Decision::Suspended;
     }
-    let deadline = deadline(resource);
+    let deadline = deadline(facts);
     if deadline.is_some_and(|deadline| deadline <= now) {
         return Decision::Finish(Ending::DeadlineExceeded);
     }
     match next_attempt {
         Some(ahead) => Decision::Wait(ahead),
-        None if may_have_had_an_effect(status) => Decision::Repeat(deadline, established(observed, rules)),
+        None if may_have_had_an_effect(facts) => Decision::Repeat(deadline, established(observed, rules)),
         None => Decision::Stop(deadline),
     }
 }
 
-fn is_left_alone(resource: &WorkflowRunStop) -> bool {
-    resource.is_finished() || resource.metadata.deletion_timestamp.is_some()
+fn is_left_alone(facts: &Facts) -> bool {
+    facts.finished || facts.deleting
 }
 
 /// Chooses the step after acceptance.
-fn follow(
-    resource: &WorkflowRunStop,
-    (now, accepted): (Timestamp, &Time),
-    observed: &Observed,
-    rules: &Rules,
-) -> Decision {
-    let state = resource.status.as_ref().and_then(|status| status.state.as_deref());
-    let tasks_known = resource.status.as_ref().is_some_and(|status| status.task_instances.is_some());
-    let ended = state.is_some_and(|state| Phase::of(state).has_ended());
-    let followed = resource.spec.follow_timeout_seconds != 0;
+fn follow(facts: &Facts, (now, accepted): (Timestamp, Timestamp), observed: &Observed, rules: &Rules) -> Decision {
+    let ended = facts.phase.is_some_and(Phase::has_ended);
+    let followed = facts.follow_timeout_seconds != 0;
     // The run is read once before following ends, also if no replica was running until now.
-    let over = until(now, follow_end(resource, accepted)).is_zero();
+    let over = until(now, follow_end(facts, accepted)).is_zero();
     let over_and_read = over && observed.tried_for.is_some();
     // A run that ended, but whose tasks were not in the answer, is read once more for them.
-    if ended && (tasks_known || !followed || over_and_read) {
+    if ended && (facts.has_tasks || !followed || over_and_read) {
         return Decision::Finish(Ending::Ended);
     }
     if !followed {
@@ -211,38 +213,28 @@ fn established(observed: &Observed, rules: &Rules) -> Established {
 /// Returns true if the last stop request may have had an effect after all: its claim was dropped because reads showed
 /// the run active, and not for a reason that excludes an effect. Then the run is read again right before the request is
 /// repeated, which narrows the window for a wrong repeat to one round trip.
-fn may_have_had_an_effect(status: &WorkflowRunStopStatus) -> bool {
-    let dropped = conditions::find(&status.conditions, ConditionType::StopAccepted).and_then(Reason::of);
-    let attempts = status.stop_request.as_ref().map_or(0, |request| request.attempts);
-    0 < attempts && !dropped.is_some_and(Reason::excludes_an_effect)
+fn may_have_had_an_effect(facts: &Facts) -> bool {
+    0 < facts.attempts && !facts.stop_accepted.is_some_and(Reason::excludes_an_effect)
 }
 
 /// Returns the time until the claimed request can no longer be in flight, measured by how long the claim was observed
 /// unchanged. The time in the claim is not used: a wall clock that jumps would make a fresh claim look old.
-fn quiet_time(claim: &Claim, observed: &Observed, rules: &Rules) -> Duration {
+fn quiet_time(claim: &ClaimFacts, observed: &Observed, rules: &Rules) -> Duration {
     let quiet = match &claim.ended {
         None => in_flight(rules),
-        Some(ended) => match ended.answer {
-            UnclearAnswer::NoAnswer | UnclearAnswer::ServerError | UnclearAnswer::NotOurRun => rules.settle_time,
-            // The request was answered; the run can be read at once to learn what the answer means.
-            UnclearAnswer::Conflict => Duration::ZERO,
-        },
+        Some(UnclearAnswer::NoAnswer | UnclearAnswer::ServerError | UnclearAnswer::NotOurRun) => rules.settle_time,
+        // The request was answered; the run can be read at once to learn what the answer means.
+        Some(UnclearAnswer::Conflict) => Duration::ZERO,
     };
     quiet.saturating_sub(observed.claim_unchanged)
 }
 
 /// Returns true if the outcome of an open claim counts as unknown: the claim is old, this process has tried to read the
 /// run for long enough, and no second read is about to decide it.
-fn is_hopeless(
-    resource: &WorkflowRunStop,
-    claim: &Claim,
-    now: Timestamp,
-    (observed, rules): (&Observed, &Rules),
-) -> bool {
-    let open = follow_timeout(resource).max(MIN_OPEN_CLAIM);
+fn is_hopeless(facts: &Facts, claim: &ClaimFacts, now: Timestamp, (observed, rules): (&Observed, &Rules)) -> bool {
+    let open = follow_timeout(facts).max(MIN_OPEN_CLAIM);
     // Also measured by observation: the clock that wrote the time may have been far ahead.
-    let Time(since) = claim.time;
-    let over = since.saturating_add(open).is_ok_and(|end| end <= now) || open <= observed.claim_unchanged;
+    let over = claim.time.saturating_add(open).is_ok_and(|end| end <= now) || open <= observed.claim_unchanged;
     let tried_enough = observed.tried_for.is_some_and(|tried| in_flight(rules) <= tried);
     // The second of two reads comes after the settle time, plus the backoff of a failure or two.
     let expected = rules.settle_time + MAX_DELAY * 2;
@@ -257,35 +249,33 @@ fn in_flight(rules: &Rules) -> Duration {
 
 /// Returns how long the resource may wait, whatever it waits for: until its deadline, or until the end of following.
 /// `None` while it has a claim, which must be confirmed first.
-pub fn at_the_latest(resource: &WorkflowRunStop, now: Timestamp) -> Option<Duration> {
-    let end = match resource.accepted_time() {
-        _ if is_left_alone(resource) || resource.claim().is_some() => None,
-        Some(accepted) => Some(follow_end(resource, accepted)),
-        None if resource.spec.suspend => not_after(resource),
-        None => deadline(resource),
+pub fn at_the_latest(facts: &Facts, now: Timestamp) -> Option<Duration> {
+    let end = match facts.accepted {
+        _ if is_left_alone(facts) || facts.claim.is_some() => None,
+        Some(accepted) => Some(follow_end(facts, accepted)),
+        None if facts.suspend => facts.not_after,
+        None => deadline(facts),
     };
     end.map(|end| until(now, end))
 }
 
 /// Returns the time from which on no stop request may be sent: the earlier of `notAfter` and the end of
 /// `stopDeadlineSeconds`.
-fn deadline(resource: &WorkflowRunStop) -> Option<Timestamp> {
-    let seconds = resource.spec.stop_deadline_seconds.and_then(|seconds| u64::try_from(seconds).ok());
-    let end = |seconds| resource.created().saturating_add(Duration::from_secs(seconds)).unwrap_or(Timestamp::MAX);
-    let stop_deadline = seconds.filter(|_| resource.metadata.creation_timestamp.is_some()).map(end);
-    stop_deadline.into_iter().chain(not_after(resource)).min()
+fn deadline(facts: &Facts) -> Option<Timestamp> {
+    let seconds = facts.stop_deadline_seconds.and_then(|seconds| u64::try_from(seconds).ok());
+    let end = |(created, seconds): (Timestamp, u64)| {
+        created.saturating_add(Duration::from_secs(seconds)).unwrap_or(Timestamp::MAX)
+    };
+    let stop_deadline = facts.created.zip(seconds).map(end);
+    stop_deadline.into_iter().chain(facts.not_after).min()
 }
 
-fn not_after(resource: &WorkflowRunStop) -> Option<Timestamp> {
-    resource.spec.not_after.as_ref().map(|Time(not_after)| *not_after)
+fn follow_end(facts: &Facts, accepted: Timestamp) -> Timestamp {
+    accepted.saturating_add(follow_timeout(facts)).unwrap_or(Timestamp::MAX)
 }
 
-fn follow_end(resource: &WorkflowRunStop, Time(accepted): &Time) -> Timestamp {
-    accepted.saturating_add(follow_timeout(resource)).unwrap_or(Timestamp::MAX)
-}
-
-fn follow_timeout(resource: &WorkflowRunStop) -> Duration {
-    Duration::from_secs(u64::try_from(resource.spec.follow_timeout_seconds).unwrap_or_default())
+fn follow_timeout(facts: &Facts) -> Duration {
+    Duration::from_secs(u64::try_from(facts.follow_timeout_seconds).unwrap_or_default())
 }
 
 fn until(now: Timestamp, then: Timestamp) -> Duration {

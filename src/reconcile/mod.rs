@@ -2,11 +2,15 @@
 //! Never chooses a step itself, and never writes a status that `outcome` did not make.
 
 pub mod access;
+pub mod announce;
+pub mod announcements;
 pub mod backoff;
 pub mod context;
 pub mod decide;
+pub mod facts;
 pub mod outcome;
 pub mod preflight;
+pub mod resource_id;
 pub mod secret;
 pub mod status_builder;
 pub mod step_report;
@@ -25,19 +29,18 @@ use crate::amperity::{
     budget::Slot,
     credentials::Refusal,
     endpoint::{Endpoint, RunId},
-    purpose::Purpose,
 };
-use crate::clock::until;
 use crate::reconcile::{
     access::{Access, Blocked, Denied, RetryWhen},
-    backoff::{MAX_DELAY, read_delay},
+    backoff::read_delay,
     context::Context,
     decide::{Decision, Ending, Established, Observed, at_the_latest, decide, first_read_delay},
+    facts::Facts,
     outcome::Retry,
     preflight::Prepared,
-    step_report::{Requeue, StepOutcome, StepReport},
-    store::{ClaimResult, StoreError, WriteResult},
-    tracked::{Memory, Tracked},
+    step_report::{Done, Requeue, StepOutcome, StepReport},
+    store::{ClaimResult, WriteResult},
+    tracked::{Announcement, Memory, Tracked},
 };
 use crate::rng;
 
@@ -45,28 +48,58 @@ use crate::rng;
 /// a 429 closed the budget, the run is read again.
 const MAX_READ_AGE: Duration = Duration::from_secs(5);
 
-/// Resolves when a step must stop waiting: the resource changed, or the replica is draining. Ignored between a claim and
-/// its record.
+/// Resolves when a step must stop waiting, because the replica takes no new work. Ignored between a claim and its record.
 pub type Interrupt<'a> = Pin<&'a mut (dyn Future<Output = ()> + Send)>;
 
-/// Takes the next step for a resource and records its outcome.
-pub async fn reconcile(context: &Context, tracked: &mut Tracked, interrupt: Interrupt<'_>) -> StepReport {
+/// Takes the next step for a resource and records its outcome. A step that sends a request needs a slot for it; without
+/// one, it is requeued at once, to wait for a slot.
+pub async fn reconcile(
+    context: &Context,
+    tracked: &mut Tracked,
+    slot: Option<Slot>,
+    interrupt: Interrupt<'_>,
+) -> StepReport {
     let decision = context.decide(tracked);
-    let done = match decision {
-        Decision::Nothing => Ok((StepOutcome::Unchanged, Requeue::OnChange)),
-        Decision::Wait(wait) => Ok((StepOutcome::Unchanged, Requeue::At(Instant::now() + wait))),
-        Decision::Suspended => context.announce(tracked, Reason::Suspended, "", Requeue::OnChange).await,
-        Decision::Finish(ending) => context.finish(tracked, ending).await,
-        // Boxed, because these futures are large and may wait for long: a waiting resource stays small.
-        Decision::Stop(deadline) => Box::pin(context.stop(tracked, deadline, None, interrupt)).await,
-        Decision::Repeat(deadline, established) => {
-            Box::pin(context.stop(tracked, deadline, Some(established), interrupt)).await
+    // The resource may have changed since the slot was granted: the slot is for another request then.
+    let slot = slot.filter(|slot| decision.purpose() == Some(slot.requester().purpose));
+    let done = match (decision, slot) {
+        (Decision::Nothing, _) => Ok((StepOutcome::Unchanged, Requeue::OnChange)),
+        (Decision::Wait(wait), _) => Ok((StepOutcome::Unchanged, Requeue::At(Instant::now() + wait))),
+        (Decision::Suspended, _) => context.announce(tracked, Reason::Suspended, "", Requeue::OnChange).await,
+        (Decision::Finish(ending), _) => context.finish(tracked, ending).await,
+        (Decision::Record, _) => context.record(tracked).await,
+        (Decision::Stop(_) | Decision::Repeat(..) | Decision::Confirm(_) | Decision::Read(_), None) => {
+            Ok((StepOutcome::Unchanged, Requeue::Now))
         }
-        Decision::Confirm(established) => Box::pin(context.confirm(tracked, established, interrupt)).await,
-        Decision::Read(established) => Box::pin(context.follow(tracked, established, interrupt)).await,
-        Decision::Record => context.record(tracked).await,
+        (Decision::Stop(deadline), Some(slot)) => context.stop(tracked, deadline, None, (slot, interrupt)).await,
+        (Decision::Repeat(deadline, known), Some(slot)) => {
+            context.stop(tracked, deadline, Some(known), (slot, interrupt)).await
+        }
+        (Decision::Confirm(known), Some(slot)) => context.confirm(tracked, known, (slot, interrupt)).await,
+        (Decision::Read(known), Some(slot)) => context.follow(tracked, known, (slot, interrupt)).await,
     };
-    let latest = at_the_latest(&tracked.resource, context.now()).map(|wait| Instant::now() + wait);
+    report(context, tracked, decision, done)
+}
+
+/// Writes what a resource waits for, unless it changed since `known` in a part that matters. Then it is requeued at once,
+/// and otherwise it goes on waiting as before.
+pub async fn announce(
+    context: &Context,
+    tracked: &mut Tracked,
+    Announcement { reason, detail }: Announcement,
+    known: &Facts,
+) -> StepReport {
+    let decision = context.decide(tracked);
+    let done = if tracked.facts().outdate(known, false) {
+        Ok((StepOutcome::Unchanged, Requeue::Now))
+    } else {
+        context.write_announcement(tracked, reason, &detail, Requeue::OnChange).await
+    };
+    report(context, tracked, decision, done)
+}
+
+fn report(context: &Context, tracked: &mut Tracked, decision: Decision, done: Done) -> StepReport {
+    let latest = at_the_latest(&tracked.facts(), context.now()).map(|wait| Instant::now() + wait);
     match done {
         Ok((outcome, requeue)) => StepReport { decision, outcome, requeue: requeue.bounded(latest) },
         Err(error) => {
@@ -76,8 +109,6 @@ pub async fn reconcile(context: &Context, tracked: &mut Tracked, interrupt: Inte
         }
     }
 }
-
-type Done = Result<(StepOutcome, Requeue), StoreError>;
 
 /// The result of preparing a stop request.
 enum Readiness {
@@ -89,8 +120,8 @@ enum Readiness {
 
 impl Context {
     fn decide(&self, tracked: &mut Tracked) -> Decision {
-        let observed = tracked.observed();
-        decide(&tracked.resource, self.now(), &observed, &self.rules)
+        let (facts, observed) = (tracked.facts(), tracked.observed());
+        decide(&facts, self.now(), &observed, &self.rules)
     }
 
     /// Sends a stop request: preflight, claim, request, record. If it `repeats` another one, the run is read first.
@@ -99,14 +130,12 @@ impl Context {
         tracked: &mut Tracked,
         deadline: Option<Timestamp>,
         repeats: Option<Established>,
-        interrupt: Interrupt<'_>,
+        (slot, interrupt): (Slot, Interrupt<'_>),
     ) -> Done {
-        let latest = at_the_latest(&tracked.resource, self.now()).map(|wait| Instant::now() + wait);
         let ready = tokio::select! {
             biased;
             () = interrupt => return Ok((StepOutcome::Unchanged, Requeue::Now)),
-            () = until(latest) => return Ok((StepOutcome::Unchanged, Requeue::Now)),
-            ready = self.ready_to_stop(tracked, repeats.is_some()) => ready,
+            ready = self.ready_to_stop(&tracked.resource, slot, repeats.is_some()) => ready,
         };
         let Prepared { endpoint, run_id, access, slot } = match ready {
             Ok(Readiness::Ready(prepared)) => *prepared,
@@ -115,7 +144,7 @@ impl Context {
             }
             Err(blocked) => return self.blocked(tracked, blocked).await,
         };
-        // The wait may have been long, the machine suspended, or its clock changed.
+        // The preparations may have been long, the machine suspended, or its clock changed.
         if !matches!(self.decide(tracked), Decision::Stop(_) | Decision::Repeat(..)) {
             return Ok((StepOutcome::Unchanged, Requeue::Now));
         }
@@ -150,27 +179,25 @@ impl Context {
 
     /// Gets everything that a stop request needs. If the request repeats an earlier one, the run is read first, with
     /// the slot of the preflight, and the request gets the tenant's next slot.
-    async fn ready_to_stop(&self, tracked: &mut Tracked, repeats: bool) -> Result<Readiness, Blocked> {
-        let prepared = self.preflight(tracked, Purpose::Stop).await?;
+    async fn ready_to_stop(&self, resource: &WorkflowRunStop, slot: Slot, repeats: bool) -> Result<Readiness, Blocked> {
+        let prepared = self.preflight(resource, slot).await?;
         if !repeats {
             return Ok(Readiness::Ready(Box::new(prepared)));
         }
         let Prepared { endpoint, run_id, access, slot } = prepared;
+        let requester = slot.requester().clone();
         let answer = self.read_with((&endpoint, &access), &run_id, slot).await?;
         if !answer.is_active() {
             return Ok(Readiness::Answered(answer));
         }
-        let read_at = Instant::now();
-        let slot = self.budget.acquire(&endpoint.budget_key(), Purpose::Stop, Timestamp::MIN).await;
-        if MAX_READ_AGE < read_at.elapsed() {
-            return Err(Blocked::Changed);
-        }
+        let next = self.budget.acquire(&access.key().budget, &requester);
+        let slot = timeout(MAX_READ_AGE, next).await.map_err(|_| Blocked::Changed)?;
         Ok(Readiness::Ready(Box::new(Prepared { endpoint, run_id, access, slot })))
     }
 
     /// Reads the run to learn the outcome of a claimed request.
-    async fn confirm(&self, tracked: &mut Tracked, established: Established, interrupt: Interrupt<'_>) -> Done {
-        match self.read_within(tracked, self.longest_wait_for_a_read(), interrupt).await {
+    async fn confirm(&self, tracked: &mut Tracked, established: Established, means: (Slot, Interrupt<'_>)) -> Done {
+        match self.read(tracked, means).await {
             None => Ok((StepOutcome::Unchanged, Requeue::Now)),
             Some(Ok(answer)) => self.record_confirmation(tracked, answer, established).await,
             Some(Err(blocked)) => {
@@ -194,17 +221,13 @@ impl Context {
 
     async fn record_read_result(&self, tracked: &mut Tracked, answer: ReadAnswer, established: Established) -> Done {
         tracked.read(&answer);
-        tracked.reads().unrecorded = Some((answer, established));
+        tracked.reads().unrecorded = Some(Box::new((answer, established)));
         self.record(tracked).await
     }
 
     /// Reads a run whose stop was accepted.
-    async fn follow(&self, tracked: &mut Tracked, established: Established, interrupt: Interrupt<'_>) -> Done {
-        // If the run was not read yet, this read may go on after the end of following.
-        let left = at_the_latest(&tracked.resource, self.now()).unwrap_or_default();
-        let limit =
-            if tracked.observed().tried_for.is_some() { left } else { left.max(self.longest_wait_for_a_read()) };
-        match self.read_within(tracked, limit, interrupt).await {
+    async fn follow(&self, tracked: &mut Tracked, established: Established, means: (Slot, Interrupt<'_>)) -> Done {
+        match self.read(tracked, means).await {
             None => Ok((StepOutcome::Unchanged, Requeue::Now)),
             Some(Ok(answer)) => {
                 let asked = match &answer {
@@ -225,35 +248,29 @@ impl Context {
         }
     }
 
-    /// Returns the time after which a read that waits for the rate limit or for its answer counts as tried.
-    fn longest_wait_for_a_read(&self) -> Duration {
-        MAX_DELAY + self.rules.request_timeout
-    }
-
-    /// Reads the run. Returns `None` if interrupted, or after `limit`, which counts as a try.
-    async fn read_within(
+    /// Reads the run. Returns `None` if interrupted.
+    async fn read(
         &self,
-        tracked: &mut Tracked,
-        limit: Duration,
-        interrupt: Interrupt<'_>,
+        tracked: &Tracked,
+        (slot, interrupt): (Slot, Interrupt<'_>),
     ) -> Option<Result<ReadAnswer, Blocked>> {
+        let read = async {
+            let Prepared { endpoint, run_id, access, slot } = self.preflight(&tracked.resource, slot).await?;
+            self.read_with((&endpoint, &access), &run_id, slot).await
+        };
         tokio::select! {
             biased;
             () = interrupt => None,
-            answer = timeout(limit, self.read(tracked)) => {
-                if answer.is_err() {
-                    tracked.tried_to_read();
-                }
-                answer.ok()
-            }
+            answer = read => Some(answer),
         }
     }
 
     /// Stores the last read. If that fails, the read is kept for the next step.
     async fn record(&self, tracked: &mut Tracked) -> Done {
-        let Some((answer, established)) = tracked.reads().unrecorded.take() else {
+        let Some(read) = tracked.reads().unrecorded.take() else {
             return Ok((StepOutcome::Unchanged, Requeue::Now));
         };
+        let (answer, established) = *read;
         let (step_time, failures) = (self.step_time(), tracked.memory.failures);
         let status = |resource: &WorkflowRunStop| match resource.accepted_time() {
             Some(_) => outcome::followed(resource, &answer, established, step_time),
@@ -261,14 +278,9 @@ impl Context {
         };
         let done = self.write(tracked, status, StepOutcome::RunRead).await;
         if done.is_err() {
-            tracked.reads().unrecorded = Some((answer, established));
+            tracked.reads().unrecorded = Some(Box::new((answer, established)));
         }
         done
-    }
-
-    async fn read(&self, tracked: &mut Tracked) -> Result<ReadAnswer, Blocked> {
-        let Prepared { endpoint, run_id, access, slot } = self.preflight(tracked, Purpose::Read).await?;
-        self.read_with((&endpoint, &access), &run_id, slot).await
     }
 
     /// Reads the run once. If a cached token was refused, returns `Changed`, so that a new one is fetched first.
@@ -305,21 +317,6 @@ impl Context {
         self.announce(tracked, reason, &detail, requeue).await
     }
 
-    /// Writes what the resource waits for, if that changed.
-    async fn announce(&self, tracked: &mut Tracked, reason: Reason, detail: &str, requeue: Requeue) -> Done {
-        let status = outcome::waiting(&tracked.resource, reason, detail, self.step_time());
-        match self.store.announce(&tracked.resource, status).await? {
-            WriteResult::Same => Ok((StepOutcome::Unchanged, requeue)),
-            WriteResult::Stored(stored) => {
-                tracked.resource = *stored;
-                Ok((StepOutcome::Updated, requeue))
-            }
-            written @ (WriteResult::Changed(_) | WriteResult::Gone) => {
-                Ok((StepOutcome::Unchanged, tracked.take(written)))
-            }
-        }
-    }
-
     async fn finish(&self, tracked: &mut Tracked, ending: Ending) -> Done {
         let step_time = self.step_time();
         self.write(tracked, |resource| outcome::finished(resource, ending, step_time), StepOutcome::Updated).await
@@ -336,11 +333,11 @@ impl Context {
         let is_read = matches!(outcome, StepOutcome::RunRead);
         let tried_for = is_read.then_some(Duration::ZERO);
         let written = loop {
-            let known = tracked.snapshot();
+            let known = tracked.facts();
             let status = self.with_end(&tracked.resource, status(&tracked.resource), tried_for);
             match self.store.update(&tracked.resource, status).await? {
                 // A read is valid for any spec.
-                WriteResult::Changed(now) if !known.is_outdated_by(&now, is_read) => tracked.resource = *now,
+                WriteResult::Changed(now) if !Facts::of(&now).outdate(&known, is_read) => tracked.resource = *now,
                 written
                 @ (WriteResult::Stored(_) | WriteResult::Same | WriteResult::Changed(_) | WriteResult::Gone) => {
                     break written;
@@ -366,7 +363,7 @@ impl Context {
     ) -> WorkflowRunStopStatus {
         let step_time = self.step_time();
         let after = WorkflowRunStop { status: Some(status), ..resource.clone() };
-        match decide(&after, step_time.now, &Observed { tried_for, ..Observed::default() }, &self.rules) {
+        match decide(&Facts::of(&after), step_time.now, &Observed { tried_for, ..Observed::default() }, &self.rules) {
             Decision::Finish(ending) => outcome::finished(&after, ending, step_time),
             Decision::Nothing
             | Decision::Suspended

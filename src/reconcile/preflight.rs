@@ -1,27 +1,16 @@
-//! Owns the preparation of a request: endpoint, credentials, and a slot of the budget.
+//! Owns the preparation of a request: endpoint, credentials, and the turn of its slot.
 //! Never claims, and never sends a stop request.
 
-use std::{pin::pin, time::Duration};
-
-use tokio::time::timeout;
-use workflow_run_stop_api::conditions::Reason;
+use workflow_run_stop_api::{WorkflowRunStop, conditions::Reason};
 
 use crate::amperity::{
     budget::Slot,
     endpoint::{Endpoint, EndpointError, RunId},
-    purpose::Purpose,
 };
 use crate::reconcile::{
-    access::{Access, Blocked, Needs, RetryWhen, denied},
+    access::{Access, Blocked, RetryWhen, denied, near_turn},
     context::Context,
-    outcome,
-    store::WriteResult,
-    tracked::Tracked,
 };
-use crate::rng;
-
-/// The time in the queue after which the status says `WaitingForBudget`. Jitter makes it up to twice as long.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Everything that one request needs.
 pub struct Prepared {
@@ -36,55 +25,31 @@ pub struct Prepared {
 }
 
 impl Context {
-    /// Gets everything that one request needs. If a stop waits long for the rate limit, its status says so, and the Secret
-    /// is read again before the stop goes on.
+    /// Returns the endpoint and the run of a resource.
     ///
     /// # Errors
-    /// If no request can be sent now. Nothing was sent or claimed.
-    pub async fn preflight(&self, tracked: &mut Tracked, purpose: Purpose) -> Result<Prepared, Blocked> {
-        let spec = &tracked.resource.spec;
-        let not_allowed =
-            |error: EndpointError| denied(Reason::EndpointNotAllowed, error.to_string(), RetryWhen::OnChange);
-        let endpoint = self.endpoints.of(&spec.tenant, spec.base_url.as_deref()).map_err(not_allowed)?;
-        let run_id = RunId::parse(&spec.run_id).map_err(not_allowed)?;
-        let key = endpoint.budget_key();
-        let needs = Needs::of(&tracked.resource, purpose);
-        let mut ready = pin!(async {
-            let access = self.access(&needs, &endpoint).await?;
-            let slot = self.budget.acquire(&key, purpose, needs.created).await;
-            Ok::<_, Blocked>(Prepared { endpoint: endpoint.clone(), run_id: run_id.clone(), access, slot })
-        });
-        // Jitter: waiting stops should not all write at once.
-        let patience = PATIENCE.mul_f64(1.0 + rng::unit());
-        if let Ok(ready) = timeout(patience, ready.as_mut()).await {
-            let prepared = ready?;
-            let refused = self.was_refused(&prepared.access);
-            return if refused { Err(Blocked::Changed) } else { Ok(prepared) };
+    /// If the operator may not send requests there, or the id is not that of a run.
+    pub fn endpoint(&self, resource: &WorkflowRunStop) -> Result<(Endpoint, RunId), EndpointError> {
+        let spec = &resource.spec;
+        let endpoint = self.endpoints.of(&spec.tenant, spec.base_url.as_deref())?;
+        Ok((endpoint, RunId::parse(&spec.run_id)?))
+    }
+
+    /// Gets everything that one request needs, besides the slot that the step has.
+    ///
+    /// # Errors
+    /// If no request can be sent now. Nothing was sent or claimed, except a token request.
+    pub async fn preflight(&self, resource: &WorkflowRunStop, slot: Slot) -> Result<Prepared, Blocked> {
+        let (endpoint, run_id) = self
+            .endpoint(resource)
+            .map_err(|error| denied(Reason::EndpointNotAllowed, error.to_string(), RetryWhen::OnChange))?;
+        // The step was queued for an older version of the resource.
+        let requester = slot.requester().clone();
+        if *requester.secret != *resource.spec.credentials_secret_ref.name || *slot.key() != endpoint.budget_key() {
+            return Err(Blocked::Changed);
         }
-        let prepared = loop {
-            // The wait may also be for a slow answer to a token request.
-            if purpose == Purpose::Stop && self.budget.has_waiting_requests(&key) {
-                let status = outcome::waiting(&tracked.resource, Reason::WaitingForBudget, "", self.step_time());
-                tokio::select! {
-                    biased;
-                    // A granted slot does not wait for this write, because other requests queue behind the slot.
-                    ready = ready.as_mut() => break ready?,
-                    written = self.store.announce(&tracked.resource, status) => match written? {
-                        WriteResult::Stored(stored) => tracked.resource = *stored,
-                        WriteResult::Same => {}
-                        written @ (WriteResult::Changed(_) | WriteResult::Gone) => {
-                            tracked.take(written);
-                            return Err(Blocked::Changed);
-                        }
-                    },
-                }
-                break ready.await?;
-            }
-            if let Ok(ready) = timeout(patience, ready.as_mut()).await {
-                break ready?;
-            }
-        };
-        let current = self.is_current(&needs, &prepared.access).await?;
-        if current { Ok(prepared) } else { Err(Blocked::Changed) }
+        let (access, slot) = self.access(&requester, &endpoint, slot).await?;
+        near_turn(&slot).await?;
+        if self.was_refused(&access) { Err(Blocked::Changed) } else { Ok(Prepared { endpoint, run_id, access, slot }) }
     }
 }

@@ -29,6 +29,9 @@ impl Requeue {
     }
 }
 
+/// The outcome of a step and the next one.
+pub type Done = Result<(StepOutcome, Requeue), StoreError>;
+
 /// The result of one reconciliation.
 #[derive(Debug)]
 pub struct StepReport {

@@ -16,10 +16,7 @@ use kube::{
 };
 use prometheus_client::metrics::{counter::Counter, family::Family};
 use serde::Serialize;
-use tokio::{
-    sync::{Semaphore, SemaphorePermit},
-    time::Instant,
-};
+use tokio::time::Instant;
 use workflow_run_stop_api::{Claim, WorkflowRunStop, WorkflowRunStopStatus};
 
 use crate::amperity::transport::Fence;
@@ -37,10 +34,6 @@ use crate::stored_object::decode;
 
 /// The time for which a Secret is cached: a thousand stops with one Secret read it once.
 const SECRET_FRESH: Duration = Duration::from_secs(1);
-
-/// The largest number of concurrent requests of one kind, for the kinds that may be delayed: ten thousand resources
-/// that report a wait must not open ten thousand connections.
-const AT_ONCE: usize = 32;
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const MAX_RETRY: Duration = Duration::from_secs(5);
@@ -110,10 +103,6 @@ pub struct Store {
     holder: Arc<str>,
     clock: Clock,
     secrets: Arc<Mutex<HashMap<(String, String), SecretSlot>>>,
-    /// Shared by writes that only report that a resource waits; claims and outcomes never queue behind them.
-    announcements: Arc<Semaphore>,
-    /// Shared by reads of Secrets.
-    secret_reads: Arc<Semaphore>,
     /// Status writes by result.
     pub writes: Family<ResultLabel, Counter>,
 }
@@ -121,16 +110,7 @@ pub struct Store {
 impl Store {
     /// Creates a store that claims in the name of `holder`.
     pub fn new(client: Client, holder: &str, clock: Clock) -> Self {
-        let semaphore = || Arc::new(Semaphore::new(AT_ONCE));
-        Self {
-            client,
-            holder: holder.into(),
-            clock,
-            secrets: Arc::default(),
-            announcements: semaphore(),
-            secret_reads: semaphore(),
-            writes: Family::default(),
-        }
+        Self { client, holder: holder.into(), clock, secrets: Arc::default(), writes: Family::default() }
     }
 
     /// Returns the name in which claims are made.
@@ -143,9 +123,17 @@ impl Store {
     /// # Errors
     /// If the request to the API server fails.
     pub async fn read(&self, resource: &WorkflowRunStop) -> Result<Option<WorkflowRunStop>, StoreError> {
-        let request = path(resource).get(resource.name(), &GetParams::default()).map_err(kube::Error::BuildRequest)?;
+        self.get(resource.namespace(), resource.name(), resource.uid()).await
+    }
+
+    /// Returns the resource with this namespace, name and uid as it is stored now; `None` if it is gone.
+    ///
+    /// # Errors
+    /// If the request to the API server fails.
+    pub async fn get(&self, namespace: &str, name: &str, uid: &str) -> Result<Option<WorkflowRunStop>, StoreError> {
+        let request = path(namespace).get(name, &GetParams::default()).map_err(kube::Error::BuildRequest)?;
         let found = optional(decoded(self.client.request_text(request)).await)?;
-        Ok(found.filter(|found| found.uid() == resource.uid()))
+        Ok(found.filter(|found| found.uid() == uid))
     }
 
     /// Returns a Secret, at most one second old; `None` if there is none.
@@ -168,7 +156,6 @@ impl Store {
         {
             return Ok(content.clone());
         }
-        let _permit = permit(&self.secret_reads).await;
         let read = Instant::now();
         let content = secret::read(&self.client, namespace, name).await?;
         *known = Some((read, content.clone()));
@@ -282,7 +269,7 @@ impl Store {
         }
     }
 
-    /// Writes a status that only says what the resource waits for; few such writes run at once.
+    /// Writes a status that only says what the resource waits for.
     ///
     /// # Errors
     /// As [`Store::update`].
@@ -291,7 +278,6 @@ impl Store {
         resource: &WorkflowRunStop,
         status: WorkflowRunStopStatus,
     ) -> Result<WriteResult, StoreError> {
-        let _permit = permit(&self.announcements).await;
         self.write(resource, &status).await
     }
 
@@ -352,7 +338,8 @@ impl Store {
             serde_json::to_vec(&(&uid, &version, &status))
         };
         let empty = Patch::Json::<()>(Default::default());
-        let request = path(resource).patch_subresource("status", resource.name(), &PatchParams::default(), &empty);
+        let request =
+            path(resource.namespace()).patch_subresource("status", resource.name(), &PatchParams::default(), &empty);
         let mut request = request.map_err(kube::Error::BuildRequest)?;
         *request.body_mut() = operations.map_err(kube::Error::SerdeError)?;
         decoded(self.client.request_text(request)).await
@@ -367,9 +354,9 @@ struct Operation<T> {
     value: T,
 }
 
-/// Returns the builder of requests for the resources in the namespace of this one.
-fn path(resource: &WorkflowRunStop) -> Request {
-    Request::new(WorkflowRunStop::url_path(&(), Some(resource.namespace())))
+/// Returns the builder of requests for the resources of a namespace.
+fn path(namespace: &str) -> Request {
+    Request::new(WorkflowRunStop::url_path(&(), Some(namespace)))
 }
 
 /// Waits for a resource, and decodes only what the operator uses of it: nothing else can make the request fail. kube's
@@ -377,10 +364,6 @@ fn path(resource: &WorkflowRunStop) -> Request {
 async fn decoded(answer: impl Future<Output = kube::Result<String>>) -> Result<WorkflowRunStop, StoreError> {
     let json = within(answer).await?;
     decode(json.as_bytes()).map_err(|error| StoreError::Undecodable(error.why))
-}
-
-async fn permit(semaphore: &Semaphore) -> SemaphorePermit<'_> {
-    semaphore.acquire().await.expect("these semaphores are never closed")
 }
 
 #[cfg(test)]

@@ -9,12 +9,15 @@ use tokio::time::timeout;
 /// The timeout of one request to the API server.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The longest message of the API server that is kept, in bytes.
+const MAX_MESSAGE: usize = 1024;
+
 /// An error of a request to the API server.
 #[derive(Debug, Error)]
 pub enum StoreError {
     /// The API server refused the request or could not be reached.
     #[error("{0}")]
-    Kube(#[from] kube::Error),
+    Kube(kube::Error),
     /// No answer within the timeout.
     #[error("the API server did not answer within {} s", REQUEST_TIMEOUT.as_secs())]
     Timeout,
@@ -27,6 +30,17 @@ pub enum StoreError {
     /// The API server rejected the status although nothing changed in between.
     #[error("the API server rejected the status: {0}; check that the installed CRD is of the operator's version")]
     Invalid(String),
+}
+
+impl From<kube::Error> for StoreError {
+    /// Shortens the message of the API server: a webhook may have written it, and it ends up in the log.
+    fn from(mut error: kube::Error) -> Self {
+        if let kube::Error::Api(status) = &mut error {
+            status.message.truncate(status.message.floor_char_boundary(MAX_MESSAGE));
+            status.details = None;
+        }
+        Self::Kube(error)
+    }
 }
 
 /// Returns true if the API server answered that it did not write: a test of the patch failed, the object is gone or
@@ -113,6 +127,14 @@ mod tests {
                 "{code}"
             );
         }
+    }
+
+    #[test]
+    fn a_message_that_a_webhook_may_have_written_is_shortened() {
+        let long =
+            serde_json::json!({"code": 403, "message": "é".repeat(10_000), "details": {"name": "x".repeat(9_000)}});
+        let error = StoreError::from(kube::Error::Api(serde_json::from_value(long).unwrap()));
+        assert!(error.is_forbidden() && error.to_string().len() < 3 * MAX_MESSAGE, "{}", error.to_string().len());
     }
 
     #[test]

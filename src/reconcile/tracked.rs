@@ -3,29 +3,41 @@
 
 use std::time::Duration;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use jiff::Timestamp;
 use tokio::time::Instant;
-use workflow_run_stop_api::{Claim, WorkflowRunStop};
+use workflow_run_stop_api::{WorkflowRunStop, conditions::Reason};
 
 use crate::amperity::answer::ReadAnswer;
 use crate::fault_injection::{Fault, is_injected};
 use crate::reconcile::{
     backoff::{MAX_CREDENTIALS_DELAY, delay, read_delay},
     decide::{Established, Observed},
+    facts::{ClaimFacts, Facts},
     step_report::Requeue,
     store::WriteResult,
 };
 use crate::rng;
 
 /// The requeue time of a resource that seems to be gone.
-const GONE_REQUEUE: Duration = Duration::from_secs(60);
+pub const GONE_REQUEUE: Duration = Duration::from_secs(60);
 
-/// One resource and what this replica remembers about it.
+/// One resource and what this replica remembers about it, while a step works on it.
 pub struct Tracked {
     /// The newest version known.
     pub resource: WorkflowRunStop,
     /// The observations of this process that the resource does not contain.
     pub memory: Memory,
+    /// What the resource waits for, if its status does not say so yet because too many others wait to be written.
+    pub unannounced: Option<Announcement>,
+}
+
+/// What a resource waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Announcement {
+    /// The reason for the conditions.
+    pub reason: Reason,
+    /// The detail for the message; empty if there is none.
+    pub detail: Box<str>,
 }
 
 /// The observations of a process that the resource does not contain. Correctness does not depend on them: a process
@@ -33,9 +45,9 @@ pub struct Tracked {
 #[derive(Default)]
 pub struct Memory {
     /// The claim as last observed, and since when.
-    pub claim: Option<(Claim, Instant)>,
+    pub claim: Option<(ClaimFacts, Instant)>,
     /// `nextAttemptTime` as last observed, and since when.
-    pub next_attempt: Option<(Time, Instant)>,
+    pub next_attempt: Option<(Timestamp, Instant)>,
     /// The reads since the last stop request, or since its acceptance.
     pub reads: Reads,
     /// The time of the next read of a followed run.
@@ -57,7 +69,7 @@ pub struct Reads {
     /// The first of the latest consecutive unreadable reads.
     unreadable: Option<Instant>,
     /// A read that could not be stored yet.
-    pub unrecorded: Option<(ReadAnswer, Established)>,
+    pub unrecorded: Option<Box<(ReadAnswer, Established)>>,
 }
 
 /// The request that reads belong to. Reads of another request prove nothing.
@@ -68,95 +80,81 @@ struct About {
     accepted: bool,
 }
 
-/// The parts of a resource that others may change and that a decision depends on.
-pub struct Snapshot {
-    resource_version: Option<u64>,
-    generation: Option<i64>,
-    deleting: bool,
-    claim: Option<Claim>,
-    accepted: bool,
-    finished: bool,
-}
+impl Memory {
+    /// Returns true if nothing is remembered.
+    pub fn is_empty(&self) -> bool {
+        let Self { claim, next_attempt, reads, next_read, follow_reads, failures } = self;
+        let Reads { about, tried, active, unreadable, unrecorded } = reads;
+        claim.is_none()
+            && next_attempt.is_none()
+            && next_read.is_none()
+            && *follow_reads == 0
+            && *failures == 0
+            && *about == About::default()
+            && tried.is_none()
+            && active.is_none()
+            && unreadable.is_none()
+            && unrecorded.is_none()
+    }
 
-impl Snapshot {
-    fn of(resource: &WorkflowRunStop) -> Self {
-        Self {
-            resource_version: version(resource),
-            generation: resource.metadata.generation,
-            deleting: resource.metadata.deletion_timestamp.is_some(),
-            claim: resource.claim().cloned(),
-            accepted: resource.accepted_time().is_some(),
-            finished: resource.is_finished(),
+    /// Returns what this process observed, for the decision.
+    pub fn observed(&mut self, facts: &Facts) -> Observed {
+        let now = Instant::now();
+        let ago = |since: Instant| now - since;
+        let Reads { about: _, tried, active, unreadable, unrecorded } = self.reads(facts);
+        let (tried, active, unreadable, unrecorded) = (*tried, *active, *unreadable, unrecorded.is_some());
+        if facts.claim.as_deref() != self.claim.as_ref().map(|(claim, _)| claim) {
+            self.claim = facts.claim.as_deref().map(|claim| (claim.clone(), now));
+        }
+        if facts.next_attempt != self.next_attempt.map(|(time, _)| time) {
+            self.next_attempt = facts.next_attempt.map(|time| (time, now));
+        }
+        Observed {
+            claim_unchanged: self.claim.as_ref().map_or(Duration::ZERO, |(_, since)| ago(*since)),
+            next_attempt_unchanged: self.next_attempt.as_ref().map_or(Duration::ZERO, |(_, since)| ago(*since)),
+            active_for: if is_injected(Fault::ConfirmAfterOneRead) { Some(Duration::MAX) } else { active.map(ago) },
+            unreadable_for: if is_injected(Fault::UnreadableOnce) { Some(Duration::MAX) } else { unreadable.map(ago) },
+            tried_for: tried.map(ago),
+            unrecorded,
+            next_read: self.next_read.map(|at| at.saturating_duration_since(now)),
         }
     }
 
-    /// Returns true if `resource` is newer and differs in a part that matters. With `any_spec`, a changed spec does not
-    /// matter.
-    pub fn is_outdated_by(&self, resource: &WorkflowRunStop, any_spec: bool) -> bool {
-        let Self { resource_version, generation, deleting, claim, accepted, finished } = Self::of(resource);
-        let newer = resource_version.zip(self.resource_version).is_none_or(|(other, known)| known < other);
-        let same = (any_spec || generation == self.generation)
-            && deleting == self.deleting
-            && claim == self.claim
-            && accepted == self.accepted
-            && finished == self.finished;
-        newer && !same
+    /// Remembers a try to read the run.
+    pub fn tried_to_read(&mut self, facts: &Facts) {
+        self.reads(facts).tried.get_or_insert(Instant::now());
     }
-}
 
-/// Returns the resource version as a number; `None` if it is not a number. Then every other version counts as newer,
-/// and the guards of the writes decide.
-fn version(resource: &WorkflowRunStop) -> Option<u64> {
-    resource.resource_version().parse().ok()
+    /// Returns the reads that concern the current request; those of another one are dropped.
+    pub fn reads(&mut self, facts: &Facts) -> &mut Reads {
+        let claim = facts.claim.as_ref().map(|claim| claim.id.clone());
+        let about = About { attempts: facts.attempts, claim, accepted: facts.accepted.is_some() };
+        if self.reads.about != about {
+            self.reads = Reads { about, ..Reads::default() };
+        }
+        &mut self.reads
+    }
 }
 
 impl Tracked {
     /// Creates an entry without memory.
     pub fn new(resource: WorkflowRunStop) -> Self {
-        Self { resource, memory: Memory::default() }
+        Self { resource, memory: Memory::default(), unannounced: None }
     }
 
-    /// Takes over another version of the resource if it is newer.
-    pub fn refresh(&mut self, other: &WorkflowRunStop) {
-        let newer = version(other).zip(version(&self.resource)).is_none_or(|(other, known)| known < other);
-        if newer {
-            self.resource = other.clone();
-        }
-    }
-
-    /// Returns the parts that matter, to detect changes.
-    pub fn snapshot(&self) -> Snapshot {
-        Snapshot::of(&self.resource)
+    /// Returns the facts of the resource.
+    pub fn facts(&self) -> Facts {
+        Facts::of(&self.resource)
     }
 
     /// Returns what this process observed, for the decision.
     pub fn observed(&mut self) -> Observed {
-        let now = Instant::now();
-        let ago = |since: Instant| now - since;
-        let Reads { about: _, tried, active, unreadable, unrecorded } = self.reads();
-        let (tried, active, unreadable, unrecorded) = (*tried, *active, *unreadable, unrecorded.is_some());
-        let claim = self.resource.claim();
-        if claim != self.memory.claim.as_ref().map(|(claim, _)| claim) {
-            self.memory.claim = claim.map(|claim| (claim.clone(), now));
-        }
-        let next_attempt = self.resource.stop_request().and_then(|request| request.next_attempt_time.as_ref());
-        if next_attempt != self.memory.next_attempt.as_ref().map(|(time, _)| time) {
-            self.memory.next_attempt = next_attempt.map(|time| (time.clone(), now));
-        }
-        Observed {
-            claim_unchanged: self.memory.claim.as_ref().map_or(Duration::ZERO, |(_, since)| ago(*since)),
-            next_attempt_unchanged: self.memory.next_attempt.as_ref().map_or(Duration::ZERO, |(_, since)| ago(*since)),
-            active_for: if is_injected(Fault::ConfirmAfterOneRead) { Some(Duration::MAX) } else { active.map(ago) },
-            unreadable_for: if is_injected(Fault::UnreadableOnce) { Some(Duration::MAX) } else { unreadable.map(ago) },
-            tried_for: tried.map(ago),
-            unrecorded,
-            next_read: self.memory.next_read.map(|at| at.saturating_duration_since(now)),
-        }
+        self.memory.observed(&Facts::of(&self.resource))
     }
 
     /// Remembers a try to read the run.
     pub fn tried_to_read(&mut self) {
-        self.reads().tried.get_or_insert(Instant::now());
+        self.memory.tried_to_read(&Facts::of(&self.resource));
     }
 
     /// Remembers the result of a read.
@@ -202,15 +200,7 @@ impl Tracked {
 
     /// Returns the reads that concern the current request; those of another one are dropped.
     pub fn reads(&mut self) -> &mut Reads {
-        let about = About {
-            attempts: self.resource.stop_request().map_or(0, |request| request.attempts),
-            claim: self.resource.claim().map(|claim| claim.id.clone()),
-            accepted: self.resource.accepted_time().is_some(),
-        };
-        if self.memory.reads.about != about {
-            self.memory.reads = Reads { about, ..Reads::default() };
-        }
-        &mut self.memory.reads
+        self.memory.reads(&Facts::of(&self.resource))
     }
 
     /// Takes over the result of a write, and returns when to requeue.
@@ -234,8 +224,8 @@ mod tests {
         answer::{ReadFailure, ResponseInfo},
         run::Run,
     };
-    use k8s_openapi::jiff::Timestamp;
-    use workflow_run_stop_api::{StopRequest, WorkflowRunStopSpec, WorkflowRunStopStatus};
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use workflow_run_stop_api::{Claim, StopRequest, WorkflowRunStopSpec, WorkflowRunStopStatus};
 
     const THEN: Time = Time(Timestamp::UNIX_EPOCH);
     const SECOND: Duration = Duration::from_secs(1);
@@ -260,41 +250,6 @@ mod tests {
 
     fn in_state(state: &str) -> ReadAnswer {
         ReadAnswer::Run(Box::new(Run { state: state.into(), ..Run::default() }))
-    }
-
-    #[test]
-    fn only_a_newer_version_with_a_change_that_matters_outdates_a_snapshot() {
-        let known = Tracked::new(a_stop("5")).snapshot();
-        let outdates = |resource: &WorkflowRunStop| known.is_outdated_by(resource, false);
-        let deleting = |version: &str| {
-            let mut stop = a_stop(version);
-            stop.metadata.deletion_timestamp = Some(THEN);
-            stop
-        };
-        assert!(!outdates(&a_stop("6")), "nothing changed");
-        assert!(!outdates(&with_request("6", |_| {})), "attempts do not matter");
-        assert!(!outdates(&deleting("4")) && !outdates(&deleting("5")), "not newer");
-        assert!(outdates(&deleting("6")));
-        assert!(outdates(&deleting("not a number")), "the guard of a write decides");
-        assert!(outdates(&with_request("6", |request| request.claim = claim("c"))));
-        assert!(outdates(&with_request("6", |request| request.accepted_time = Some(THEN))));
-        let mut finished = with_request("6", |_| {});
-        finished.status.as_mut().unwrap().completion_time = Some(THEN);
-        assert!(outdates(&finished));
-        let mut spec = a_stop("6");
-        spec.metadata.generation = Some(2);
-        assert!(outdates(&spec));
-        assert!(!known.is_outdated_by(&spec, true), "what was read is valid for any spec");
-        assert!(known.is_outdated_by(&deleting("6"), true));
-    }
-
-    #[test]
-    fn only_a_newer_version_replaces_the_known_one() {
-        let mut tracked = Tracked::new(a_stop("5"));
-        for (version, kept) in [("4", "5"), ("5", "5"), ("6", "6"), ("10", "10"), ("9", "10"), ("x", "x")] {
-            tracked.refresh(&a_stop(version));
-            assert_eq!(tracked.resource.resource_version(), kept, "{version}");
-        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -26,7 +26,7 @@ use workflow_run_stop_operator::{
     clock::Clock,
     observe::{metrics::Metrics, reporter::Reporter},
     operator::watch::Watch,
-    reconcile::{context::Context, decide::Rules, store::Store},
+    reconcile::{announcements::Announcements, context::Context, decide::Rules, store::Store},
 };
 
 use lab::testing::{TENANT, TestEnv, a_stop, ends_at_once, is, ready, stop_request};
@@ -60,6 +60,7 @@ impl Operator {
             amperity: Amperity::new(&settings, clock.clone()).unwrap(),
             budget: Budget::new(requests_per_second),
             credential_cache: CredentialCache::default(),
+            announcements: Announcements::default(),
             endpoints: Endpoints::new(&env.amperity.base_url(), AllowedHosts::parse("").unwrap()).unwrap(),
             rules: Rules { request_timeout, settle_time },
             clock,
@@ -68,6 +69,7 @@ impl Operator {
             context: Arc::new(context),
             reporter: Reporter { metrics: Metrics::default(), events: None },
             stop: CancellationToken::new(),
+            limit: None,
         };
         let namespaces = [env.namespace.clone()];
         let work = tokio::spawn(async move {

@@ -625,6 +625,7 @@ async fn help_and_version_are_printed_with_exit_code_0() {
         "--amperity-api-version",
         "--allowed-hosts",
         "--requests-per-second",
+        "--max-unfinished-per-namespace",
         "--request-timeout",
         "--settle-time",
         "--watch-namespaces",

@@ -23,6 +23,7 @@ use workflow_run_stop_operator::amperity::{
     endpoint::{AllowedHosts, Endpoint, Endpoints, RunId},
     purpose::Purpose,
     transport::{CustomTransport, Fence, Transport, TransportFuture},
+    wait_queue::Requester,
 };
 
 fn run_id() -> RunId {
@@ -73,7 +74,13 @@ impl Client {
     }
 
     async fn stop(&self, fence: Fence) -> StopAnswer {
-        let slot = self.budget.acquire(&self.endpoint.budget_key(), Purpose::Stop, Timestamp::UNIX_EPOCH).await;
+        let slot = self
+            .budget
+            .acquire(
+                &self.endpoint.budget_key(),
+                &Requester::new("ops", "amperity", Purpose::Stop, Timestamp::UNIX_EPOCH),
+            )
+            .await;
         let token = Token::bearer("good-token").unwrap();
         self.amperity.stop(&self.endpoint, &run_id(), &token, slot, fence).await.0
     }
@@ -106,7 +113,7 @@ async fn the_client_never_repeats_a_request() {
 
 #[tokio::test]
 async fn a_failed_connection_means_that_nothing_was_sent() {
-    let mut client = Client::new().await;
+    let client = Client::new().await;
     client.sim.go_offline().await;
     assert!(matches!(client.stop(open_for(9)).await, StopAnswer::NotSent(_)));
 }
@@ -129,8 +136,20 @@ async fn a_compressed_answer_is_decoded() {
 #[tokio::test]
 async fn a_stop_is_not_sent_if_a_429_moves_its_turn_past_the_end_of_its_claim() {
     let client = Client::new().await;
-    let slot = client.budget.acquire(&client.endpoint.budget_key(), Purpose::Stop, Timestamp::UNIX_EPOCH).await;
-    let other = client.budget.acquire(&client.endpoint.budget_key(), Purpose::Stop, Timestamp::UNIX_EPOCH).await;
+    let slot = client
+        .budget
+        .acquire(
+            &client.endpoint.budget_key(),
+            &Requester::new("ops", "amperity", Purpose::Stop, Timestamp::UNIX_EPOCH),
+        )
+        .await;
+    let other = client
+        .budget
+        .acquire(
+            &client.endpoint.budget_key(),
+            &Requester::new("ops", "amperity", Purpose::Stop, Timestamp::UNIX_EPOCH),
+        )
+        .await;
     other.mark_sent();
     other.record_rate_limited(Some(Duration::from_secs(300)));
     let token = Token::bearer("good-token").unwrap();
@@ -282,7 +301,9 @@ fn client_over(transport: DelayedTransport) -> (Amperity, Budget, Endpoint) {
 
 /// Closes the tenant's budget for a minute while another request connects.
 async fn close_budget_while_connecting(budget: &Budget, endpoint: &Endpoint) {
-    let slot = budget.acquire(&endpoint.budget_key(), Purpose::Stop, Timestamp::UNIX_EPOCH).await;
+    let slot = budget
+        .acquire(&endpoint.budget_key(), &Requester::new("ops", "amperity", Purpose::Stop, Timestamp::UNIX_EPOCH))
+        .await;
     slot.mark_sent();
     tokio::time::sleep(Duration::from_millis(100)).await;
     slot.record_rate_limited(Some(Duration::from_secs(60)));
@@ -295,8 +316,8 @@ async fn a_read_or_token_request_that_waits_for_the_rate_limit_does_not_fail() {
     let key = endpoint.budget_key();
     let start = Instant::now();
     let (read, token) = (
-        budget.acquire(&key, Purpose::Read, Timestamp::UNIX_EPOCH).await,
-        budget.acquire(&key, Purpose::Token, Timestamp::UNIX_EPOCH).await,
+        budget.acquire(&key, &Requester::new("ops", "amperity", Purpose::Read, Timestamp::UNIX_EPOCH)).await,
+        budget.acquire(&key, &Requester::new("ops", "amperity", Purpose::Token, Timestamp::UNIX_EPOCH)).await,
     );
     let secret = Token::bearer("good-token").unwrap();
     let client = OauthClient { id: "id".into(), secret: "secret".into(), token_url: None };
@@ -317,7 +338,9 @@ async fn the_request_timeout_starts_when_the_request_is_written() {
         let body = r#"{"id": "wf-1", "state": "running"}"#;
         let response_delay = Duration::from_millis(response_delay);
         let (amperity, budget, endpoint) = client_over(DelayedTransport { response_delay, body });
-        let slot = budget.acquire(&endpoint.budget_key(), Purpose::Read, Timestamp::UNIX_EPOCH).await;
+        let slot = budget
+            .acquire(&endpoint.budget_key(), &Requester::new("ops", "amperity", Purpose::Read, Timestamp::UNIX_EPOCH))
+            .await;
         let start = Instant::now();
         let token = Token::bearer("good-token").unwrap();
         let answer = amperity.read(&endpoint, &run_id(), &token, slot).await;

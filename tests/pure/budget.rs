@@ -14,6 +14,7 @@ use workflow_run_stop_operator::{
         budget::Budget,
         endpoint::{AllowedHosts, BudgetKey, Endpoints},
         purpose::Purpose,
+        wait_queue::Requester,
     },
     rng,
 };
@@ -104,7 +105,7 @@ async fn run_with(other: OtherClient, latency: Duration, retry_after: Option<Dur
     let start = Instant::now();
     let oldest = Timestamp::UNIX_EPOCH;
     while start.elapsed() < DURATION {
-        let slot = budget.acquire(&key(), Purpose::Stop, oldest).await;
+        let slot = budget.acquire(&key(), &Requester::new("ops", "amperity", Purpose::Stop, oldest)).await;
         let (api, results) = (api.clone(), results.clone());
         tokio::spawn(async move {
             slot.wait_for_turn().await;

@@ -11,6 +11,7 @@ use workflow_run_stop_api::{
 use workflow_run_stop_operator::reconcile::decide::{
     Decision, Ending, Established, Observed, Rules, at_the_latest, decide,
 };
+use workflow_run_stop_operator::reconcile::facts::Facts;
 
 /// The current time, in seconds. The resource was created at 0 s.
 const NOW: i64 = 1000;
@@ -154,7 +155,7 @@ impl Situation {
     }
 
     fn decide(&self) -> Decision {
-        decide(&self.stop, Timestamp::from_second(NOW).unwrap(), &self.observed, &RULES)
+        decide(&Facts::of(&self.stop), Timestamp::from_second(NOW).unwrap(), &self.observed, &RULES)
     }
 }
 
@@ -482,7 +483,7 @@ fn every_situation_has_one_next_step() {
 #[test]
 fn a_wait_ends_no_later_than_the_next_deadline() {
     let latest = |situation: Situation| {
-        at_the_latest(&situation.stop, Timestamp::from_second(NOW).unwrap()).map(|wait| wait.as_secs())
+        at_the_latest(&Facts::of(&situation.stop), Timestamp::from_second(NOW).unwrap()).map(|wait| wait.as_secs())
     };
     assert_eq!(latest(a_stop()), None);
     assert_eq!(latest(a_stop().deadline(1002)), Some(2));
@@ -501,7 +502,7 @@ fn a_wait_ends_no_later_than_the_next_deadline() {
 fn a_resource_created_after_its_not_after_expires_even_if_the_clock_is_behind() {
     let stop = a_stop().not_after(-5).stop;
     let behind = Timestamp::from_second(-3600).unwrap();
-    assert_eq!(decide(&stop, behind, &Observed::default(), &RULES), Decision::Finish(Ending::Expired));
+    assert_eq!(decide(&Facts::of(&stop), behind, &Observed::default(), &RULES), Decision::Finish(Ending::Expired));
 }
 
 #[test]
@@ -510,5 +511,5 @@ fn a_settle_time_longer_than_the_backoff_is_waited_for() {
     let situation = a_stop().claimed_at(900).answer_unclear_at(990, UnclearAnswer::NoAnswer).next_attempt_at(NOW + 590);
     let now = Timestamp::from_second(NOW).unwrap();
     let observed = Observed { claim_unchanged: seconds(600), ..Observed::default() };
-    assert_eq!(decide(&situation.stop, now, &observed, &rules), Decision::Wait(seconds(590)));
+    assert_eq!(decide(&Facts::of(&situation.stop), now, &observed, &rules), Decision::Wait(seconds(590)));
 }

@@ -119,6 +119,7 @@ fn states() -> Vec<(&'static str, WorkflowRunStop)> {
         ("changed, not seen by the operator yet", changed),
         ("suspended", waiting_with(Reason::Suspended)),
         ("waits for its turn (WaitingForBudget)", waiting_with(Reason::WaitingForBudget)),
+        ("waits for older stops of its namespace (NamespaceLimit)", waiting_with(Reason::NamespaceLimit)),
         ("waits for a Secret (CredentialsMissing)", waiting_with(Reason::CredentialsMissing)),
         ("waits for another host (EndpointNotAllowed)", waiting_with(Reason::EndpointNotAllowed)),
         ("the request is on its way (StopRequested)", requested()),

@@ -4,12 +4,11 @@
 use std::time::Duration;
 
 use lab::testing::message;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use workflow_run_stop_api::conditions::{ConditionType, Reason};
 use workflow_run_stop_operator::{
     amperity::{credentials::Refusal, purpose::Purpose},
     reconcile::{
-        access::Needs,
         outcome::Retry,
         step_report::{Requeue, StepOutcome},
     },
@@ -20,7 +19,6 @@ use crate::{
     in_virtual_time,
     scenario::{Fault, LONG, Scenario, claim_of_another, wait},
     secrets::STATIC,
-    world::SETTLE_TIME,
 };
 
 #[test]
@@ -43,7 +41,7 @@ fn a_missing_secret_is_reported_and_looked_up_again_with_backoff_and_is_no_try_t
         drop(test.step().await);
         tokio::time::sleep(Duration::from_secs(70)).await;
         drop(test.step().await);
-        test.tracked.refresh(&test.stored());
+        test.tracked.resource = test.stored();
         assert_eq!(test.tracked.observed().tried_for, None);
     });
 }
@@ -86,7 +84,7 @@ fn a_stop_that_waited_for_the_rate_limit_is_sent_with_unchanged_credentials() {
 }
 
 #[test]
-fn a_stop_is_not_sent_with_credentials_that_changed_or_were_refused_while_it_waited_for_the_rate_limit() {
+fn a_stop_that_waited_for_the_rate_limit_uses_its_credentials_as_they_are_after_the_wait() {
     in_virtual_time(1, async {
         for was_refused in [false, true] {
             let mut test = Scenario::new();
@@ -95,44 +93,18 @@ fn a_stop_is_not_sent_with_credentials_that_changed_or_were_refused_while_it_wai
             let key = test.credentials_key(STATIC).await;
             let permit = cache.admit(&key, Purpose::Stop).unwrap();
             let meanwhile = async {
-                sleep(LONG / 2).await;
+                sleep(LONG - Duration::from_millis(100)).await;
                 match was_refused {
                     true => cache.record_refusal(&key, permit, Refusal::Unauthorized, ""),
                     false => world.lock().renew(&format!("sim/{STATIC}")),
                 }
             };
             let (report, ()) = tokio::join!(test.step(), meanwhile);
-            assert!(matches!(report.outcome, StepOutcome::Unchanged), "{was_refused}: {report:?}");
-            assert_eq!((report.requeue, test.posts()), (Requeue::Now, 0), "{was_refused}");
+            assert_eq!(test.posts(), usize::from(!was_refused), "{report:?}");
+            let waits = matches!(report.requeue, Requeue::At(_));
+            assert_eq!((waits, test.reason() == Some(Reason::Unauthorized)), (was_refused, was_refused), "{report:?}");
         }
     });
-}
-
-#[test]
-fn a_stop_that_waits_for_the_rate_limit_says_so_after_two_to_four_seconds_and_a_read_does_not() {
-    // The time within these seconds is random.
-    for (seed, is_read) in [(1, false), (2, false), (3, false), (4, true)] {
-        in_virtual_time(seed, async {
-            let mut test = Scenario::new();
-            if is_read {
-                test.is_accepted();
-            }
-            test.close_budget(LONG).await;
-            let world = test.world.clone();
-            let says_so = move || {
-                let object = world.lock().objects["sim/a"].clone();
-                object["status"]["conditions"].to_string().contains("WaitingForBudget")
-            };
-            let watched = async {
-                sleep(Duration::from_millis(1900)).await;
-                let early = says_so();
-                sleep(Duration::from_millis(2200)).await;
-                (early, says_so())
-            };
-            let (_, said) = tokio::join!(test.step(), watched);
-            assert_eq!(said, (false, !is_read), "{seed}");
-        });
-    }
 }
 
 #[test]
@@ -145,8 +117,9 @@ fn a_refused_token_from_the_cache_is_replaced_at_once_and_a_new_one_starts_a_bac
         assert_eq!(test.context.refused(&kept, Refusal::Unauthorized, ""), Retry::AtOnce);
         let fetched = test.access().await;
         assert_eq!(test.context.refused(&fetched, Refusal::Unauthorized, ""), Retry::Backoff);
-        let needs = Needs::of(&test.stored(), Purpose::Read);
-        assert!(test.context.access(&needs, &test.endpoint()).await.is_err(), "in backoff");
+        let slot = test.slot(Purpose::Read).await;
+        let access = test.context.access(&test.requester(Purpose::Read), &test.endpoint(), slot).await;
+        assert!(access.is_err(), "in backoff");
         test.context.may_read(&fetched);
         drop(test.access().await);
         let kept = test.access().await;
@@ -202,24 +175,6 @@ fn a_secret_that_cannot_be_read_is_reported_with_the_cause() {
         let mut test = Scenario::new();
         test.faults(&[Fault::Refused(503)]);
         assert!(matches!(test.step().await.outcome, StepOutcome::Failed(_)));
-    });
-}
-
-#[test]
-fn a_confirming_read_that_waits_for_the_rate_limit_counts_as_tried_after_a_while() {
-    in_virtual_time(1, async {
-        let mut test = Scenario::new();
-        test.change(claim_of_another);
-        let quiet = Duration::from_secs(5) + test.context.rules.request_timeout + SETTLE_TIME;
-        drop(test.step().await);
-        sleep(quiet).await;
-        test.close_budget(Duration::from_secs(600)).await;
-        let start = Instant::now();
-        drop(test.step().await);
-        let waited = start.elapsed();
-        let longest = Duration::from_secs(300) + test.context.rules.request_timeout;
-        assert!((longest..longest + Duration::from_secs(1)).contains(&waited), "{waited:?}");
-        assert!(test.tracked.observed().tried_for.is_some());
     });
 }
 

@@ -32,6 +32,7 @@ mod seeds;
 mod steps;
 mod store;
 mod user;
+mod waiting;
 mod watches;
 mod world;
 

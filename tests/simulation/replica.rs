@@ -17,7 +17,7 @@ use workflow_run_stop_operator::{
     clock::Clock,
     observe::{metrics::Metrics, reporter::Reporter},
     operator::watch::Watch,
-    reconcile::{context::Context, decide::Rules, store::Store},
+    reconcile::{announcements::Announcements, context::Context, decide::Rules, store::Store},
 };
 
 use crate::{
@@ -53,6 +53,7 @@ pub async fn run_replica(world: World, replica: usize, settings: ReplicaSettings
             context: Arc::new(context),
             reporter: Reporter { metrics: Metrics::default(), events: None },
             stop: shutdown.clone(),
+            limit: None,
         };
         let (synced, _) = tokio::sync::watch::channel(false);
         let shut_down = async {
@@ -89,6 +90,7 @@ pub fn context(world: &World, replica: usize, client: Client, clock: Clock) -> C
         budget: Budget::new(RATE),
         credential_cache: CredentialCache::default(),
         endpoints: Endpoints::new("https://app.amperity.com/api", hosts).unwrap(),
+        announcements: Announcements::default(),
         rules: Rules { request_timeout: request_timeout(world, replica), settle_time: SETTLE_TIME },
         clock,
     }

@@ -11,7 +11,6 @@ use std::{
 
 use futures::future::BoxFuture;
 use http::Request;
-use jiff::Timestamp;
 use kube::{Client, client::Body};
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -21,11 +20,14 @@ use workflow_run_stop_api::{
     conditions::{ConditionType, Reason, find},
 };
 use workflow_run_stop_operator::{
-    amperity::{credentials::CredentialsKey, endpoint::Endpoint, purpose::Purpose},
+    amperity::{
+        budget::Slot, credentials::CredentialsKey, endpoint::Endpoint, purpose::Purpose, wait_queue::Requester,
+    },
     clock::Clock,
     reconcile::{
-        access::{Access, Needs},
+        access::Access,
         context::Context,
+        decide::decide,
         reconcile,
         step_report::{Requeue, StepOutcome, StepReport},
         tracked::Tracked,
@@ -115,6 +117,8 @@ pub struct Scenario {
     pub world: World,
     /// The context of the replica.
     pub context: Context,
+    /// The replica's client of the API server.
+    pub client: Client,
     /// The resource as the replica knows it.
     pub tracked: Tracked,
     script: Arc<Mutex<VecDeque<Fault>>>,
@@ -144,9 +148,10 @@ impl Scenario {
             let world = world.clone();
             Arc::new(move || world.lock().wall(0))
         };
-        let context = context(&world, 0, Client::new(service, namespace), clock);
+        let client = Client::new(service, namespace);
+        let context = context(&world, 0, client.clone(), clock);
         let tracked = Tracked::new(stored(&world));
-        Self { world, context, tracked, script, requests }
+        Self { world, context, client, tracked, script, requests }
     }
 
     /// Sets the faults of the next requests to the API server.
@@ -171,7 +176,8 @@ impl Scenario {
     }
 }
 
-fn stored(world: &World) -> WorkflowRunStop {
+/// Returns the resource as it is stored.
+pub fn stored(world: &World) -> WorkflowRunStop {
     serde_json::from_value(world.lock().objects[KEY].clone()).unwrap()
 }
 
@@ -212,10 +218,27 @@ impl Scenario {
         self.world.lock().runs.get_mut(RUN).unwrap().read_fault = Some(answer);
     }
 
-    /// Reconciles once, with the newest version of the resource.
+    /// Reconciles once, with the newest version of the resource, and with a slot if the step needs one.
     pub async fn step(&mut self) -> StepReport {
-        self.tracked.refresh(&self.stored());
-        reconcile(&self.context, &mut self.tracked, pin!(pending())).await
+        self.tracked.resource = self.stored();
+        let (facts, observed) = (self.tracked.facts(), self.tracked.observed());
+        let slot = match decide(&facts, self.context.now(), &observed, &self.context.rules).purpose() {
+            Some(purpose) => Some(self.slot(purpose).await),
+            None => None,
+        };
+        reconcile(&self.context, &mut self.tracked, slot, pin!(pending())).await
+    }
+
+    /// Returns the requester of a slot for the resource.
+    pub fn requester(&self, purpose: Purpose) -> Requester {
+        let stored = self.stored();
+        let secret = &stored.spec.credentials_secret_ref.name;
+        Requester::new(stored.namespace(), secret, purpose, stored.created())
+    }
+
+    /// Waits for a slot for the resource.
+    pub async fn slot(&self, purpose: Purpose) -> Slot {
+        self.context.budget.acquire(&self.endpoint().budget_key(), &self.requester(purpose)).await
     }
 
     /// Reconciles, waiting as each step asks for, until a step writes something.
@@ -248,8 +271,9 @@ impl Scenario {
 
     /// Returns the credentials for a request, with a token that is fetched if the cache has none.
     pub async fn access(&self) -> Access {
-        let access = self.context.access(&Needs::of(&self.stored(), Purpose::Read), &self.endpoint()).await;
-        access.unwrap_or_else(|_| panic!("there is a token"))
+        let slot = self.slot(Purpose::Read).await;
+        let access = self.context.access(&self.requester(Purpose::Read), &self.endpoint(), slot).await;
+        access.unwrap_or_else(|_| panic!("there is a token")).0
     }
 
     pub fn endpoint(&self) -> Endpoint {
@@ -259,12 +283,12 @@ impl Scenario {
     /// Returns the key of the credentials in the Secret as it is now.
     pub async fn credentials_key(&self, name: &str) -> CredentialsKey {
         let secret = self.context.store.secret("sim", name).await.unwrap().unwrap();
-        CredentialsKey { secret: secret.version, budget: self.endpoint().budget_key() }
+        CredentialsKey { namespace: "sim".into(), secret: secret.version, budget: self.endpoint().budget_key() }
     }
 
     /// Closes the budget of the tenant, as a 429 to another request does.
     pub async fn close_budget(&self, wait: Duration) {
-        let slot = self.context.budget.acquire(&self.endpoint().budget_key(), Purpose::Token, Timestamp::MIN).await;
+        let slot = self.slot(Purpose::Token).await;
         slot.mark_sent();
         slot.record_rate_limited(Some(wait));
     }

@@ -30,6 +30,7 @@ const FLAGS: &[(&str, Option<&str>)] = &[
     ("lease-name", Some("/leaseName")),
     ("lease-namespace", None),
     ("log-format", Some("/logFormat")),
+    ("max-unfinished-per-namespace", Some("/maxUnfinishedPerNamespace")),
     ("request-timeout", Some("/requestTimeout")),
     ("requests-per-second", Some("/requestsPerSecond")),
     ("settle-time", Some("/settleTime")),

@@ -187,6 +187,7 @@ fn every_flag_is_passed_to_the_operator() {
     let other = [
         "amperity={\"baseUrl\":\"http://{tenant}.sim:1/api\",\"apiVersion\":\"v2\",\"allowedHosts\":[\"a.com\",\"*.b.com\"]}",
         "requestsPerSecond=3",
+        "maxUnfinishedPerNamespace=7",
         "requestTimeout=\"1m30s\"",
         "settleTime=\"2m\"",
         "drainTimeout=\"95s\"",
@@ -205,6 +206,7 @@ fn every_flag_is_passed_to_the_operator() {
         "--lease-name=ours",
         "--lease-namespace=ours",
         "--log-format=text",
+        "--max-unfinished-per-namespace=7",
         "--request-timeout=1m30s",
         "--requests-per-second=3",
         "--settle-time=2m",

@@ -16,11 +16,16 @@ use workflow_run_stop_operator::{
         endpoint::{AllowedHosts, Endpoints},
         purpose::Purpose,
         request_metrics::RequestMetrics,
+        wait_queue::Requester,
     },
     clock::Clock,
     config::Cli,
-    observe::{event_filter::EventFilter, metrics::Metrics},
+    observe::{
+        event_filter::{EventDraft, EventFilter},
+        metrics::Metrics,
+    },
     operator::http_server::{ANY, ANY_IPV4},
+    reconcile::facts::Facts,
 };
 
 use super::markdown::{Document, all, codes, read, rows};
@@ -54,7 +59,13 @@ fn event_type(reason: Reason) -> &'static str {
         let following = (Reason::FollowingRun, String::new());
         set(&mut status.conditions, condition(ConditionType::Ready, ConditionStatus::Unknown, following, None, &THEN));
     } else {
-        let normal = [Reason::Suspended, Reason::WaitingForBudget, Reason::StopRequested, Reason::FollowingRun];
+        let normal = [
+            Reason::Suspended,
+            Reason::WaitingForBudget,
+            Reason::NamespaceLimit,
+            Reason::StopRequested,
+            Reason::FollowingRun,
+        ];
         let ready = match end {
             Some((_, true)) => ConditionStatus::True,
             None if normal.contains(&reason) => ConditionStatus::Unknown,
@@ -68,7 +79,9 @@ fn event_type(reason: Reason) -> &'static str {
     match filter.update(&stop).first() {
         Some(draft) if draft.warning => "Warning",
         Some(_) => "Normal",
-        None if filter.waits_long(&stop).is_some_and(|draft| draft.warning) => "Warning, after two to three minutes",
+        None if reason == EventDraft::backlog(1).reason => {
+            "Warning, one for each namespace, after two to three minutes"
+        }
         None => "none",
     }
 }
@@ -144,11 +157,11 @@ async fn metrics_text() -> String {
     let budget = Budget::new(10);
     let endpoints = Endpoints::new("https://app.amperity.com/api", AllowedHosts::parse("").unwrap()).unwrap();
     let key = endpoints.of("acme", None).unwrap().budget_key();
-    let _slot = budget.acquire(&key, Purpose::Stop, Timestamp::UNIX_EPOCH).await;
+    let _slot = budget.acquire(&key, &Requester::new("ops", "amperity", Purpose::Stop, Timestamp::UNIX_EPOCH)).await;
     let clock: Clock = Arc::new(|| Timestamp::UNIX_EPOCH);
     let metrics = Metrics::new(&RequestMetrics::default(), &Default::default(), &budget, &clock);
     let spec = WorkflowRunStopSpec::new("wf-1", "acme", "amperity");
-    let _resource = metrics.enter(&WorkflowRunStop::new("wf-1", spec));
+    let _resource = metrics.enter("acme", &Facts::of(&WorkflowRunStop::new("wf-1", spec)));
     metrics.text()
 }
 

@@ -1,0 +1,240 @@
+//! Owns the budgets of all tenants and the steps in flight: which tenant is to be looked at next, and which steps may start.
+//! Never waits, and never sends anything.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{sync::oneshot, time::Instant};
+
+use crate::amperity::{
+    endpoint::BudgetKey,
+    tenant_budget::{Granted, Next, TenantBudget},
+    wait_queue::Requester,
+};
+use crate::fair_share::FairShare;
+
+/// The capacity for steps in flight. Each has at most one connection open at a time, to the API server or to Amperity, so
+/// that the operator works with 1,024 file descriptors. One namespace gets at most half of it, and one tenant of one
+/// namespace a third.
+pub const STEPS: usize = 750;
+
+/// The time after which the budget of a tenant without requests is looked at again, to remove it.
+pub const IDLE_CHECK: Duration = Duration::from_secs(10);
+
+/// A step that waits for a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// The id that its owner gave it.
+    pub id: u64,
+    /// The part of [`STEPS`] that it takes while it is in flight, at least 1: steps of large objects take more.
+    pub weight: u8,
+}
+
+/// The waiter of a request.
+pub enum Waiter {
+    /// A step that starts when it gets a slot: the fields of [`Step`], which take less memory here.
+    Step {
+        /// See [`Step::id`].
+        id: u64,
+        /// See [`Step::weight`].
+        weight: u8,
+    },
+    /// A request of a step in flight.
+    InFlight(oneshot::Sender<Granted>),
+}
+
+/// A step that may start: its budget, its requester and its slot.
+pub type StartedStep = (BudgetKey, Requester, Granted, Step);
+
+/// The budgets of all tenants, and the steps in flight.
+pub struct Budgets {
+    /// The tenants that are not idle.
+    pub tenants: HashMap<BudgetKey, TenantBudget<Waiter>>,
+    /// When each tenant is to be looked at again.
+    due: BTreeSet<(Instant, BudgetKey)>,
+    due_at: HashMap<BudgetKey, Instant>,
+    /// Steps in flight, by namespace.
+    in_flight: FairShare<Arc<str>>,
+    /// What the steps of each namespace for each tenant take of it.
+    for_tenant: HashMap<(Arc<str>, BudgetKey), usize>,
+    /// The tenants in whose queues steps of a namespace wait for steps in flight to end.
+    blocked: HashMap<Arc<str>, Blocked>,
+    /// Steps that may start.
+    started: VecDeque<StartedStep>,
+    /// True if a tenant is due earlier than before.
+    due_earlier: bool,
+    per_second: u32,
+}
+
+/// Tenants, each once, in the order in which they were added.
+#[derive(Default)]
+struct Blocked {
+    order: VecDeque<BudgetKey>,
+    members: HashSet<BudgetKey>,
+}
+
+impl Blocked {
+    fn push(&mut self, key: &BudgetKey) {
+        if self.members.insert(key.clone()) {
+            self.order.push_back(key.clone());
+        }
+    }
+
+    fn pop(&mut self) -> Option<BudgetKey> {
+        let key = self.order.pop_front()?;
+        self.members.remove(&key);
+        Some(key)
+    }
+}
+
+impl Budgets {
+    /// Creates budgets of `per_second` requests in any sliding second, for each tenant.
+    pub fn new(per_second: u32) -> Self {
+        Self {
+            tenants: HashMap::new(),
+            due: BTreeSet::new(),
+            due_at: HashMap::new(),
+            in_flight: FairShare::new(STEPS),
+            for_tenant: HashMap::new(),
+            blocked: HashMap::new(),
+            started: VecDeque::new(),
+            due_earlier: false,
+            per_second,
+        }
+    }
+
+    /// Accesses the budget of one tenant, and grants what may be granted then.
+    pub fn update<T>(&mut self, key: &BudgetKey, work: impl FnOnce(&mut TenantBudget<Waiter>) -> T) -> T {
+        let per_second = self.per_second;
+        let tenant = self.tenants.entry(key.clone()).or_insert_with(|| TenantBudget::new(per_second));
+        let result = work(tenant);
+        self.grant(key, Instant::now());
+        result
+    }
+
+    /// Grants slots of one tenant, until none is left or no request may go on.
+    fn grant(&mut self, key: &BudgetKey, now: Instant) {
+        let look_again_at = loop {
+            let Some(tenant) = self.tenants.get_mut(key) else { break None };
+            let (in_flight, for_tenant) = (&self.in_flight, &self.for_tenant);
+            let full = RefCell::new(HashSet::new());
+            let next = tenant.next(now, |namespace, waiter, late| match waiter {
+                Waiter::InFlight(_) => true,
+                Waiter::Step { .. } if late => false,
+                Waiter::Step { id: _, weight } => {
+                    let held = for_tenant.get(&(namespace.clone(), key.clone())).copied().unwrap_or_default();
+                    let fits = in_flight.fits_part(namespace, held, usize::from(*weight));
+                    if !fits {
+                        full.borrow_mut().insert(namespace.clone());
+                    }
+                    fits
+                }
+            });
+            match next {
+                Next::Slot(granted, _, Waiter::InFlight(waiter)) => {
+                    if waiter.send(granted).is_err() {
+                        tenant.release(granted.id, true);
+                    }
+                }
+                Next::Slot(granted, requester, Waiter::Step { id, weight }) => {
+                    let fits = self.in_flight.take(&requester.namespace, weight.into());
+                    debug_assert!(fits, "it fitted a moment ago");
+                    let part = (requester.namespace.clone(), key.clone());
+                    *self.for_tenant.entry(part).or_default() += usize::from(weight);
+                    self.started.push_back((key.clone(), requester, granted, Step { id, weight }));
+                }
+                Next::At(then) => break Some(then),
+                Next::Blocked => {
+                    for namespace in full.into_inner() {
+                        self.blocked.entry(namespace).or_default().push(key);
+                    }
+                    break tenant.next_lapse();
+                }
+                Next::Empty if tenant.is_idle(now) => {
+                    self.tenants.remove(key);
+                    break None;
+                }
+                Next::Empty => break Some(now + IDLE_CHECK),
+            }
+        };
+        let before = self.due_at.remove(key);
+        if let Some(before) = before {
+            self.due.remove(&(before, key.clone()));
+        }
+        if let Some(then) = look_again_at {
+            self.due_earlier |= before.is_none_or(|before| then < before);
+            self.due.insert((then, key.clone()));
+            self.due_at.insert(key.clone(), then);
+        }
+    }
+
+    /// Grants the slots that are due. Returns when to call it again.
+    pub fn grant_due(&mut self, now: Instant) -> Option<Instant> {
+        while let Some((_, key)) = self.due.first().filter(|(at, _)| *at <= now).cloned() {
+            self.grant(&key, now);
+        }
+        self.due.first().map(|(at, _)| *at)
+    }
+
+    /// Grants the slots of one tenant if they are due. Returns when to call it again.
+    pub fn grant_due_of(&mut self, key: &BudgetKey, now: Instant) -> Option<Instant> {
+        if self.due_at.get(key).is_some_and(|at| *at <= now) {
+            self.grant(key, now);
+        }
+        self.due_at.get(key).copied()
+    }
+
+    /// Returns true if a tenant is due earlier than at the last call.
+    pub fn take_due_earlier(&mut self) -> bool {
+        std::mem::take(&mut self.due_earlier)
+    }
+
+    /// Returns true if there are steps that may start.
+    pub fn has_started(&self) -> bool {
+        !self.started.is_empty()
+    }
+
+    /// Removes the next step that may start.
+    pub fn next_step(&mut self) -> Option<StartedStep> {
+        self.started.pop_front()
+    }
+
+    /// Gives back what a step got that no longer starts.
+    pub fn cancel_step(&mut self, id: u64) {
+        let Some(index) = self.started.iter().position(|(_, _, _, step)| step.id == id) else { return };
+        let Some((key, requester, granted, step)) = self.started.remove(index) else { return };
+        self.update(&key, |tenant| tenant.release(granted.id, true));
+        self.end_step(&requester.namespace, &key, step.weight);
+    }
+
+    /// Ends a step in flight, and starts those that it kept from starting.
+    pub fn end_step(&mut self, namespace: &Arc<str>, key: &BudgetKey, weight: u8) {
+        let weight = usize::from(weight);
+        self.in_flight.give_back(namespace, weight);
+        let part = (namespace.clone(), key.clone());
+        if let Some(held) = self.for_tenant.get_mut(&part) {
+            *held -= weight;
+            if *held == 0 {
+                self.for_tenant.remove(&part);
+            }
+        }
+        let now = Instant::now();
+        let namespaces: Vec<Arc<str>> = self.blocked.keys().cloned().collect();
+        for namespace in namespaces {
+            // Those that are still blocked are added anew.
+            let Some(mut blocked) = self.blocked.remove(&namespace) else { continue };
+            while self.in_flight.fits(&namespace, 1)
+                && let Some(key) = blocked.pop()
+            {
+                self.grant(&key, now);
+            }
+            while let Some(key) = blocked.pop() {
+                self.blocked.entry(namespace.clone()).or_default().push(&key);
+            }
+        }
+    }
+}

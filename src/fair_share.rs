@@ -1,0 +1,106 @@
+//! Owns the division of a bounded resource, such as connections or memory, among keys such as namespaces or tenants.
+//! Never waits: what does not fit now is refused, and its owner tries again when something is returned.
+//!
+//! A key may hold at most as much as is still free. So one key alone gets up to half of the capacity, `n` keys get up
+//! to `1/(n+1)` each, and the same is left for a newcomer, whatever the others do (dynamic thresholds, as in switches
+//! with a shared buffer).
+
+use std::{collections::HashMap, hash::Hash};
+
+/// The shares of one bounded resource.
+#[derive(Debug)]
+pub struct FairShare<K> {
+    free: usize,
+    held: HashMap<K, usize>,
+}
+
+impl<K: Eq + Hash + Clone> FairShare<K> {
+    /// Creates shares of this capacity.
+    pub fn new(capacity: usize) -> Self {
+        Self { free: capacity, held: HashMap::new() }
+    }
+
+    /// Returns true if the key may take this much more.
+    pub fn fits(&self, key: &K, amount: usize) -> bool {
+        self.held.get(key).copied().unwrap_or_default() + amount <= self.free
+    }
+
+    /// Returns true if a part of the key, which holds `of_part` of what the key holds, may take this much more. It leaves as
+    /// much as it holds itself to other parts, so that one part alone gets up to a third of the capacity.
+    pub fn fits_part(&self, key: &K, of_part: usize, amount: usize) -> bool {
+        self.fits(key, of_part + amount)
+    }
+
+    /// Takes this much if it fits. Returns true if it was taken.
+    #[must_use]
+    pub fn take(&mut self, key: &K, amount: usize) -> bool {
+        let fits = self.fits(key, amount);
+        if fits {
+            self.free -= amount;
+            *self.held.entry(key.clone()).or_default() += amount;
+        }
+        fits
+    }
+
+    /// Returns this much, which the key must have taken before.
+    pub fn give_back(&mut self, key: &K, amount: usize) {
+        self.free += amount;
+        if let Some(held) = self.held.get_mut(key) {
+            *held -= amount;
+            if *held == 0 {
+                self.held.remove(key);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Lets a key take one by one until it is refused. Returns how much it took.
+    fn take_all(shares: &mut FairShare<u32>, key: u32) -> usize {
+        std::iter::from_fn(|| shares.take(&key, 1).then_some(())).count()
+    }
+
+    #[test]
+    fn each_key_gets_at_most_as_much_as_is_left_free() {
+        let mut shares = FairShare::new(100);
+        assert_eq!(take_all(&mut shares, 1), 50);
+        assert_eq!(take_all(&mut shares, 2), 25);
+        assert!(!shares.fits(&1, 1) && shares.fits(&3, 25) && !shares.fits(&3, 26));
+    }
+
+    #[test]
+    fn a_newcomer_finds_room_although_many_others_take_what_they_can() {
+        let mut shares = FairShare::new(100);
+        for key in 0..50 {
+            while shares.fits(&key, 1) {
+                assert!(shares.take(&key, 1));
+                for other in 0..key {
+                    // As over time: each holds no more than what is free.
+                    while shares.free < shares.held.get(&other).copied().unwrap_or_default() {
+                        shares.give_back(&other, 1);
+                    }
+                }
+            }
+        }
+        assert!(shares.fits(&1000, 1));
+    }
+
+    #[test]
+    fn what_is_given_back_can_be_taken_again() {
+        let mut shares = FairShare::new(10);
+        assert!(shares.take(&1, 5) && !shares.take(&1, 1));
+        shares.give_back(&1, 5);
+        assert_eq!((take_all(&mut shares, 2), shares.held.len()), (5, 1));
+    }
+
+    #[test]
+    fn a_part_of_a_key_leaves_room_for_other_parts_of_it() {
+        let mut shares = FairShare::new(300);
+        let first = (0..).take_while(|held| shares.fits_part(&1, *held, 1) && shares.take(&1, 1)).count();
+        assert_eq!(first, 100);
+        assert!(shares.fits_part(&1, 0, 50));
+    }
+}

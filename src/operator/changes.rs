@@ -1,0 +1,198 @@
+//! Owns what follows from each change: a resource is listed, has changed or is gone, its time has come, or its step has ended.
+//! Never chooses what a resource does next.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+use workflow_run_stop_api::WorkflowRunStop;
+
+use crate::amperity::{budget::QueuedStep, purpose::Purpose};
+use crate::clock::until;
+use crate::operator::{
+    index::{Entry, Number, Running, State},
+    scheduler::Scheduler,
+    step::{StepEnd, Work},
+};
+use crate::reconcile::{facts::Facts, resource_id::ResourceId, step_report::Requeue};
+
+/// A resource that was listed or has changed.
+pub struct Seen {
+    /// The resource.
+    pub resource: Box<WorkflowRunStop>,
+    /// Its size as JSON, in bytes.
+    pub size: usize,
+}
+
+impl Scheduler {
+    /// Waits for the next thing to do, and does it.
+    pub async fn advance(&mut self) {
+        let announce_at = self.next_announcement();
+        let budget = self.context.budget.clone();
+        tokio::select! {
+            biased;
+            Some(ended) = self.tasks.join_next() => {
+                // Panics are caught inside of the task.
+                if let Ok(ended) = ended {
+                    self.ended(ended);
+                }
+            }
+            started = budget.next_step() => self.started(started),
+            () = until(self.index.first_timer()) => {
+                while let Some(number) = self.index.due(Instant::now()) {
+                    self.timer(number);
+                }
+            }
+            () = until(announce_at) => {}
+        }
+        self.start_due();
+    }
+
+    /// Starts the steps that may start now.
+    pub fn start_due(&mut self) {
+        self.start_announcements();
+        self.start_ready();
+    }
+
+    /// Takes over a resource that was listed or has changed.
+    pub fn see(&mut self, stream: usize, list: u32, Seen { resource, size }: Seen) {
+        let mut facts = Facts::of(&resource);
+        let Some(number) = self.index.number(resource.uid()) else {
+            let entry = self.entry(stream, list, &resource, (facts, size));
+            let (number, displaced) = self.index.insert(entry);
+            self.wake(number, Some(resource));
+            if let Some(displaced) = displaced.filter(|displaced| *displaced != number) {
+                self.wake_if_waiting(displaced);
+            }
+            return;
+        };
+        let Some(entry) = self.index.get_mut(number) else { return };
+        (entry.stream, entry.list) = (stream, list);
+        if let State::Running(running) = &mut entry.state {
+            running.gone = false;
+            let known = running.seen.as_ref().unwrap_or(&entry.facts);
+            if facts.is_newer_than(known) {
+                entry.size = size;
+                running.seen = Some(facts);
+            }
+            return;
+        }
+        if !facts.is_newer_than(&entry.facts) {
+            return;
+        }
+        let changed = facts.outdate(&entry.facts, false);
+        let namespace = entry.id.namespace.clone();
+        self.index.share_secret(&namespace, &mut facts);
+        let Some(entry) = self.index.get_mut(number) else { return };
+        (entry.facts, entry.size) = (facts, size);
+        if let Some(report) = &mut entry.report {
+            self.reporter.observe(report, &entry.facts, self.context.store.holder());
+        }
+        if changed {
+            self.wake(number, Some(resource));
+        }
+    }
+
+    fn entry(&self, stream: usize, list: u32, resource: &WorkflowRunStop, (facts, size): (Facts, usize)) -> Entry {
+        let id = ResourceId {
+            namespace: self.index.namespace(resource.namespace()),
+            name: resource.name().into(),
+            uid: resource.uid().into(),
+        };
+        let budget = self.context.endpoint(resource);
+        Entry {
+            id: Arc::new(id),
+            stream,
+            list,
+            memory: None,
+            budget: budget.map(|(endpoint, _)| endpoint.budget_key()).map_err(|error| error.to_string().into()),
+            size,
+            report: Some(self.reporter.start(&resource.spec.tenant, &facts)),
+            facts,
+            state: State::Idle,
+            timer: None,
+            unannounced: None,
+        }
+    }
+
+    /// Forgets a resource that left the watch, once its running step has ended.
+    pub fn forget(&mut self, uid: &str) {
+        if let Some(number) = self.index.number(uid) {
+            self.remove(number);
+        }
+    }
+
+    /// Forgets the resources that are not in the list that ended.
+    pub fn list_ended(&mut self, stream: usize, list: u32) {
+        for number in self.index.not_in_list(stream, list) {
+            self.remove(number);
+        }
+    }
+
+    fn remove(&mut self, number: Number) {
+        let Some(entry) = self.index.get_mut(number) else { return };
+        if let State::Running(running) = &mut entry.state {
+            running.gone = true;
+            return;
+        }
+        self.leave_queues(number);
+        if let Some(admitted) = self.index.remove(number) {
+            self.wake_if_waiting(admitted);
+        }
+    }
+
+    /// Takes over the end of a step.
+    fn ended(&mut self, end: StepEnd) {
+        let StepEnd { number, resource, memory, report, unannounced, requeue, local } = end;
+        let Some(entry) = self.index.get_mut(number) else { return };
+        if local {
+            self.local.give_back(&entry.id.namespace, 1);
+        }
+        let State::Running(running) = std::mem::replace(&mut entry.state, State::Idle) else { return };
+        let Running { queued, started, announcing, timer, seen, gone } = *running;
+        entry.report = Some(report);
+        entry.memory = Some(Box::new(memory)).filter(|memory| !memory.is_empty());
+        let before = resource.as_deref().map_or_else(|| entry.facts.clone(), Facts::of);
+        let changed = seen.as_ref().is_some_and(|seen| seen.outdate(&before, false));
+        let newest = seen.filter(|seen| seen.is_newer_than(&before));
+        let resource = resource.filter(|_| newest.is_none());
+        let (mut facts, namespace) = (newest.unwrap_or(before), entry.id.namespace.clone());
+        self.index.share_secret(&namespace, &mut facts);
+        let Some(entry) = self.index.get_mut(number) else { return };
+        entry.facts = facts;
+        if gone {
+            if let Some((place, purpose, since)) = queued {
+                entry.state = State::Queued { place, purpose, since };
+            }
+            drop(started);
+            return self.remove(number);
+        }
+        if let Some(started) = started.filter(|_| !changed) {
+            return self.start(number, Work::Request(Box::new(started.slot), started.permit));
+        }
+        let changed = changed || (announcing && requeue == Requeue::Now);
+        if let Some((place, purpose, since)) = queued {
+            self.resume_waiting(number, (place, purpose, since));
+        }
+        if changed {
+            return self.wake(number, resource);
+        }
+        match requeue {
+            Requeue::OnChange if announcing => self.index.set_timer(number, timer),
+            // The announcement failed, and is tried again then.
+            Requeue::At(then) if announcing => {
+                self.index.set_timer(number, Some(timer.map_or(then, |timer| timer.min(then))));
+            }
+            Requeue::Now => return self.wake(number, resource),
+            Requeue::At(then) => self.index.set_timer(number, Some(then)),
+            Requeue::OnChange => {}
+        }
+        if let Some(announcement) = unannounced {
+            self.announce(number, announcement);
+        }
+    }
+
+    fn resume_waiting(&mut self, number: Number, (place, purpose, since): (QueuedStep, Purpose, Instant)) {
+        let Some(entry) = self.index.get_mut(number) else { return };
+        entry.state = State::Queued { place, purpose, since };
+    }
+}

@@ -1,0 +1,176 @@
+//! Owns the unfinished resources and their steps: what waits to start, and what runs.
+//! Never reads or writes anything itself: steps do, as tasks. A resource that waits has no task.
+
+use std::sync::Arc;
+
+use tokio::{task::JoinSet, time::Instant};
+use tokio_util::sync::CancellationToken;
+use workflow_run_stop_api::WorkflowRunStop;
+
+use crate::amperity::budget::Started;
+use crate::fair_share::FairShare;
+use crate::observe::reporter::Reporter;
+use crate::operator::{
+    index::{Index, Number, Running, State},
+    step::{self, Step, StepEnd, Work},
+};
+use crate::reconcile::{
+    context::Context,
+    tracked::{Announcement, Memory},
+};
+use crate::turns::Turns;
+
+/// The capacity for steps in flight that send no request to Amperity: endings and announcements.
+const LOCAL_STEPS: usize = 32;
+
+/// The unfinished resources and their steps.
+pub struct Scheduler {
+    pub(super) context: Arc<Context>,
+    pub(super) reporter: Reporter,
+    pub(super) stop: CancellationToken,
+    pub(super) index: Index,
+    /// Steps that need no slot and wait to start.
+    pub(super) ready: Turns<(i64, Number), ()>,
+    pub(super) local: FairShare<Arc<str>>,
+    /// Resources whose status should say what they wait for.
+    pub(super) announcing: Turns<(i64, Number), ()>,
+    pub(super) tasks: JoinSet<StepEnd>,
+}
+
+impl Scheduler {
+    /// Creates a scheduler without resources. At most `limit` resources of each namespace are worked on at a time.
+    pub fn new(context: Arc<Context>, reporter: Reporter, stop: CancellationToken, limit: Option<usize>) -> Self {
+        Self {
+            context,
+            reporter,
+            stop,
+            index: Index::new(limit),
+            ready: Turns::default(),
+            local: FairShare::new(LOCAL_STEPS),
+            announcing: Turns::default(),
+            tasks: JoinSet::new(),
+        }
+    }
+
+    /// Ends all waits, and returns the steps that are still running.
+    pub fn into_tasks(mut self) -> JoinSet<StepEnd> {
+        for (key, requester, place) in self.index.take_queued() {
+            self.context.budget.leave(&key, &requester, place);
+        }
+        self.context.announcements.set_queued(false);
+        self.tasks
+    }
+
+    /// Removes a resource from the queues in which it waits.
+    pub(super) fn leave_queues(&mut self, number: Number) {
+        let Some(entry) = self.index.get_mut(number) else { return };
+        let position = (entry.facts.created_second(), number);
+        self.announcing.remove(&entry.id.namespace, &position);
+        self.ready.remove(&entry.id.namespace, &position);
+        entry.unannounced = None;
+        if let State::Queued { place, purpose, .. } = std::mem::replace(&mut entry.state, State::Idle)
+            && let Ok(key) = &entry.budget
+        {
+            self.context.budget.leave(key, &entry.requester(purpose), place);
+        }
+    }
+
+    pub(super) fn make_ready(&mut self, number: Number, resource: Option<Box<WorkflowRunStop>>) {
+        let Some(entry) = self.index.get_mut(number) else { return };
+        entry.state = State::Ready;
+        self.ready.push(&entry.id.namespace, (entry.facts.created_second(), number), ());
+        if let Some(resource) = resource {
+            self.index.keep_fresh(number, resource);
+        }
+    }
+
+    /// Lets the status say what a resource waits for when it is its turn, unless it says so already.
+    pub(super) fn announce(&mut self, number: Number, announcement: Announcement) {
+        let Some(entry) = self.index.get_mut(number) else { return };
+        if announcement.detail.is_empty() && entry.facts.announces(announcement.reason) {
+            return;
+        }
+        entry.unannounced = Some(announcement);
+        self.announcing.push(&entry.id.namespace, (entry.facts.created_second(), number), ());
+        self.context.announcements.set_queued(true);
+    }
+
+    /// Returns when the next announcement may be written; `None` if none can be started before a step ends.
+    pub(super) fn next_announcement(&self) -> Option<Instant> {
+        let startable = self.announcing.any(|namespace| self.local.fits(namespace, 1));
+        startable.then(|| self.context.announcements.next_at().unwrap_or_else(Instant::now))
+    }
+
+    /// Starts the announcements that may be written now.
+    pub(super) fn start_announcements(&mut self) {
+        while self.next_announcement().is_some_and(|at| at <= Instant::now()) {
+            let local = &self.local;
+            let Some((namespace, (_, number), ())) = self.announcing.pop(|namespace, ()| local.fits(namespace, 1))
+            else {
+                break;
+            };
+            let Some(entry) = self.index.get_mut(number) else { continue };
+            let Some(announcement) = entry.unannounced.take() else { continue };
+            if !self.context.announcements.take_queued(Instant::now()) {
+                // A step in flight has just written one.
+                self.announce(number, announcement);
+                break;
+            }
+            if self.local.take(&namespace, 1) {
+                let known = entry.facts.clone();
+                self.start(number, Work::Announce(announcement, known));
+            }
+        }
+        self.context.announcements.set_queued(!self.announcing.is_empty());
+    }
+
+    /// Starts the steps that need no slot.
+    pub(super) fn start_ready(&mut self) {
+        loop {
+            let local = &self.local;
+            let Some((namespace, (_, number), ())) = self.ready.pop(|namespace, _| local.fits(namespace, 1)) else {
+                return;
+            };
+            if self.local.take(&namespace, 1) {
+                self.start(number, Work::Local);
+            }
+        }
+    }
+
+    /// Starts a step that was granted a slot.
+    pub(super) fn started(&mut self, started: Started) {
+        let number = started.id;
+        let Some(entry) = self.index.get_mut(number) else { return };
+        if let State::Running(running) = &mut entry.state {
+            // Its status is being written.
+            running.queued = None;
+            running.started = Some(started);
+            return;
+        }
+        if !matches!(entry.state, State::Queued { .. }) {
+            return;
+        }
+        entry.state = State::Idle;
+        let position = (entry.facts.created_second(), number);
+        self.announcing.remove(&entry.id.namespace, &position);
+        entry.unannounced = None;
+        self.start(number, Work::Request(Box::new(started.slot), started.permit));
+    }
+
+    pub(super) fn start(&mut self, number: Number, work: Work) {
+        let resource = self.index.take_fresh(number);
+        let Some(entry) = self.index.get_mut(number) else { return };
+        let Some(report) = entry.report.take() else { return };
+        let announcing = matches!(work, Work::Announce(..));
+        let mut running = Running { announcing, timer: entry.timer, ..Running::default() };
+        if let State::Queued { place, purpose, since } = std::mem::replace(&mut entry.state, State::Idle) {
+            running.queued = Some((place, purpose, since));
+        }
+        entry.state = State::Running(Box::new(running));
+        let id = entry.id.clone();
+        let memory = entry.memory.take().map_or_else(Memory::default, |memory| *memory);
+        let step = Step { number, id, resource, memory, report, work };
+        self.index.set_timer(number, None);
+        self.tasks.spawn(step::take(self.context.clone(), self.reporter.clone(), self.stop.clone(), step));
+    }
+}
