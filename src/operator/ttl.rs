@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use futures::{StreamExt, future::join_all};
+use futures::{StreamExt, future::join_all, stream::FuturesUnordered};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{
@@ -19,6 +19,7 @@ use tokio::time::{Instant, timeout};
 use workflow_run_stop_api::{EXPIRING, WorkflowRunStop};
 
 use crate::clock::{Clock, until};
+use crate::fair_share::FairShare;
 use crate::observe::{reporter::Reporter, undecodable::Reports};
 use crate::operator::list_watch::{Change, changes, paths};
 use crate::stored_object::Decode;
@@ -28,6 +29,9 @@ const RETRY: Duration = Duration::from_secs(60);
 
 /// The timeout of one deletion.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The capacity for deletions in flight. Namespaces share it, so that slow deletions in one delay none in another.
+const DELETIONS: usize = 16;
 
 /// The number of resources that are held. With their names, they take at most 4 MiB.
 const MOST_HELD: usize = 4096;
@@ -95,8 +99,8 @@ struct DeletionQueue {
 /// The next thing to do.
 #[derive(Debug, PartialEq, Eq)]
 enum Next {
-    /// Delete the first resource of the queue.
-    Delete,
+    /// Delete the resource at this place.
+    Delete(Place),
     /// List again, because there are more resources than were held.
     List,
 }
@@ -107,9 +111,10 @@ impl DeletionQueue {
         Self { most_held, due, times, not_held: None, from: None, has_earlier: false, listed: None }
     }
 
-    /// Returns what to do next, and when.
-    fn next(&self) -> Option<(Timestamp, Next)> {
-        let first = self.due.first_key_value().map(|((at, _), _)| (*at, Next::Delete));
+    /// Returns what to do next, and when. Resources are deleted only in namespaces that are `allowed`.
+    fn next(&self, allowed: impl Fn(&String) -> bool) -> Option<(Timestamp, Next)> {
+        let first = self.due.iter().find(|(_, (namespace, _))| allowed(namespace));
+        let first = first.map(|(place, _)| (place.0, Next::Delete(place.clone())));
         let more = self.listed.and_then(|listed| match &self.not_held {
             Some((at, _)) => Some((*at, Next::List)),
             None => self.has_earlier.then(|| (later(listed), Next::List)),
@@ -117,9 +122,10 @@ impl DeletionQueue {
         first.into_iter().chain(more).min_by_key(|(at, _)| *at)
     }
 
-    /// Takes the first resource.
-    fn pop(&mut self) -> Option<Expiring> {
-        let ((at, uid), (namespace, name)) = self.due.pop_first()?;
+    /// Takes the resource at a place.
+    fn take(&mut self, place: Place) -> Option<Expiring> {
+        let (namespace, name) = self.due.remove(&place)?;
+        let (at, uid) = place;
         self.times.remove(&uid);
         Some(Expiring { uid, namespace, name, at })
     }
@@ -185,19 +191,27 @@ async fn delete_expired(client: &Client, path: String, most_held: usize, clock: 
     let list_and_watch = || changes::<Expiring>(client, vec![path.clone()], EXPIRING).boxed();
     let mut incoming = list_and_watch();
     let (mut queue, mut undecodable) = (DeletionQueue::new(most_held), Reports::default());
+    let (mut deletions, mut share) = (FuturesUnordered::new(), FairShare::new(DELETIONS));
     loop {
-        let next = queue.next();
+        let next = queue.next(|namespace| share.fits(namespace, 1));
         let wait = next.as_ref().map(|(at, _)| Duration::try_from(at.duration_since(clock())).unwrap_or_default());
         tokio::select! {
+            Some(ended) = deletions.next(), if !deletions.is_empty() => {
+                let (expired, deleted): (Expiring, bool) = ended;
+                share.give_back(&expired.namespace, 1);
+                if !deleted {
+                    queue.put(Expiring { at: later(clock()), ..expired });
+                }
+            }
             () = until(wait.map(|wait| Instant::now() + wait)) => match next {
                 Some((_, Next::List)) => {
                     queue.continue_from();
                     incoming = list_and_watch();
                 }
-                Some((_, Next::Delete)) => if let Some(expired) = queue.pop()
-                    && !delete(client, &expired).await
+                Some((_, Next::Delete(place))) => if let Some(expired) = queue.take(place)
+                    && share.take(&expired.namespace, 1)
                 {
-                    queue.put(Expiring { at: later(clock()), ..expired });
+                    deletions.push(delete(client, expired));
                 },
                 None => {}
             },
@@ -217,9 +231,9 @@ async fn delete_expired(client: &Client, path: String, most_held: usize, clock: 
     }
 }
 
-/// Deletes one resource. Returns true if it is gone.
-async fn delete(client: &Client, expired: &Expiring) -> bool {
-    let Expiring { uid, namespace, name, at: _ } = expired;
+/// Deletes one resource, and returns it. The second value is true if it is gone.
+async fn delete(client: &Client, expired: Expiring) -> (Expiring, bool) {
+    let Expiring { uid, namespace, name, at: _ } = &expired;
     let only_this = Preconditions { uid: Some(uid.clone()), resource_version: None };
     let params = DeleteParams { preconditions: Some(only_this), ..DeleteParams::default() };
     let deletion = async {
@@ -227,7 +241,7 @@ async fn delete(client: &Client, expired: &Expiring) -> bool {
         // The answer may contain the resource, which need not be decodable.
         client.request_text(request.map_err(kube::Error::BuildRequest)?).await
     };
-    match timeout(DELETE_TIMEOUT, deletion).await {
+    let gone = match timeout(DELETE_TIMEOUT, deletion).await {
         Err(_) => false,
         Ok(Ok(_)) => {
             tracing::info!(namespace, name, "deleted expired stop: ttlSecondsAfterFinished has passed");
@@ -239,7 +253,8 @@ async fn delete(client: &Client, expired: &Expiring) -> bool {
             tracing::warn!(namespace, name, %error, "failed to delete expired stop, will retry; check that the operator may delete workflowrunstops");
             false
         }
-    }
+    };
+    (expired, gone)
 }
 
 #[cfg(test)]
@@ -254,6 +269,29 @@ mod tests {
         Expiring { uid: format!("u-{second:06}"), namespace: "ops".into(), name: "a".into(), at: at(second) }
     }
 
+    fn place(second: i64) -> Place {
+        (at(second), format!("u-{second:06}"))
+    }
+
+    fn next(queue: &DeletionQueue) -> Option<(Timestamp, Next)> {
+        queue.next(|_| true)
+    }
+
+    /// Takes the first resource.
+    fn pop(queue: &mut DeletionQueue) -> Expiring {
+        let place = queue.due.first_key_value().unwrap().0.clone();
+        queue.take(place).unwrap()
+    }
+
+    #[test]
+    fn a_namespace_whose_deletions_are_slow_delays_none_of_another() {
+        let mut queue = DeletionQueue::new(9);
+        queue.put(expiring(10));
+        queue.put(Expiring { namespace: "other".into(), ..expiring(20) });
+        assert_eq!(queue.next(|namespace| namespace != "ops"), Some((at(20), Next::Delete(place(20)))));
+        assert_eq!(queue.next(|_| false), None);
+    }
+
     /// Lists the resources that expire at these seconds.
     fn list(queue: &mut DeletionQueue, seconds: &[i64], now: i64) {
         queue.start_list();
@@ -264,29 +302,29 @@ mod tests {
     #[test]
     fn the_resources_that_expire_first_are_held_and_the_others_are_listed_when_they_expire() {
         let mut queue = DeletionQueue::new(3);
-        assert_eq!(queue.next(), None, "nothing is listed yet");
+        assert_eq!(next(&queue), None, "nothing is listed yet");
         list(&mut queue, &[50, 10, 40, 20, 30], 0);
         for second in [10, 20, 30] {
-            assert_eq!(queue.next(), Some((at(second), Next::Delete)));
-            assert_eq!(queue.pop().unwrap().at, at(second));
+            assert_eq!(next(&queue), Some((at(second), Next::Delete(place(second)))));
+            assert_eq!(pop(&mut queue).at, at(second));
         }
-        assert_eq!(queue.next(), Some((at(40), Next::List)));
+        assert_eq!(next(&queue), Some((at(40), Next::List)));
         queue.continue_from();
-        assert_eq!(queue.next(), None, "only a list shows the others");
+        assert_eq!(next(&queue), None, "only a list shows the others");
         list(&mut queue, &[40, 50], 40);
-        assert_eq!([queue.pop().unwrap().at, queue.pop().unwrap().at], [at(40), at(50)]);
-        assert_eq!(queue.next(), None);
+        assert_eq!([pop(&mut queue).at, pop(&mut queue).at], [at(40), at(50)]);
+        assert_eq!(next(&queue), None);
     }
 
     #[test]
     fn a_resource_that_expires_after_those_that_are_not_held_is_not_held_either() {
         let mut queue = DeletionQueue::new(2);
         list(&mut queue, &[10, 20, 30], 0);
-        assert_eq!(queue.pop().unwrap().at, at(10));
+        assert_eq!(pop(&mut queue).at, at(10));
         queue.put(expiring(99));
         queue.put(expiring(15));
-        assert_eq!([queue.pop().unwrap().at, queue.pop().unwrap().at], [at(15), at(20)]);
-        assert_eq!(queue.next(), Some((at(30), Next::List)));
+        assert_eq!([pop(&mut queue).at, pop(&mut queue).at], [at(15), at(20)]);
+        assert_eq!(next(&queue), Some((at(30), Next::List)));
     }
 
     #[test]
@@ -295,9 +333,9 @@ mod tests {
         let (mut queue, mut tried) = (DeletionQueue::new(2), vec![]);
         list(&mut queue, &all, 100);
         while tried.len() < 30 {
-            match queue.next().unwrap() {
-                (_, Next::Delete) => {
-                    let failed = queue.pop().unwrap();
+            match next(&queue).unwrap() {
+                (_, Next::Delete(_)) => {
+                    let failed = pop(&mut queue);
                     tried.push(failed.at.as_second());
                     queue.put(Expiring { at: later(at(101)), ..failed });
                 }
@@ -318,8 +356,8 @@ mod tests {
         list(&mut queue, &[10, 20], 0);
         queue.put(Expiring { at: at(30), ..expiring(10) });
         queue.remove(&expiring(20).uid);
-        assert_eq!(queue.pop().unwrap().at, at(30));
-        assert_eq!((queue.next(), queue.times.len()), (None, 0));
+        assert_eq!(pop(&mut queue).at, at(30));
+        assert_eq!((next(&queue), queue.times.len()), (None, 0));
     }
 
     #[test]
