@@ -741,9 +741,9 @@ async fn a_redirect_is_never_followed_and_the_status_names_its_host() {
 
 #[tokio::test]
 async fn an_unsent_stop_is_sent_once_when_the_api_can_be_reached() {
-    let mut env = TestEnv::new().await;
+    let env = TestEnv::new().await;
     env.amperity.go_offline().await;
-    let mut fixture = Fixture::with_env(env).await;
+    let fixture = Fixture::with_env(env).await;
     fixture.add_run(a_run("wf-1"), "wf-1", []);
     fixture.env.create(a_stop("wf-1")).await;
     let unreachable = fixture.env.wait_for_reason("wf-1", Reason::Unreachable).await;

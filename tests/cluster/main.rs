@@ -11,6 +11,7 @@ mod docs;
 mod gateways;
 mod gitops;
 mod input;
+mod neighbours;
 mod network;
 mod observability;
 mod observe;

@@ -68,7 +68,7 @@ async fn an_old_foreign_claim_is_observed_as_long_as_a_new_one() {
 
 #[tokio::test]
 async fn a_claim_that_is_open_for_an_hour_finishes_as_unknown_even_if_the_api_is_unreachable() {
-    let mut env = TestEnv::new().await;
+    let env = TestEnv::new().await;
     env.amperity.go_offline().await;
     create_with_foreign_claim(&env, Duration::from_secs(3600)).await;
     let fixture = Fixture::with_env(env).await;
@@ -490,7 +490,7 @@ async fn a_stop_for_an_endpoint_that_is_not_allowed_finishes_at_its_deadline() {
 
 #[tokio::test]
 async fn a_stop_that_cannot_be_sent_finishes_at_its_deadline() {
-    let mut env = TestEnv::new().await;
+    let env = TestEnv::new().await;
     env.amperity.go_offline().await;
     let fixture = Fixture::with_env(env).await;
     assert_deadline_exceeded(&fixture, a_stop("wf-1"), Reason::Unreachable).await;

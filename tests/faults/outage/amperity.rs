@@ -25,7 +25,7 @@ fn accepted(requests: &[RecordedRequest]) -> usize {
 
 #[tokio::test]
 async fn no_stop_is_lost_or_takes_effect_twice_when_the_api_is_unreachable_for_a_while() {
-    let mut batch = Batch::new(60).await;
+    let batch = Batch::new(60).await;
     batch.create_stops().await;
     let _operator = batch.env.start_operator_with(&["--requests-per-second", "20"]).await;
     batch.wait_for_stop_requests(20, |_| true).await;

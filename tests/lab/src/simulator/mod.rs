@@ -20,7 +20,7 @@ mod tokens;
 mod tests;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use tokio::net::TcpSocket;
@@ -44,7 +44,7 @@ pub struct Simulator {
     shared: Arc<Shared>,
     address: SocketAddr,
     tls: Option<(TlsAcceptor, String)>,
-    server: Option<JoinHandle<()>>,
+    server: Mutex<Option<JoinHandle<()>>>,
     /// Keeps the port while offline: otherwise another test's simulator could get it.
     bound: TcpSocket,
 }
@@ -98,21 +98,22 @@ impl Simulator {
     async fn start_with(address: SocketAddr, tls: Option<(TlsAcceptor, String)>) -> Self {
         let bound = server::bind(address);
         let address = bound.local_addr().expect("a bound socket has an address");
-        let mut simulator = Simulator { shared: Arc::new(Shared::new()), address, tls, server: None, bound };
+        let simulator = Simulator { shared: Arc::new(Shared::new()), address, tls, server: Mutex::default(), bound };
         simulator.serve();
         simulator
     }
 
-    fn serve(&mut self) {
+    fn serve(&self) {
         let listener = server::listen(&self.bound);
         let tls = self.tls.as_ref().map(|(acceptor, _)| acceptor.clone());
         let shared = Arc::clone(&self.shared);
-        self.server = Some(tokio::spawn(server::serve(listener, tls, shared)));
+        *self.lock_server() = Some(tokio::spawn(server::serve(listener, tls, shared)));
     }
 
     /// Refuses new connections and closes the existing ones. Requests that have arrived are still processed.
-    pub async fn go_offline(&mut self) {
-        if let Some(server) = self.server.take() {
+    pub async fn go_offline(&self) {
+        let server = self.lock_server().take();
+        if let Some(server) = server {
             server.abort();
             // The sockets are closed when the task has ended.
             let _ = server.await;
@@ -120,10 +121,15 @@ impl Simulator {
     }
 
     /// Accepts connections again, at the same address.
-    pub async fn go_online(&mut self) {
-        if self.server.is_none() {
+    pub async fn go_online(&self) {
+        let offline = self.lock_server().is_none();
+        if offline {
             self.serve();
         }
+    }
+
+    fn lock_server(&self) -> MutexGuard<'_, Option<JoinHandle<()>>> {
+        self.server.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the CA certificate as PEM; empty without TLS.
@@ -302,7 +308,7 @@ impl Simulator {
 impl Drop for Simulator {
     fn drop(&mut self) {
         self.shared.ended.send_replace(true);
-        if let Some(server) = &self.server {
+        if let Some(server) = &*self.lock_server() {
             server.abort();
         }
     }

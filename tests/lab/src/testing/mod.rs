@@ -49,7 +49,7 @@ pub struct TestEnv {
     /// The name of the namespace.
     pub namespace: String,
     /// The simulated Amperity.
-    pub amperity: Simulator,
+    pub amperity: Arc<Simulator>,
 }
 
 impl TestEnv {
@@ -78,7 +78,16 @@ impl TestEnv {
     async fn at(cluster: &'static ControlPlane, amperity: Simulator) -> Self {
         cluster.apply_crd(include_str!("../../../../crds/workflowrunstops.yaml")).await;
         let namespace = cluster.namespace().await;
-        let env = Self { cluster, client: cluster.client(), namespace, amperity };
+        let env = Self { cluster, client: cluster.client(), namespace, amperity: amperity.into() };
+        env.grant_permissions().await;
+        env.put_secret("amperity", &[("token", "good-token")]).await;
+        env
+    }
+
+    /// Creates another namespace in the same cluster and with the same simulated Amperity.
+    pub async fn neighbour(&self) -> Self {
+        let (cluster, amperity) = (self.cluster, self.amperity.clone());
+        let env = Self { cluster, client: cluster.client(), namespace: cluster.namespace().await, amperity };
         env.grant_permissions().await;
         env.put_secret("amperity", &[("token", "good-token")]).await;
         env

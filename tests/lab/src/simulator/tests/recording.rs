@@ -100,7 +100,7 @@ async fn every_response_has_the_added_headers() {
 
 #[tokio::test]
 async fn connections_are_refused_offline_and_accepted_at_the_same_address_afterwards() {
-    let mut simulator = Simulator::start().await;
+    let simulator = Simulator::start().await;
     simulator.add_run(TENANT, Run::new(RUN));
 
     simulator.go_offline().await;
