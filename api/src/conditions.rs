@@ -423,7 +423,7 @@ mod tests {
 
     #[test]
     fn each_wait_has_the_label_of_the_metrics() {
-        let labels = "new suspended budget credentials endpoint answer outcome retry run_end";
+        let labels = "new suspended budget namespace_limit credentials endpoint answer outcome retry run_end";
         assert_eq!(WaitsFor::ALL.map(WaitsFor::as_str).join(" "), labels);
     }
 
