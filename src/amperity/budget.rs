@@ -124,7 +124,7 @@ impl Budget {
 
     /// Removes a step that no longer waits, or gives its slot back. Key and requester are those with which it was added.
     pub fn leave(&self, key: &BudgetKey, requester: &Requester, queued: QueuedStep) {
-        let removed = self.update(key, |tenant| tenant.queue.remove(requester, false, queued.place).is_some());
+        let removed = self.update(key, |tenant| tenant.queue.remove(requester, queued.place).is_some());
         if !removed {
             self.change(|state| state.cancel_step(queued.id));
         }
@@ -149,7 +149,7 @@ impl Budget {
         }
     }
 
-    /// Waits for a slot for a request of a step in flight, which goes before the steps that wait in its namespace.
+    /// Waits for a slot for a request of a step in flight, which goes before the steps that wait for their turn.
     /// Dropping the future leaves the queue.
     pub async fn acquire(&self, key: &BudgetKey, requester: &Requester) -> Slot {
         let (granted, waiting) = oneshot::channel();
@@ -238,7 +238,7 @@ impl Drop for QueueEntry<'_> {
         self.waiting.close();
         let unused = self.waiting.try_recv().ok();
         self.budget.update(self.key, |tenant| {
-            tenant.queue.remove(self.requester, true, self.place);
+            tenant.queue.remove(self.requester, self.place);
             if let Some(granted) = unused {
                 tenant.release(granted.id, true);
             }

@@ -1,9 +1,10 @@
 //! Owns the order of the requests that wait for the rate limit of one tenant.
 //! Never reads a clock, and never grants anything.
 //!
-//! Namespaces take turns. Within one, requests of steps in flight go first, then stops, older before newer, then reads, by
-//! the time at which they were due. Of five sends, reads get at least one, and credentials that the tenant has not
-//! accepted yet get at most one, as long as others wait.
+//! Requests of steps in flight go first: such a step had its turn already, and its claim or its read must not get old.
+//! Then come stops, reads, and requests with credentials that the tenant has not accepted yet. In each of these lanes,
+//! namespaces take turns; within one, older stops go before newer ones, and reads by the time at which they were due. Of
+//! five sends, reads get at least one, and credentials that are not accepted at most one, as long as others wait.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -41,7 +42,6 @@ impl Requester {
 /// The position of a request in the queue of its namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Position {
-    waits_for_turn: bool,
     purpose: Purpose,
     created: i64,
     number: u64,
@@ -54,6 +54,8 @@ pub struct Place(u64);
 /// The lanes of the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lane {
+    /// Requests of steps in flight.
+    InFlight,
     /// Requests for tokens and stops with accepted credentials.
     Stops,
     /// Reads with accepted credentials.
@@ -64,6 +66,7 @@ enum Lane {
 
 /// The requests that wait, each with its waiter `W`.
 pub struct WaitQueue<W> {
+    in_flight: Turns<Position, Entry<W>>,
     stops: Turns<Position, Entry<W>>,
     reads: Turns<Position, Entry<W>>,
     unaccepted: Turns<Position, Entry<W>>,
@@ -85,6 +88,7 @@ struct Entry<W> {
 impl<W> Default for WaitQueue<W> {
     fn default() -> Self {
         Self {
+            in_flight: Turns::default(),
             stops: Turns::default(),
             reads: Turns::default(),
             unaccepted: Turns::default(),
@@ -100,7 +104,7 @@ impl<W> Default for WaitQueue<W> {
 impl<W> WaitQueue<W> {
     /// Returns true if no request waits.
     pub fn is_empty(&self) -> bool {
-        self.stops.is_empty() && self.reads.is_empty() && self.unaccepted.is_empty()
+        self.in_flight.is_empty() && self.stops.is_empty() && self.reads.is_empty() && self.unaccepted.is_empty()
     }
 
     /// Returns the number of waiting requests for a purpose.
@@ -108,22 +112,23 @@ impl<W> WaitQueue<W> {
         self.waiting[purpose as usize]
     }
 
-    /// Adds a request. With `in_flight` it belongs to a step that runs already, and goes first in its namespace.
+    /// Adds a request. With `in_flight` it belongs to a step that runs already, which had its turn, and goes before those that
+    /// wait for theirs.
     pub fn push(&mut self, requester: &Requester, in_flight: bool, waiter: W) -> Place {
         let Requester { namespace, secret, created: _, purpose } = requester;
         self.next_number += 1;
-        let position = position(requester, in_flight, self.next_number);
-        let lane = self.lane_of(namespace, secret, *purpose);
+        let position = position(requester, self.next_number);
+        let lane = if in_flight { Lane::InFlight } else { self.lane_of(namespace, secret, *purpose) };
         self.lane(lane).push(namespace, position, Entry { secret: secret.clone(), waiter });
         self.waiting[*purpose as usize] += 1;
         Place(self.next_number)
     }
 
-    /// Removes a request that no longer waits. Requester and `in_flight` are those with which it was added.
-    pub fn remove(&mut self, requester: &Requester, in_flight: bool, Place(number): Place) -> Option<W> {
-        let position = position(requester, in_flight, number);
+    /// Removes a request that no longer waits, of the requester with which it was added.
+    pub fn remove(&mut self, requester: &Requester, Place(number): Place) -> Option<W> {
+        let position = position(requester, number);
         // The credentials may have been accepted or refused since the request was added.
-        let lanes = [Lane::Stops, Lane::Reads, Lane::Unaccepted];
+        let lanes = [Lane::InFlight, Lane::Stops, Lane::Reads, Lane::Unaccepted];
         let removed = lanes.into_iter().find_map(|lane| self.lane(lane).remove(&requester.namespace, &position))?;
         self.waiting[position.purpose as usize] -= 1;
         Some(removed.waiter)
@@ -165,13 +170,13 @@ impl<W> WaitQueue<W> {
     }
 
     /// Returns the lanes in the order in which the next send looks for a request.
-    fn order(&self) -> [Lane; 3] {
+    fn order(&self) -> [Lane; 4] {
         let due = |since: u32| SHARE <= since + 1;
         match (due(self.since_read), due(self.since_unaccepted)) {
-            (true, true) => [Lane::Reads, Lane::Unaccepted, Lane::Stops],
-            (true, false) => [Lane::Reads, Lane::Stops, Lane::Unaccepted],
-            (false, true) => [Lane::Unaccepted, Lane::Stops, Lane::Reads],
-            (false, false) => [Lane::Stops, Lane::Reads, Lane::Unaccepted],
+            (true, true) => [Lane::InFlight, Lane::Reads, Lane::Unaccepted, Lane::Stops],
+            (true, false) => [Lane::InFlight, Lane::Reads, Lane::Stops, Lane::Unaccepted],
+            (false, true) => [Lane::InFlight, Lane::Unaccepted, Lane::Stops, Lane::Reads],
+            (false, false) => [Lane::InFlight, Lane::Stops, Lane::Reads, Lane::Unaccepted],
         }
     }
 
@@ -185,6 +190,7 @@ impl<W> WaitQueue<W> {
 
     fn lane(&mut self, lane: Lane) -> &mut Turns<Position, Entry<W>> {
         match lane {
+            Lane::InFlight => &mut self.in_flight,
             Lane::Stops => &mut self.stops,
             Lane::Reads => &mut self.reads,
             Lane::Unaccepted => &mut self.unaccepted,
@@ -192,11 +198,11 @@ impl<W> WaitQueue<W> {
     }
 }
 
-fn position(requester: &Requester, in_flight: bool, number: u64) -> Position {
+fn position(requester: &Requester, number: u64) -> Position {
     let purpose = requester.purpose;
     // Reads are queued when they are due.
     let created = if purpose == Purpose::Read { i64::MIN } else { requester.created };
-    Position { waits_for_turn: !in_flight, purpose, created, number }
+    Position { purpose, created, number }
 }
 
 #[cfg(test)]
@@ -246,6 +252,15 @@ mod tests {
         push(Purpose::Token, 20, false);
         push(Purpose::Stop, 30, true);
         assert_eq!(pop(&mut queue, 9), ["stop 30", "token 20", "stop 3", "stop 9"]);
+    }
+
+    #[test]
+    fn a_request_of_a_step_in_flight_waits_for_no_turn_of_other_namespaces() {
+        let mut queue = queue(&["a", "b", "c"]);
+        add(&mut queue, "a", Purpose::Stop, 10);
+        add(&mut queue, "b", Purpose::Stop, 10);
+        queue.push(&requester("c", Purpose::Read, 9), true, "c in flight".into());
+        assert_eq!(pop(&mut queue, 2), ["c in flight", "a stop 0"]);
     }
 
     #[test]
@@ -306,7 +321,7 @@ mod tests {
         let places = add(&mut queue, "a", Purpose::Stop, 2);
         let removed = |queue: &mut WaitQueue<String>, number: i64| {
             let place = places[usize::try_from(number).unwrap()];
-            queue.remove(&requester("a", Purpose::Stop, number), false, place).is_some()
+            queue.remove(&requester("a", Purpose::Stop, number), place).is_some()
         };
         assert!(removed(&mut queue, 0));
         queue.accept(&"a".into(), &"s".into());

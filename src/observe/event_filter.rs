@@ -84,10 +84,10 @@ impl EventDraft {
     pub fn backlog(count: usize) -> Self {
         let reason = Reason::WaitingForBudget;
         let waiting = match count {
-            1 => "1 stop of this namespace has".to_owned(),
-            _ => format!("{count} stops of this namespace have"),
+            1 => "1 stop of this namespace waits".to_owned(),
+            _ => format!("{count} stops of this namespace wait"),
         };
-        let message = format!("{} {waiting} waited for two minutes or longer.", reason.message(""));
+        let message = format!("{} {waiting}, the first since two minutes or longer.", reason.message(""));
         Self { warning: true, reason, message }
     }
 

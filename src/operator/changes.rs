@@ -38,7 +38,9 @@ impl Scheduler {
             }
             started = budget.next_step() => self.started(started),
             () = until(self.index.first_timer()) => {
-                while let Some(number) = self.index.due(Instant::now()) {
+                let now = Instant::now();
+                let due: Vec<Number> = std::iter::from_fn(|| self.index.due(now)).collect();
+                for number in due {
                     self.timer(number);
                 }
             }
@@ -148,11 +150,11 @@ impl Scheduler {
             self.local.give_back(&entry.id.namespace, 1);
         }
         let State::Running(running) = std::mem::replace(&mut entry.state, State::Idle) else { return };
-        let Running { queued, started, announcing, timer, seen, gone } = *running;
+        let Running { queued, started, announcing, timer, seen, gone, wake } = *running;
         entry.report = Some(report);
         entry.memory = Some(Box::new(memory)).filter(|memory| !memory.is_empty());
         let before = resource.as_deref().map_or_else(|| entry.facts.clone(), Facts::of);
-        let changed = seen.as_ref().is_some_and(|seen| seen.outdate(&before, false));
+        let changed = wake || seen.as_ref().is_some_and(|seen| seen.outdate(&before, false));
         let newest = seen.filter(|seen| seen.is_newer_than(&before));
         let resource = resource.filter(|_| newest.is_none());
         let (mut facts, namespace) = (newest.unwrap_or(before), entry.id.namespace.clone());

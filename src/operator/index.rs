@@ -97,6 +97,8 @@ pub struct Running {
     pub seen: Option<Facts>,
     /// True if the resource left the watch.
     pub gone: bool,
+    /// True if it has to be looked at again when the step ends.
+    pub wake: bool,
 }
 
 impl Entry {

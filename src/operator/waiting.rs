@@ -29,9 +29,10 @@ const BACKLOG_INTERVAL: Duration = Duration::from_secs(600);
 
 impl Scheduler {
     pub(super) fn wake_if_waiting(&mut self, number: Number) {
-        let running = self.index.get_mut(number).is_none_or(|entry| matches!(entry.state, State::Running(_)));
-        if !running {
-            self.wake(number, None);
+        let Some(entry) = self.index.get_mut(number) else { return };
+        match &mut entry.state {
+            State::Running(running) => running.wake = true,
+            State::Idle | State::Ready | State::Queued { .. } => self.wake(number, None),
         }
     }
 
@@ -69,13 +70,23 @@ impl Scheduler {
         number: Number,
         purpose: Purpose,
         resource: Option<Box<WorkflowRunStop>>,
-        latest: Option<Instant>,
+        mut latest: Option<Instant>,
     ) -> Option<Instant> {
         let entry = self.index.get_mut(number)?;
         let key = match &entry.budget {
             Ok(key) => key.clone(),
             Err(detail) => {
                 let detail = detail.clone();
+                // It counts as a try, so that following also ends in time if no request may be sent. The outcome of a
+                // claimed request stays open: a person can allow the host, and then a read shows it.
+                if purpose == Purpose::Read && entry.facts.accepted.is_some() {
+                    let mut memory = entry.memory.take().unwrap_or_default();
+                    memory.tried_to_read(&entry.facts);
+                    entry.memory = Some(memory);
+                } else if latest.is_some_and(|latest| latest <= Instant::now()) {
+                    // Only a change helps.
+                    latest = None;
+                }
                 self.announce(number, Announcement { reason: Reason::EndpointNotAllowed, detail });
                 return latest;
             }

@@ -111,6 +111,20 @@ fn a_stop_over_the_limit_of_its_namespace_says_so_and_sends_nothing() {
     });
 }
 
+#[test]
+fn following_ends_in_time_although_no_request_may_be_sent_to_the_host_any_more() {
+    in_virtual_time(1, async {
+        let test = Scenario::new();
+        test.is_accepted();
+        test.change(|object| object["spec"]["baseUrl"] = "https://elsewhere.example/api".into());
+        let (world, _work) = run(test, None);
+        sleep(Duration::from_secs(3500)).await;
+        assert_eq!(reason(&stored(&world)), Some(Reason::EndpointNotAllowed));
+        sleep(Duration::from_secs(200)).await;
+        assert_eq!(reason(&stored(&world)), Some(Reason::RunStillActive));
+    });
+}
+
 /// Stores further stops of the scenario's tenant, the last one being the oldest.
 fn add_stops(world: &World, count: i64) {
     for number in 0..count {
