@@ -84,10 +84,10 @@ impl EventDraft {
     pub fn backlog(count: usize) -> Self {
         let reason = Reason::WaitingForBudget;
         let waiting = match count {
-            1 => "1 stop of this namespace waits".to_owned(),
-            _ => format!("{count} stops of this namespace wait"),
+            1 => "1 stop of this namespace has waited for two minutes or longer.".to_owned(),
+            _ => format!("{count} stops of this namespace wait, some of them for two minutes or longer."),
         };
-        let message = format!("{} {waiting}, the first since two minutes or longer.", reason.message(""));
+        let message = format!("{} {waiting}", reason.message(""));
         Self { warning: true, reason, message }
     }
 
