@@ -204,7 +204,7 @@ impl<W> TenantBudget<W> {
     pub fn turn(&mut self, id: u64, now: Instant) -> Option<Instant> {
         self.expire(now);
         let Counted::Unsent { turn, .. } = *self.counted.get(&id)? else { return None };
-        if self.closure_end(now).is_some() {
+        if self.closure_end(now).is_some() && !is_injected(Fault::ClaimBeforeSlot) {
             self.counted.remove(&id);
             self.set_lapsed(id, true);
             return None;
