@@ -1,5 +1,5 @@
 //! Owns the division of a bounded resource, such as connections or memory, among keys such as namespaces or tenants.
-//! Never waits: what does not fit now is refused, and its owner tries again when something is returned.
+//! Never waits: an amount that does not fit is refused, and the caller tries again after another one was given back.
 //!
 //! A key may hold at most as much as is still free. So one key alone gets up to half of the capacity, `n` keys get up
 //! to `1/(n+1)` each, and the same is left for a newcomer, whatever the others do (dynamic thresholds, as in switches
@@ -20,15 +20,25 @@ impl<K: Eq + Hash + Clone> FairShare<K> {
         Self { free: capacity, held: HashMap::new() }
     }
 
-    /// Returns true if the key may take this much more.
-    pub fn fits(&self, key: &K, amount: usize) -> bool {
-        self.held.get(key).copied().unwrap_or_default() + amount <= self.free
+    /// Returns the amount that is free.
+    pub fn free(&self) -> usize {
+        self.free
     }
 
-    /// Returns true if a part of the key, which holds `of_part` of what the key holds, may take this much more. It leaves as
-    /// much as it holds itself to other parts, so that one part alone gets up to a third of the capacity.
-    pub fn fits_part(&self, key: &K, of_part: usize, amount: usize) -> bool {
-        self.fits(key, of_part + amount)
+    /// Returns true if no key holds anything.
+    pub fn is_unused(&self) -> bool {
+        self.held.is_empty()
+    }
+
+    /// Returns true if the key may take this much more.
+    pub fn fits(&self, key: &K, amount: usize) -> bool {
+        self.fits_with_rest(key, amount, 0)
+    }
+
+    /// Returns true if the key may take this much more, and after that still `rest`.
+    pub fn fits_with_rest(&self, key: &K, amount: usize, rest: usize) -> bool {
+        let held = self.held.get(key).copied().unwrap_or_default();
+        held.saturating_add(amount).saturating_add(rest) <= self.free
     }
 
     /// Takes this much if it fits. Returns true if it was taken.
@@ -37,7 +47,10 @@ impl<K: Eq + Hash + Clone> FairShare<K> {
         let fits = self.fits(key, amount);
         if fits {
             self.free -= amount;
-            *self.held.entry(key.clone()).or_default() += amount;
+            match self.held.get_mut(key) {
+                Some(held) => *held += amount,
+                None => drop(self.held.insert(key.clone(), amount)),
+            }
         }
         fits
     }
@@ -99,8 +112,8 @@ mod tests {
     #[test]
     fn a_part_of_a_key_leaves_room_for_other_parts_of_it() {
         let mut shares = FairShare::new(300);
-        let first = (0..).take_while(|held| shares.fits_part(&1, *held, 1) && shares.take(&1, 1)).count();
+        let first = (0..).take_while(|held| shares.fits_with_rest(&1, 1, *held) && shares.take(&1, 1)).count();
         assert_eq!(first, 100);
-        assert!(shares.fits_part(&1, 0, 50));
+        assert!(shares.fits_with_rest(&1, 50, 0));
     }
 }

@@ -1,12 +1,10 @@
 //! Owns the memory that all answers together may take, whatever they contain.
 //! Never makes an answer wait: what gets no share of the memory is left out of the answer.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard},
-};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::amperity::endpoint::BudgetKey;
+use crate::fair_share::FairShare;
 
 /// The memory for all answers at once, in bytes. Until the outcome of an answer is stored, its parts are copied into the
 /// new status, into the request that stores it, and into the response: all copies take up to six times as much.
@@ -20,12 +18,7 @@ const UNCOUNTED: usize = 16 * 1024;
 /// No tenant takes more than it leaves free. Thus the first tenant takes at most half, the second one at most half of the
 /// rest, and so on: each of them leaves something for the next one.
 #[derive(Clone)]
-pub struct AnswerMemory(Arc<Mutex<Taken>>);
-
-struct Taken {
-    free: usize,
-    by_tenant: HashMap<BudgetKey, usize>,
-}
+pub struct AnswerMemory(Arc<Mutex<FairShare<BudgetKey>>>);
 
 impl Default for AnswerMemory {
     fn default() -> Self {
@@ -36,7 +29,7 @@ impl Default for AnswerMemory {
 impl AnswerMemory {
     /// Creates a memory of this size in bytes.
     pub fn new(capacity: usize) -> Self {
-        Self(Arc::new(Mutex::new(Taken { free: capacity, by_tenant: HashMap::new() })))
+        Self(Arc::new(Mutex::new(FairShare::new(capacity))))
     }
 
     /// Returns an empty share for an answer to a request of this tenant.
@@ -46,10 +39,10 @@ impl AnswerMemory {
 
     /// Returns the number of bytes that are free.
     pub fn free(&self) -> usize {
-        self.lock().free
+        self.lock().free()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Taken> {
+    fn lock(&self) -> MutexGuard<'_, FairShare<BudgetKey>> {
         self.0.lock().expect("nothing panics while it holds this lock")
     }
 
@@ -58,27 +51,13 @@ impl AnswerMemory {
         if bytes == 0 {
             return true;
         }
-        let mut taken = self.lock();
-        let own = taken.by_tenant.get(tenant).copied().unwrap_or_default().saturating_add(bytes);
-        if taken.free.saturating_sub(bytes) < own {
-            return false;
-        }
-        taken.free -= bytes;
-        match taken.by_tenant.get_mut(tenant) {
-            Some(known) => *known = own,
-            None => drop(taken.by_tenant.insert(tenant.clone(), own)),
-        }
-        true
+        let mut shares = self.lock();
+        // Unlike a slot, a part of an answer may be large: what it leaves free counts.
+        shares.fits_with_rest(tenant, bytes, bytes) && shares.take(tenant, bytes)
     }
 
     fn put_back(&self, tenant: &BudgetKey, bytes: usize) {
-        let mut taken = self.lock();
-        let Some(own) = taken.by_tenant.get_mut(tenant) else { return };
-        *own -= bytes;
-        if *own == 0 {
-            taken.by_tenant.remove(tenant);
-        }
-        taken.free += bytes;
+        self.lock().give_back(tenant, bytes);
     }
 }
 
@@ -212,7 +191,7 @@ mod tests {
         drop(first);
         drop(second);
         assert_eq!(memory.free(), 100_000);
-        assert!(memory.lock().by_tenant.is_empty(), "tenants without an answer take no memory");
+        assert!(memory.lock().is_unused(), "tenants without an answer take no memory");
     }
 
     #[test]

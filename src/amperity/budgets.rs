@@ -127,7 +127,8 @@ impl Budgets {
                 Waiter::Step { .. } if late => false,
                 Waiter::Step { id: _, weight } => {
                     let held = for_tenant.get(&(namespace.clone(), key.clone())).copied().unwrap_or_default();
-                    let fits = in_flight.fits_part(namespace, held, usize::from(*weight));
+                    // One tenant leaves as much as it holds to the other tenants of the namespace.
+                    let fits = in_flight.fits_with_rest(namespace, usize::from(*weight), held);
                     if !fits {
                         full.borrow_mut().insert(namespace.clone());
                     }
