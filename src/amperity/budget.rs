@@ -109,17 +109,15 @@ impl Budget {
         Self { state, due_earlier: Arc::default(), started: Arc::default(), per_second }
     }
 
-    /// Adds a step to the queue of a tenant. [`Self::next_step`] returns it when it may start.
-    pub fn enqueue(&self, key: &BudgetKey, requester: &Requester, step: Step) -> QueuedStep {
-        let place = self.update(key, |tenant| {
-            tenant.queue.push(requester, false, Waiter::Step { id: step.id, weight: step.weight })
+    /// Adds a step to the queue of a tenant. [`Self::next_step`] returns it when it may start. Returns the key with the
+    /// strings that all steps of the queue share, and the place.
+    pub fn enqueue(&self, key: &BudgetKey, requester: &Requester, step: Step) -> (BudgetKey, QueuedStep) {
+        let Step { id, weight } = step;
+        let (place, key) = self.change(|state| {
+            let place = state.update(key, |tenant| tenant.queue.push(requester, false, Waiter::Step { id, weight }));
+            (place, state.tenants.get_key_value(key).map_or(key, |(shared, _)| shared).clone())
         });
-        QueuedStep { place, id: step.id }
-    }
-
-    /// Returns the key of a budget with the strings that all steps in its queue share.
-    pub fn shared_key(&self, key: &BudgetKey) -> BudgetKey {
-        self.lock().tenants.get_key_value(key).map_or(key, |(shared, _)| shared).clone()
+        (key, QueuedStep { place, id })
     }
 
     /// Removes a step that no longer waits, or gives its slot back. Key and requester are those with which it was added.
@@ -723,7 +721,7 @@ mod tests {
     /// Adds a step of a namespace with this id.
     fn enqueue(budget: &Budget, namespace: &str, id: u64, weight: usize) -> QueuedStep {
         let requester = Requester { namespace: namespace.into(), ..requester(Purpose::Stop, 0) };
-        budget.enqueue(&key("a"), &requester, Step { id, weight: weight.try_into().unwrap() })
+        budget.enqueue(&key("a"), &requester, Step { id, weight: weight.try_into().unwrap() }).1
     }
 
     /// Returns the steps that start at once.

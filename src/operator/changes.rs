@@ -6,12 +6,12 @@ use std::sync::Arc;
 use tokio::time::Instant;
 use workflow_run_stop_api::WorkflowRunStop;
 
-use crate::amperity::{budget::QueuedStep, purpose::Purpose};
 use crate::clock::until;
 use crate::operator::{
     index::{Entry, Number, Running, State},
     scheduler::Scheduler,
     step::{StepEnd, Work},
+    waiting::earlier,
 };
 use crate::reconcile::{facts::Facts, resource_id::ResourceId, step_report::Requeue};
 
@@ -161,29 +161,24 @@ impl Scheduler {
         self.index.share_secret(&namespace, &mut facts);
         let Some(entry) = self.index.get_mut(number) else { return };
         entry.facts = facts;
+        if let Some((place, purpose, since)) = queued {
+            entry.state = State::Queued { place, purpose, since };
+        }
         if gone {
-            if let Some((place, purpose, since)) = queued {
-                entry.state = State::Queued { place, purpose, since };
-            }
             drop(started);
             return self.remove(number);
         }
-        if let Some(started) = started.filter(|_| !changed) {
-            return self.start(number, Work::Request(Box::new(started.slot), started.permit));
-        }
-        let changed = changed || (announcing && requeue == Requeue::Now);
-        if let Some((place, purpose, since)) = queued {
-            self.resume_waiting(number, (place, purpose, since));
-        }
         if changed {
+            drop(started);
             return self.wake(number, resource);
+        }
+        if let Some(started) = started {
+            return self.start(number, Work::Request(Box::new(started.slot), started.permit));
         }
         match requeue {
             Requeue::OnChange if announcing => self.index.set_timer(number, timer),
             // The announcement failed, and is tried again then.
-            Requeue::At(then) if announcing => {
-                self.index.set_timer(number, Some(timer.map_or(then, |timer| timer.min(then))));
-            }
+            Requeue::At(then) if announcing => self.index.set_timer(number, Some(earlier(timer, then))),
             Requeue::Now => return self.wake(number, resource),
             Requeue::At(then) => self.index.set_timer(number, Some(then)),
             Requeue::OnChange => {}
@@ -191,10 +186,5 @@ impl Scheduler {
         if let Some(announcement) = unannounced {
             self.announce(number, announcement);
         }
-    }
-
-    fn resume_waiting(&mut self, number: Number, (place, purpose, since): (QueuedStep, Purpose, Instant)) {
-        let Some(entry) = self.index.get_mut(number) else { return };
-        entry.state = State::Queued { place, purpose, since };
     }
 }

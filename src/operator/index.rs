@@ -108,6 +108,14 @@ impl Entry {
         Requester { namespace, secret: self.facts.secret.clone(), created: self.facts.created_second(), purpose }
     }
 
+    /// Uses the memory of the resource, together with its facts. An empty one is not kept.
+    pub fn with_memory<T>(&mut self, work: impl FnOnce(&mut Memory, &Facts) -> T) -> T {
+        let mut memory = self.memory.take().unwrap_or_default();
+        let result = work(&mut memory, &self.facts);
+        self.memory = Some(memory).filter(|memory| !memory.is_empty());
+        result
+    }
+
     /// Returns the part of the steps in flight that a step of this resource takes.
     pub fn weight(&self) -> u8 {
         u8::try_from(1 + self.size / BYTES_PER_WEIGHT).unwrap_or(u8::MAX).min(MAX_WEIGHT)

@@ -151,9 +151,7 @@ impl Scheduler {
             return;
         }
         entry.state = State::Idle;
-        let position = (entry.facts.created_second(), number);
-        self.announcing.remove(&entry.id.namespace, &position);
-        entry.unannounced = None;
+        self.leave_queues(number);
         self.start(number, Work::Request(Box::new(started.slot), started.permit));
     }
 

@@ -19,7 +19,7 @@ use crate::reconcile::{
     facts::Facts,
     reconcile,
     resource_id::ResourceId,
-    step_report::{Requeue, StepReport},
+    step_report::Requeue,
     tracked::{Announcement, GONE_REQUEUE, Memory, Tracked},
 };
 use crate::rng;
@@ -125,16 +125,15 @@ pub async fn take(context: Arc<Context>, reporter: Reporter, stop: CancellationT
             None => reconcile(&context, &mut tracked, slot, stopped).await,
         }
     };
-    let Some(StepReport { decision, outcome, requeue }) = caught(reconciled.instrument(span.clone())).await else {
+    let Some(stepped) = caught(reconciled.instrument(span.clone())).await else {
         reporter.panic(&tracked.resource, REST_AFTER_PANIC);
         let requeue = Requeue::At(Instant::now() + REST_AFTER_PANIC);
         return ended(None, Memory::default(), report, None, requeue);
     };
     drop(permit);
-    let stepped = StepReport { decision, outcome, requeue };
     span.in_scope(|| reporter.step(&mut report, &tracked.resource, &stepped, context.now()));
     let Tracked { resource, memory, unannounced } = tracked;
-    ended(Some(Box::new(resource)), memory, report, unannounced, requeue)
+    ended(Some(Box::new(resource)), memory, report, unannounced, stepped.requeue)
 }
 
 /// Returns the result of a step; `None` if it panicked.

@@ -14,7 +14,7 @@ use crate::operator::{
 use crate::reconcile::{
     backoff::MAX_DELAY,
     decide::{Decision, at_the_latest, decide},
-    tracked::Announcement,
+    tracked::{Announcement, Memory},
 };
 use crate::rng;
 
@@ -42,13 +42,11 @@ impl Scheduler {
         let (now, wall) = (Instant::now(), self.context.now());
         let rules = self.context.rules;
         let Some(entry) = self.index.get_mut(number) else { return };
-        let mut memory = entry.memory.take().unwrap_or_default();
-        let observed = memory.observed(&entry.facts);
-        entry.memory = Some(memory).filter(|memory| !memory.is_empty());
         let latest = at_the_latest(&entry.facts, wall).map(|wait| now + wait);
-        let timer = match decide(&entry.facts, wall, &observed, &rules) {
+        let decision = entry.with_memory(|memory, facts| decide(facts, wall, &memory.observed(facts), &rules));
+        let timer = match decision {
             Decision::Nothing => None,
-            Decision::Wait(wait) => Some(latest.map_or(now + wait, |latest| latest.min(now + wait))),
+            Decision::Wait(wait) => Some(earlier(latest, now + wait)),
             Decision::Suspended if entry.facts.announces(Reason::Suspended) => latest,
             Decision::Suspended | Decision::Finish(_) | Decision::Record => {
                 self.make_ready(number, resource);
@@ -80,9 +78,7 @@ impl Scheduler {
                 // It counts as a try, so that following also ends in time if no request may be sent. The outcome of a
                 // claimed request stays open: a person can allow the host, and then a read shows it.
                 if purpose == Purpose::Read && entry.facts.accepted.is_some() {
-                    let mut memory = entry.memory.take().unwrap_or_default();
-                    memory.tried_to_read(&entry.facts);
-                    entry.memory = Some(memory);
+                    entry.with_memory(Memory::tried_to_read);
                 } else if latest.is_some_and(|latest| latest <= Instant::now()) {
                     // Only a change helps.
                     latest = None;
@@ -92,8 +88,8 @@ impl Scheduler {
             }
         };
         let step = Step { id: number, weight: entry.weight() };
-        let place = self.context.budget.enqueue(&key, &entry.requester(purpose), step);
-        entry.budget = Ok(self.context.budget.shared_key(&key));
+        let (key, place) = self.context.budget.enqueue(&key, &entry.requester(purpose), step);
+        entry.budget = Ok(key);
         let since = Instant::now();
         entry.state = State::Queued { place, purpose, since };
         if let Some(resource) = resource {
@@ -103,7 +99,7 @@ impl Scheduler {
             Purpose::Read => since + self.longest_wait_for_a_read(),
             Purpose::Token | Purpose::Stop => since + PATIENCE.mul_f64(1.0 + rng::unit()),
         };
-        Some(latest.map_or(again, |latest| latest.min(again)))
+        Some(earlier(latest, again))
     }
 
     /// Returns the time after which a read that waits for the rate limit counts as tried.
@@ -129,12 +125,12 @@ impl Scheduler {
         let (now, wall) = (Instant::now(), self.context.now());
         let (rules, waited, read_limit) = (self.context.rules, now - since, self.longest_wait_for_a_read());
         let Some(entry) = self.index.get_mut(number) else { return };
-        let mut memory = entry.memory.take().unwrap_or_default();
-        if purpose == Purpose::Read && read_limit <= waited {
-            memory.tried_to_read(&entry.facts);
-        }
-        let decision = decide(&entry.facts, wall, &memory.observed(&entry.facts), &rules);
-        entry.memory = Some(memory).filter(|memory| !memory.is_empty());
+        let decision = entry.with_memory(|memory, facts| {
+            if purpose == Purpose::Read && read_limit <= waited {
+                memory.tried_to_read(facts);
+            }
+            decide(facts, wall, &memory.observed(facts), &rules)
+        });
         if decision.purpose() != Some(purpose) {
             return self.wake(number, None);
         }
@@ -154,7 +150,7 @@ impl Scheduler {
                 }
             }
         };
-        self.index.set_timer(number, Some(latest.map_or(again, |latest| latest.min(again))));
+        self.index.set_timer(number, Some(earlier(latest, again)));
     }
 
     /// Reports that stops of a namespace wait for long, with one event on the oldest of them.
@@ -169,4 +165,9 @@ impl Scheduler {
             self.reporter.backlog(&entry.id, count);
         }
     }
+}
+
+/// Returns the earlier one of two times, of which the first may be absent.
+pub(super) fn earlier(first: Option<Instant>, second: Instant) -> Instant {
+    first.map_or(second, |first| first.min(second))
 }

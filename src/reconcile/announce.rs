@@ -18,7 +18,7 @@ impl Context {
     /// for later.
     ///
     /// # Errors
-    /// As [`crate::reconcile::store::Store::announce`].
+    /// As [`crate::reconcile::store::Store::write`].
     pub async fn announce(&self, tracked: &mut Tracked, reason: Reason, detail: &str, requeue: Requeue) -> Done {
         tracked.unannounced = None;
         let status = outcome::waiting(&tracked.resource, reason, detail, self.step_time());
@@ -35,7 +35,7 @@ impl Context {
     /// Writes what the resource waits for, unless it changed in a part that matters.
     ///
     /// # Errors
-    /// As [`crate::reconcile::store::Store::announce`].
+    /// As [`crate::reconcile::store::Store::write`].
     pub async fn write_announcement(
         &self,
         tracked: &mut Tracked,
@@ -46,7 +46,7 @@ impl Context {
         loop {
             let known = tracked.facts();
             let status = outcome::waiting(&tracked.resource, reason, detail, self.step_time());
-            match self.store.announce(&tracked.resource, status).await? {
+            match self.store.write(&tracked.resource, &status).await? {
                 WriteResult::Changed(now) if !Facts::of(&now).outdate(&known, false) => tracked.resource = *now,
                 WriteResult::Same => return Ok((StepOutcome::Unchanged, requeue)),
                 WriteResult::Stored(stored) => {

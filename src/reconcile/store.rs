@@ -251,7 +251,7 @@ impl Store {
         }
     }
 
-    /// Writes a status that builds on the version of `resource`, unless it is the same already.
+    /// Writes a status as [`Store::write`], without the details of the run if the API server rejects it with them.
     ///
     /// # Errors
     /// If it is not known whether it is stored, or the API server rejects it.
@@ -269,19 +269,11 @@ impl Store {
         }
     }
 
-    /// Writes a status that only says what the resource waits for.
+    /// Writes a status that builds on the version of `resource`, unless it is the same already.
     ///
     /// # Errors
-    /// As [`Store::update`].
-    pub async fn announce(
-        &self,
-        resource: &WorkflowRunStop,
-        status: WorkflowRunStopStatus,
-    ) -> Result<WriteResult, StoreError> {
-        self.write(resource, &status).await
-    }
-
-    async fn write(
+    /// If it is not known whether it is stored, or the API server rejects it.
+    pub async fn write(
         &self,
         resource: &WorkflowRunStop,
         status: &WorkflowRunStopStatus,

@@ -200,7 +200,7 @@ fn an_update_builds_on_the_version_that_was_read_and_is_skipped_if_nothing_chang
         assert!(matches!(test.context.store.update(&stored, in_state("b")).await, Ok(WriteResult::Changed(_))));
         assert_eq!(test.stored().status, Some(in_state("a")));
         test.faults(&[Fault::Refused(500)]);
-        assert!(matches!(test.context.store.announce(&test.stored(), in_state("b")).await, Err(StoreError::Kube(_))));
+        assert!(matches!(test.context.store.write(&test.stored(), &in_state("b")).await, Err(StoreError::Kube(_))));
         assert_eq!((test.writes("stored"), test.writes("conflict"), test.writes("failed")), (1, 1, 1));
     });
 }
