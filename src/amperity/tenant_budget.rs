@@ -2,7 +2,7 @@
 //! Never waits, and reads no clock.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -58,8 +58,6 @@ pub struct TenantBudget<W> {
     slots: HashMap<u64, SlotState>,
     /// The requests that count.
     counted: BTreeMap<u64, Counted>,
-    /// The number of slots of each namespace that have lapsed.
-    lapsed: HashMap<Arc<str>, usize>,
     /// The requests that wait for a slot.
     pub queue: WaitQueue<W>,
 }
@@ -130,7 +128,6 @@ impl<W> TenantBudget<W> {
             last_id: 0,
             slots: HashMap::new(),
             counted: BTreeMap::new(),
-            lapsed: HashMap::new(),
             queue: WaitQueue::default(),
         }
     }
@@ -168,8 +165,9 @@ impl<W> TenantBudget<W> {
         if now + self.lead < turn && guarded {
             return Next::At(turn - self.lead);
         }
-        let lapsed = &self.lapsed;
-        let allowed = |namespace: &Arc<str>, waiter: &W| allowed(namespace, waiter, lapsed.contains_key(namespace));
+        let late: HashSet<&Arc<str>> =
+            self.slots.values().filter(|slot| slot.lapsed).map(|slot| &slot.namespace).collect();
+        let allowed = |namespace: &Arc<str>, waiter: &W| allowed(namespace, waiter, late.contains(namespace));
         let Some((requester, waiter)) = self.queue.pop(allowed) else { return Next::Blocked };
         self.last_id += 1;
         self.counted.insert(self.last_id, Counted::Unsent { turn, lapses: turn.max(now) + LAPSE });
@@ -190,12 +188,8 @@ impl<W> TenantBudget<W> {
     }
 
     fn set_lapsed(&mut self, id: u64, lapsed: bool) {
-        let Some(slot) = self.slots.get_mut(&id).filter(|slot| slot.lapsed != lapsed) else { return };
-        slot.lapsed = lapsed;
-        let count = self.lapsed.entry(slot.namespace.clone()).or_default();
-        *count = if lapsed { *count + 1 } else { *count - 1 };
-        if *count == 0 {
-            self.lapsed.remove(&slot.namespace);
+        if let Some(slot) = self.slots.get_mut(&id) {
+            slot.lapsed = lapsed;
         }
     }
 
@@ -265,7 +259,6 @@ impl<W> TenantBudget<W> {
 
     /// Drops a slot, and gives it back if it is unused.
     pub fn release(&mut self, id: u64, unused: bool) {
-        self.set_lapsed(id, false);
         self.slots.remove(&id);
         if unused {
             self.counted.remove(&id);
