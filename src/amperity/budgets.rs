@@ -224,17 +224,21 @@ impl Budgets {
             }
         }
         let now = Instant::now();
-        let namespaces: Vec<Arc<str>> = self.blocked.keys().cloned().collect();
+        let fitting = self.blocked.keys().filter(|namespace| self.in_flight.fits(namespace, 1));
+        let namespaces: Vec<Arc<str>> = fitting.cloned().collect();
         for namespace in namespaces {
-            // Those that are still blocked are added anew.
             let Some(mut blocked) = self.blocked.remove(&namespace) else { continue };
+            // Each tenant once: those that are still blocked are added anew, behind the others.
             while self.in_flight.fits(&namespace, 1)
                 && let Some(key) = blocked.pop()
             {
                 self.grant(&key, now);
             }
-            while let Some(key) = blocked.pop() {
-                self.blocked.entry(namespace.clone()).or_default().push(&key);
+            for key in self.blocked.remove(&namespace).into_iter().flat_map(|again| again.order) {
+                blocked.push(&key);
+            }
+            if !blocked.order.is_empty() {
+                self.blocked.insert(namespace, blocked);
             }
         }
     }
