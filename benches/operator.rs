@@ -9,12 +9,12 @@ use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
     Api, Client,
-    api::{ObjectMeta, Patch, PatchParams, PostParams, WatchEvent, WatchParams},
+    api::{Patch, PatchParams, PostParams, WatchEvent, WatchParams},
 };
 use lab::{
     control_plane::ControlPlane,
     simulator::{Kind, RecordedRequest, Run, Simulator},
-    testing::other_client,
+    testing::{namespace_with_secret, other_client},
 };
 use serde_json::json;
 use tokio::{
@@ -57,7 +57,7 @@ async fn main() {
 /// minimal loop.
 async fn latency(cluster: &ControlPlane) {
     let amperity = Simulator::start().await;
-    let (minimal, operated) = (namespace(cluster).await, namespace(cluster).await);
+    let (minimal, operated) = (namespace_with_secret(cluster).await, namespace_with_secret(cluster).await);
     let minimal_process = Command::new(std::env::current_exe().unwrap())
         .env("KUBECONFIG", cluster.kubeconfig_path())
         .args([MINIMAL_LOOP, &minimal, &amperity.base_url()])
@@ -120,7 +120,7 @@ async fn minimal_loop(client: Client, namespace: &str, base: &str) {
 async fn throughput(cluster: &ControlPlane) {
     let amperity = Simulator::start().await;
     amperity.set_rate_limit(Some(10));
-    let namespace = namespace(cluster).await;
+    let namespace = namespace_with_secret(cluster).await;
     for index in 0..100 {
         create(cluster, &amperity, &namespace, index).await;
     }
@@ -141,7 +141,7 @@ async fn throughput(cluster: &ControlPlane) {
 /// Measures 600 stops with the same rate limit, while another client of the tenant sends 5 requests a second.
 async fn throughput_with_other_client(cluster: &ControlPlane) {
     let amperity = Simulator::start().await;
-    let namespace = namespace(cluster).await;
+    let namespace = namespace_with_secret(cluster).await;
     stream::iter(0..SHARED_LIMIT_STOPS)
         .for_each_concurrent(16, async |index| create(cluster, &amperity, &namespace, index).await)
         .await;
@@ -187,7 +187,7 @@ async fn create(cluster: &ControlPlane, amperity: &Simulator, namespace: &str, i
 /// Measures the resident memory without resources, and with 10,000 finished ones.
 async fn memory(cluster: &ControlPlane) {
     let amperity = Simulator::start().await;
-    let namespace = namespace(cluster).await;
+    let namespace = namespace_with_secret(cluster).await;
     let operator = Operator::start(cluster, &amperity, &namespace, "10").await;
     operator.ready().await;
     println!("idle memory: {:.1} MiB (peak {:.1})", operator.mebibytes("VmRSS"), operator.mebibytes("VmHWM"));
@@ -255,17 +255,6 @@ impl Operator {
     async fn kill(mut self) {
         self.child.kill().await.unwrap();
     }
-}
-
-async fn namespace(cluster: &ControlPlane) -> String {
-    let namespace = cluster.namespace().await;
-    let secret = Secret {
-        metadata: ObjectMeta { name: Some("amperity".into()), ..ObjectMeta::default() },
-        string_data: Some([("token".into(), "good-token".into())].into()),
-        ..Secret::default()
-    };
-    Api::namespaced(cluster.client(), &namespace).create(&PostParams::default(), &secret).await.unwrap();
-    namespace
 }
 
 fn a_stop(run: &str) -> WorkflowRunStop {

@@ -8,6 +8,7 @@ use kube::{Api, api::PostParams};
 use lab::{
     control_plane::ControlPlane,
     simulator::{Kind, Run, Simulator},
+    testing::namespace_with_secret,
 };
 use serde_json::json;
 use workflow_run_stop_api::WorkflowRunStop;
@@ -39,7 +40,7 @@ pub struct Finished {
 
 /// Measures one unfinished stop beside this number of finished ones.
 pub async fn measure(cluster: &ControlPlane, stops: usize) -> Finished {
-    let namespace = seed::namespace(cluster).await;
+    let namespace = namespace_with_secret(cluster).await;
     let seed = |index| Seed { namespace: namespace.clone(), tenant: TENANT.to_owned(), index };
     let status = json!({
         "state": "canceled", "completionTime": "2026-01-01T00:00:00Z", "result": "Stopped",

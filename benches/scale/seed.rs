@@ -2,10 +2,10 @@
 //! Never asks the API server for each of them, which would take a minute for a hundred thousand: it writes to etcd.
 
 use futures::{StreamExt, stream};
-use k8s_openapi::{ByteString, api::core::v1::Secret};
+use k8s_openapi::ByteString;
 use kube::{
     Api,
-    api::{ObjectMeta, Patch, PatchParams, PostParams},
+    api::{Patch, PatchParams, PostParams},
 };
 use lab::control_plane::ControlPlane;
 use serde_json::{Value, json};
@@ -29,18 +29,6 @@ pub struct Seed {
     pub namespace: String,
     pub tenant: String,
     pub index: usize,
-}
-
-/// Creates a namespace with a Secret that the simulator accepts.
-pub async fn namespace(cluster: &ControlPlane) -> String {
-    let namespace = cluster.namespace().await;
-    let secret = Secret {
-        metadata: ObjectMeta { name: Some("amperity".into()), ..ObjectMeta::default() },
-        string_data: Some([("token".into(), "good-token".into())].into()),
-        ..Secret::default()
-    };
-    Api::namespaced(cluster.client(), &namespace).create(&PostParams::default(), &secret).await.unwrap();
-    namespace
 }
 
 /// Returns a stop as a user would write it.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use lab::{
     control_plane::ControlPlane,
     simulator::{Kind, RetryAfter, Simulator},
+    testing::namespace_with_secret,
 };
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -156,7 +157,7 @@ async fn store(cluster: &ControlPlane, tenants: Tenants, stops: usize) -> usize 
     let (tenants, namespace_count) = tenants.numbers(stops);
     let mut namespaces = vec![];
     for _ in 0..namespace_count {
-        namespaces.push(seed::namespace(cluster).await);
+        namespaces.push(namespace_with_secret(cluster).await);
     }
     let seed = |index: usize| {
         let tenant = index % tenants;

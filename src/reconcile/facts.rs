@@ -137,20 +137,22 @@ impl Facts {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use workflow_run_stop_api::{Claim, StopRequest, WorkflowRunStopSpec, WorkflowRunStopStatus};
 
-    const THEN: Time = Time(Timestamp::UNIX_EPOCH);
+    pub const THEN: Time = Time(Timestamp::UNIX_EPOCH);
 
-    fn a_stop(version: &str) -> WorkflowRunStop {
+    /// Returns a stop of this version.
+    pub fn a_stop(version: &str) -> WorkflowRunStop {
         let mut stop = WorkflowRunStop::new("a", WorkflowRunStopSpec::new("wf-1", "acme", "amperity"));
         stop.metadata.resource_version = Some(version.into());
         stop.metadata.generation = Some(1);
         stop
     }
 
-    fn with_request(version: &str, change: impl Fn(&mut StopRequest)) -> WorkflowRunStop {
+    /// Returns a stop of this version with a stop request, which is changed before.
+    pub fn with_request(version: &str, change: impl Fn(&mut StopRequest)) -> WorkflowRunStop {
         let mut request = StopRequest { attempts: 1, ..StopRequest::default() };
         change(&mut request);
         let status = WorkflowRunStopStatus { stop_request: Some(request), ..WorkflowRunStopStatus::default() };

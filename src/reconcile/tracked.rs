@@ -224,25 +224,11 @@ mod tests {
         answer::{ReadFailure, ResponseInfo},
         run::Run,
     };
+    use crate::reconcile::facts::tests::{THEN, a_stop, with_request};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-    use workflow_run_stop_api::{Claim, StopRequest, WorkflowRunStopSpec, WorkflowRunStopStatus};
+    use workflow_run_stop_api::Claim;
 
-    const THEN: Time = Time(Timestamp::UNIX_EPOCH);
     const SECOND: Duration = Duration::from_secs(1);
-
-    fn a_stop(version: &str) -> WorkflowRunStop {
-        let mut stop = WorkflowRunStop::new("a", WorkflowRunStopSpec::new("wf-1", "acme", "amperity"));
-        stop.metadata.resource_version = Some(version.into());
-        stop.metadata.generation = Some(1);
-        stop
-    }
-
-    fn with_request(version: &str, change: impl Fn(&mut StopRequest)) -> WorkflowRunStop {
-        let mut request = StopRequest { attempts: 1, ..StopRequest::default() };
-        change(&mut request);
-        let status = WorkflowRunStopStatus { stop_request: Some(request), ..WorkflowRunStopStatus::default() };
-        WorkflowRunStop { status: Some(status), ..a_stop(version) }
-    }
 
     fn claim(id: &str) -> Option<Claim> {
         Some(Claim { id: id.into(), holder: "pod-1".into(), time: THEN, ended: None })

@@ -17,7 +17,7 @@ use tokio::{
 };
 use workflow_run_stop_operator::amperity::{
     answer::{ReadAnswer, ReadFailure, StopAnswer, TokenAnswer},
-    budget::Budget,
+    budget::{Budget, Slot},
     client::{Amperity, Settings},
     credentials::{OauthClient, Token},
     endpoint::{AllowedHosts, Endpoint, Endpoints, RunId},
@@ -74,16 +74,19 @@ impl Client {
     }
 
     async fn stop(&self, fence: Fence) -> StopAnswer {
-        let slot = self
-            .budget
-            .acquire(
-                &self.endpoint.budget_key(),
-                &Requester::new("ops", "amperity", Purpose::Stop, Timestamp::UNIX_EPOCH),
-            )
-            .await;
         let token = Token::bearer("good-token").unwrap();
-        self.amperity.stop(&self.endpoint, &run_id(), &token, slot, fence).await.0
+        self.amperity.stop(&self.endpoint, &run_id(), &token, self.slot().await, fence).await.0
     }
+
+    /// Waits for a slot for a stop request.
+    async fn slot(&self) -> Slot {
+        self.budget.acquire(&self.endpoint.budget_key(), &requester(Purpose::Stop)).await
+    }
+}
+
+/// Returns the requester of a slot for this purpose.
+fn requester(purpose: Purpose) -> Requester {
+    Requester::new("ops", "amperity", purpose, Timestamp::UNIX_EPOCH)
 }
 
 /// Returns a fence that passes this many checks.
@@ -136,20 +139,7 @@ async fn a_compressed_answer_is_decoded() {
 #[tokio::test]
 async fn a_stop_is_not_sent_if_a_429_moves_its_turn_past_the_end_of_its_claim() {
     let client = Client::new().await;
-    let slot = client
-        .budget
-        .acquire(
-            &client.endpoint.budget_key(),
-            &Requester::new("ops", "amperity", Purpose::Stop, Timestamp::UNIX_EPOCH),
-        )
-        .await;
-    let other = client
-        .budget
-        .acquire(
-            &client.endpoint.budget_key(),
-            &Requester::new("ops", "amperity", Purpose::Stop, Timestamp::UNIX_EPOCH),
-        )
-        .await;
+    let (slot, other) = (client.slot().await, client.slot().await);
     other.mark_sent();
     other.record_rate_limited(Some(Duration::from_secs(300)));
     let token = Token::bearer("good-token").unwrap();
@@ -301,9 +291,7 @@ fn client_over(transport: DelayedTransport) -> (Amperity, Budget, Endpoint) {
 
 /// Closes the tenant's budget for a minute while another request connects.
 async fn close_budget_while_connecting(budget: &Budget, endpoint: &Endpoint) {
-    let slot = budget
-        .acquire(&endpoint.budget_key(), &Requester::new("ops", "amperity", Purpose::Stop, Timestamp::UNIX_EPOCH))
-        .await;
+    let slot = budget.acquire(&endpoint.budget_key(), &requester(Purpose::Stop)).await;
     slot.mark_sent();
     tokio::time::sleep(Duration::from_millis(100)).await;
     slot.record_rate_limited(Some(Duration::from_secs(60)));
@@ -315,10 +303,8 @@ async fn a_read_or_token_request_that_waits_for_the_rate_limit_does_not_fail() {
     let (amperity, budget, endpoint) = client_over(DelayedTransport { response_delay: Duration::from_secs(1), body });
     let key = endpoint.budget_key();
     let start = Instant::now();
-    let (read, token) = (
-        budget.acquire(&key, &Requester::new("ops", "amperity", Purpose::Read, Timestamp::UNIX_EPOCH)).await,
-        budget.acquire(&key, &Requester::new("ops", "amperity", Purpose::Token, Timestamp::UNIX_EPOCH)).await,
-    );
+    let (read, token) =
+        (budget.acquire(&key, &requester(Purpose::Read)).await, budget.acquire(&key, &requester(Purpose::Token)).await);
     let secret = Token::bearer("good-token").unwrap();
     let client = OauthClient { id: "id".into(), secret: "secret".into(), token_url: None };
     let run_id = run_id();
@@ -338,9 +324,7 @@ async fn the_request_timeout_starts_when_the_request_is_written() {
         let body = r#"{"id": "wf-1", "state": "running"}"#;
         let response_delay = Duration::from_millis(response_delay);
         let (amperity, budget, endpoint) = client_over(DelayedTransport { response_delay, body });
-        let slot = budget
-            .acquire(&endpoint.budget_key(), &Requester::new("ops", "amperity", Purpose::Read, Timestamp::UNIX_EPOCH))
-            .await;
+        let slot = budget.acquire(&endpoint.budget_key(), &requester(Purpose::Read)).await;
         let start = Instant::now();
         let token = Token::bearer("good-token").unwrap();
         let answer = amperity.read(&endpoint, &run_id(), &token, slot).await;

@@ -285,6 +285,26 @@ proptest! {
     }
 }
 
+/// Sets every text of a body, except the id of the run, to this one.
+fn set_texts(body: &mut serde_json::Value, text: &str) {
+    for key in [
+        "state",
+        "name",
+        "type",
+        "created_at",
+        "ended_at",
+        "launched_version",
+        "current_version",
+        "principal_id",
+        "principal_name",
+        "principal_email",
+        "message",
+        "request_id",
+    ] {
+        body[key] = text.into();
+    }
+}
+
 #[test]
 fn the_largest_run_fits_into_a_status() {
     for text in ["x", "\u{0}", "<", "\"", "é", "\u{2028}"] {
@@ -294,23 +314,8 @@ fn the_largest_run_fits_into_a_status() {
         let pad = (16 * 1024 - stored_bytes(&data(0))) / each;
         let error = json!({"type": long, "message": long, "attribution": long, "data": data(pad)});
         let mut body = json!({"error": error, "warn_after_ms": i64::MIN});
-        for key in [
-            "id",
-            "state",
-            "name",
-            "type",
-            "created_at",
-            "ended_at",
-            "launched_version",
-            "current_version",
-            "principal_id",
-            "principal_name",
-            "principal_email",
-            "message",
-            "request_id",
-        ] {
-            body[key] = long.as_str().into();
-        }
+        set_texts(&mut body, &long);
+        body["id"] = long.as_str().into();
         for tasks in [vec![json!({"label": long, "error": error}); 100], vec![json!({"id": text}); 40_000]] {
             body["task_instances"] = tasks.into();
             let run = check(&serde_json::to_vec(&body).unwrap()).unwrap();
@@ -433,22 +438,7 @@ fn tasks_give_way_to_the_largest_texts_of_a_status() {
         let data: serde_json::Value = serde_json::from_str(&data).unwrap();
         let error = json!({"type": long, "message": long, "attribution": long, "data": data});
         let mut body = json!({"id": "wf-1", "error": error});
-        for key in [
-            "state",
-            "name",
-            "type",
-            "created_at",
-            "ended_at",
-            "launched_version",
-            "current_version",
-            "principal_id",
-            "principal_name",
-            "principal_email",
-            "message",
-            "request_id",
-        ] {
-            body[key] = long.as_str().into();
-        }
+        set_texts(&mut body, &long);
         for task in [json!({"error": {"data": data}}), json!({"label": "x".repeat(100), "state": "succeeded"})] {
             let count = 600_000 / task.to_string().len();
             body["task_instances"] = vec![task; count].into();

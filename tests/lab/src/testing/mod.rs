@@ -77,19 +77,17 @@ impl TestEnv {
 
     async fn at(cluster: &'static ControlPlane, amperity: Simulator) -> Self {
         cluster.apply_crd(include_str!("../../../../crds/workflowrunstops.yaml")).await;
-        let namespace = cluster.namespace().await;
-        let env = Self { cluster, client: cluster.client(), namespace, amperity: amperity.into() };
-        env.grant_permissions().await;
-        env.put_secret("amperity", &[("token", "good-token")]).await;
-        env
+        Self::in_new_namespace(cluster, amperity.into()).await
     }
 
     /// Creates another namespace in the same cluster and with the same simulated Amperity.
     pub async fn neighbour(&self) -> Self {
-        let (cluster, amperity) = (self.cluster, self.amperity.clone());
-        let env = Self { cluster, client: cluster.client(), namespace: cluster.namespace().await, amperity };
+        Self::in_new_namespace(self.cluster, self.amperity.clone()).await
+    }
+
+    async fn in_new_namespace(cluster: &'static ControlPlane, amperity: Arc<Simulator>) -> Self {
+        let env = Self { cluster, client: cluster.client(), namespace: namespace_with_secret(cluster).await, amperity };
         env.grant_permissions().await;
-        env.put_secret("amperity", &[("token", "good-token")]).await;
         env
     }
 
@@ -236,6 +234,18 @@ impl TestEnv {
         command.env("REQUEST_TIMEOUT", "2s").env("SETTLE_TIME", "1s");
         command
     }
+}
+
+/// Creates a namespace with the Secret `amperity`, whose token the simulator accepts.
+pub async fn namespace_with_secret(cluster: &ControlPlane) -> String {
+    let namespace = cluster.namespace().await;
+    let secret = Secret {
+        metadata: ObjectMeta { name: Some("amperity".to_owned()), ..ObjectMeta::default() },
+        string_data: Some([("token".to_owned(), "good-token".to_owned())].into()),
+        ..Secret::default()
+    };
+    Api::namespaced(cluster.client(), &namespace).create(&PostParams::default(), &secret).await.unwrap();
+    namespace
 }
 
 /// Every version of every stop of a namespace, from a watch.
