@@ -1,4 +1,4 @@
-//! Owns maps whose size is bounded in all: what is too much displaces an entry of the owner that has the most.
+//! Owns maps whose size is bounded in all. When a map is full, an insert removes entries of the owner that has the most.
 //! Never waits and reads no clock.
 //!
 //! So an owner, such as a namespace, that adds very many entries displaces its own, and not those of others.

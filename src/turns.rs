@@ -33,7 +33,7 @@ impl<O: Ord + Clone, T> Turns<O, T> {
         self.len == 0
     }
 
-    /// Adds an item. The namespace's turn comes after all that wait already.
+    /// Adds an item. The turn of a namespace that is new comes after all others.
     pub fn push(&mut self, namespace: &Arc<str>, position: O, item: T) {
         let queue = self.queues.entry(namespace.clone()).or_insert_with(|| {
             self.order.push_back(namespace.clone());

@@ -24,7 +24,7 @@ const ROUNDS: usize = 7;
 
 const TENANT: &str = "acme";
 
-/// What was measured beside finished stops.
+/// The measurements beside finished stops.
 pub struct Finished {
     /// Their number.
     pub stops: usize,

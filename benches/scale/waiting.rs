@@ -53,7 +53,7 @@ pub struct Idle {
     pub peak: f64,
 }
 
-/// What was measured with waiting stops. Sizes are in MiB and CPU times in seconds.
+/// The measurements with waiting stops. Sizes are in MiB and CPU times in seconds.
 pub struct Waiting {
     pub stops: usize,
     /// The time from the start of the operator, and of a bare client, to the end of the list.

@@ -38,7 +38,7 @@ pub struct BodyDecoder {
     /// `None` once the text is not a JSON object.
     fields: Option<BodyFields>,
     share: Share,
-    /// What the share has for an incomplete value, in bytes.
+    /// The bytes of the share that are taken for an incomplete value.
     value_share: usize,
     /// True while there was only white space.
     blank: bool,

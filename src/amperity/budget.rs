@@ -9,7 +9,7 @@
 //! The lead is the time that they took recently. After a 429, requests are also spaced evenly.
 //!
 //! Steps wait without a task: [`Budget::enqueue`] adds one, and [`Budget::next_step`] returns the next one that may start.
-//! What starts is bounded in all, so that connections and memory are, and each namespace gets a share of it.
+//! The steps in flight are bounded in all, and so are connections and memory. Each namespace gets a share of the bound.
 
 use std::{
     collections::BTreeMap,

@@ -54,12 +54,12 @@ pub type StartedStep = (BudgetKey, Requester, Granted, Step);
 pub struct Budgets {
     /// The tenants that are not idle.
     pub tenants: HashMap<BudgetKey, TenantBudget<Waiter>>,
-    /// When each tenant is to be looked at again.
+    /// The tenants by the time at which the next slot may be granted.
     due: BTreeSet<(Instant, BudgetKey)>,
     due_at: HashMap<BudgetKey, Instant>,
     /// Steps in flight, by namespace.
     in_flight: FairShare<Arc<str>>,
-    /// What the steps of each namespace for each tenant take of it.
+    /// The part of `in_flight` that each namespace holds for each tenant.
     for_tenant: HashMap<(Arc<str>, BudgetKey), usize>,
     /// The tenants in whose queues steps of a namespace wait for steps in flight to end.
     blocked: HashMap<Arc<str>, Blocked>,

@@ -196,8 +196,8 @@ async fn execute(transport: &Transport, request: Request, admission: Arc<Admissi
     }
 }
 
-/// Reads the body of a response, and calls `each` with each part of it. Other tasks run between two parts. First drops the headers: they may be large, and the
-/// body slow.
+/// Reads the body of a response, and calls `each` with each part of it. Other tasks run between two parts. The headers
+/// are dropped first: they may be large, and the body slow.
 ///
 /// # Errors
 /// If the body is not complete at `deadline`, or larger than 8 MiB.

@@ -23,10 +23,10 @@ const MOST_OF_NAMESPACE: u32 = 100;
 /// The number of resources and namespaces that are remembered.
 const MOST_REMEMBERED: usize = 4096;
 
-/// The resources that were reported lately. Anyone who can write resources can make many of them undecodable, and must
+/// The resources that were reported in the last ten minutes. Anyone who can write resources can make many of them undecodable, and must
 /// not be able to flood the log, or to keep those of other namespaces from being reported.
 pub struct Reports {
-    /// When each resource was reported, by its uid.
+    /// The time of the last report of each resource, by its uid.
     resources: BoundedMap<String, Instant>,
     /// The number of reports of each namespace, and when the count began.
     namespaces: BoundedMap<Arc<str>, (u32, Instant)>,

@@ -1,5 +1,5 @@
-//! Owns what follows from each change: a resource is listed, has changed or is gone, its time has come, or its step has ended.
-//! Never chooses what a resource does next.
+//! Owns the changes of a resource: it is listed, changed, gone or due, or its step has ended.
+//! Never decides on the next step: `waiting` does.
 
 use std::sync::Arc;
 

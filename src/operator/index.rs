@@ -27,8 +27,8 @@ use crate::reconcile::{
 /// The number of whole resources that are kept for their next step.
 const MOST_FRESH: usize = 32;
 
-/// The weight of a step for each so many bytes of its resource: it holds the resource several times over, decoded and as
-/// text.
+/// The size of a resource that adds 1 to the weight of its step, in bytes. A step holds the resource several times, decoded
+/// and as text.
 const BYTES_PER_WEIGHT: usize = 16 * 1024;
 
 /// The largest weight, so that large resources of one namespace still fit beside those of many others.
@@ -47,7 +47,7 @@ pub struct Entry {
     pub list: u32,
     /// The facts of its newest version.
     pub facts: Facts,
-    /// What this process remembers about it.
+    /// The memory of this process about it.
     pub memory: Option<Box<Memory>>,
     /// The budget that its requests count in, or the reason why no request may be sent.
     pub budget: Result<BudgetKey, Box<str>>,
@@ -55,15 +55,15 @@ pub struct Entry {
     pub size: usize,
     /// The state of its reports; `None` while a step has it.
     pub report: Option<ResourceReport>,
-    /// What it does or waits for.
+    /// Its present state.
     pub state: State,
     /// The time at which it is looked at again.
     pub timer: Option<Instant>,
-    /// What its status should say and does not say yet.
+    /// The announcement that its status does not have yet.
     pub unannounced: Option<Announcement>,
 }
 
-/// What a resource does or waits for.
+/// The state of a resource: the queue in which it waits, or its running step.
 pub enum State {
     /// It waits for its timer or for a change.
     Idle,
@@ -82,7 +82,7 @@ pub enum State {
     Running(Box<Running>),
 }
 
-/// What happened to a resource while a step runs.
+/// The changes of a resource while a step runs.
 #[derive(Default)]
 pub struct Running {
     /// The place in the queue that it keeps while its status is written, and the time at which it was queued.

@@ -29,11 +29,11 @@ const REST_AFTER_PANIC: Duration = Duration::from_secs(10);
 
 /// The work of a step.
 pub enum Work {
-    /// What needs no request to Amperity: an ending, or a status that could not be stored before.
+    /// A step without a request to Amperity: an ending, or a status that could not be stored before.
     Local,
-    /// What needs a request to Amperity.
+    /// A step with a request to Amperity.
     Request(Box<Slot>, StepPermit),
-    /// The status says what the resource waits for, which was decided by these facts.
+    /// The announcement is written to the status. It was decided by these facts.
     Announce(Announcement, Facts),
 }
 
@@ -45,7 +45,7 @@ pub struct Step {
     pub id: Arc<ResourceId>,
     /// The resource, if its newest version is known as a whole.
     pub resource: Option<Box<WorkflowRunStop>>,
-    /// What this process remembers about it.
+    /// The memory of this process about it.
     pub memory: Memory,
     /// The state of its reports.
     pub report: ResourceReport,
@@ -59,11 +59,11 @@ pub struct StepEnd {
     pub number: Number,
     /// The resource as it is now; `None` if it could not be read, or after a panic.
     pub resource: Option<Box<WorkflowRunStop>>,
-    /// What this process remembers about it.
+    /// The memory of this process about it.
     pub memory: Memory,
     /// The state of its reports.
     pub report: ResourceReport,
-    /// What its status should say and does not say yet.
+    /// The announcement that its status does not have yet.
     pub unannounced: Option<Announcement>,
     /// The next step.
     pub requeue: Requeue,

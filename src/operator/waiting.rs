@@ -1,4 +1,4 @@
-//! Owns what a resource does next: at once, at a time, or when the rate limit allows its request.
+//! Owns the next step of a resource that does not run: at once, at a time, or when the rate limit allows its request.
 //! Never starts a step.
 
 use std::{sync::Arc, time::Duration};

@@ -2,12 +2,13 @@
 //! hundred thousand waiting resources do not load the API server.
 //! Never limits the writes of claims and outcomes, and never chooses whose announcement is next.
 
-use std::sync::{
-    Mutex,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
-
-use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -20,9 +21,9 @@ const BURST: u32 = 300;
 /// The rate limit of announcements: ten a second, and 300 at once.
 #[derive(Debug, Default)]
 pub struct Announcements {
-    /// The time from which on the limit is not used at all; in the past if it is unused.
+    /// The time at which the full burst is available again.
     unused_from: Mutex<Option<Instant>>,
-    /// True while announcements wait for their turn. Others then wait as well.
+    /// True while announcements wait for their turn. Then [`Self::take`] refuses.
     queued: AtomicBool,
 }
 

@@ -27,11 +27,11 @@ pub struct Tracked {
     pub resource: WorkflowRunStop,
     /// The observations of this process that the resource does not contain.
     pub memory: Memory,
-    /// What the resource waits for, if its status does not say so yet because too many others wait to be written.
+    /// The announcement that the status does not have yet, because the limit of announcements is used up.
     pub unannounced: Option<Announcement>,
 }
 
-/// What a resource waits for.
+/// The reason why a resource waits, for its status.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Announcement {
     /// The reason for the conditions.

@@ -83,6 +83,7 @@ const LAYERS: &[(&str, u8)] = &[
 
 /// Files that do no IO, read no clock, use no randomness and write no log, and import only each other.
 const PURE: &[&str] = &[
+    "fair_share",
     "json_stream",
     "stored_object",
     "amperity::reply",
