@@ -109,7 +109,7 @@ async fn stops_with_useless_credentials_use_up_no_rate_limit_of_others() {
         stop.spec.credentials_secret_ref.name = format!("useless-{}", number % 40);
     })
     .await;
-    let _operator = Operator::start(test.command(5)).await;
+    let _operator = Operator::start(test.command(2)).await;
     test.hostile.amperity.wait_until(|requests| 5 <= requests.len()).await;
     let before = test.victim_is_served().await;
     assert!(before <= 12, "{before} requests were sent before the stop of the victim");
