@@ -21,8 +21,11 @@ use crate::reconcile::backoff::delay;
 use crate::rng;
 use crate::stored_object::{Decode, Undecodable, decode, identify};
 
-/// The number of resources in one page of a list. The operator never holds a page; the API server does.
-const PAGE_SIZE: u32 = 500;
+/// The largest number of resources in one page of a list. The operator never holds a page; the API server does.
+const MAX_PAGE: u32 = 500;
+
+/// The smallest number of resources in one page of a list, after pages that failed.
+const MIN_PAGE: u32 = 15;
 
 /// The longest delay between two attempts to list or watch.
 const MAX_DELAY: Duration = Duration::from_secs(30);
@@ -33,7 +36,7 @@ const WELL_AGAIN: Duration = Duration::from_secs(120);
 /// A watch that ends sooner, without an event, is not renewed at once.
 const SHORTEST_WATCH: Duration = Duration::from_secs(1);
 
-/// The number of failed attempts to continue a watch after which the resources are listed again.
+/// The number of failed attempts to continue a list or watch after which the resources are listed again.
 const MAX_RESUMES: u32 = 8;
 
 /// A change of the matching resources of one watched namespace, or of all if all are watched.
@@ -81,8 +84,10 @@ struct ListWatch<T> {
     /// The way of a list that does not follow a failed one.
     usual: ListBy,
     backoff: Backoff,
-    /// The number of failed attempts to continue the watch since its last event.
+    /// The number of failed attempts to continue the list or watch since its last page or event.
     resumes: u32,
+    /// The number of resources in the next page. Very large ones may take the API server too long: then it is less.
+    page_size: u32,
 }
 
 /// A way of listing.
@@ -101,8 +106,8 @@ enum State<T> {
     Unlisted,
     /// A watch that has not sent all resources yet.
     ListingByWatch(Events),
-    /// A page of a list.
-    Listing(Page<T>),
+    /// The page of a list with this token; the first one has none.
+    Listing(Box<Page<T>>, Option<String>),
     /// The page of a list with this token is next.
     NextPage(String),
     /// To be watched from this version.
@@ -114,7 +119,8 @@ enum State<T> {
 impl<T: Decode> ListWatch<T> {
     fn new(requests: Requests) -> Self {
         let (list, usual) = (ListBy::Watch, ListBy::Watch);
-        Self { requests, state: State::Unlisted, list, usual, backoff: Backoff::default(), resumes: 0 }
+        let (state, backoff) = (State::Unlisted, Backoff::default());
+        Self { requests, state, list, usual, backoff, resumes: 0, page_size: MAX_PAGE }
     }
 
     /// Waits for the next change.
@@ -137,15 +143,8 @@ impl<T: Decode> ListWatch<T> {
         match std::mem::replace(&mut self.state, State::Unlisted) {
             State::Unlisted => self.list().await,
             State::ListingByWatch(events) => self.list_by_watch(events).await,
-            State::Listing(page) => self.list_page(page).await,
-            State::NextPage(token) => {
-                let body = self.requests.page(Some(token), self.list).await.inspect_err(|error| {
-                    // The versions of the list are compacted. Without pages, a list is always from one version.
-                    self.list = if code(error) == Some(410) { ListBy::OnePage } else { self.usual };
-                })?;
-                self.state = State::Listing(Page::new(body));
-                Ok(None)
-            }
+            State::Listing(page, token) => self.list_page(page, token).await,
+            State::NextPage(token) => self.request_page(Some(token)).await.map(|()| None),
             State::Listed(version) => self.watch_from(version).await,
             State::Watching(events, version, quiet_since) => self.watch(events, version, quiet_since).await,
         }
@@ -153,9 +152,9 @@ impl<T: Decode> ListWatch<T> {
 
     /// Begins a list.
     async fn list(&mut self) -> Result<Option<Change<T>>, ResponseError> {
-        self.state = match self.list {
+        match self.list {
             ListBy::Watch => match self.requests.watch("", true).await {
-                Ok(body) => State::ListingByWatch(Events::new(body)),
+                Ok(body) => self.state = State::ListingByWatch(Events::new(body)),
                 Err(error) => {
                     self.list = ListBy::Pages;
                     if !matches!(code(&error), Some(400 | 422)) {
@@ -167,12 +166,35 @@ impl<T: Decode> ListWatch<T> {
                     return Ok(None);
                 }
             },
-            ListBy::Pages | ListBy::OnePage => {
-                let body = self.requests.page(None, self.list).await.inspect_err(|_| self.list = self.usual)?;
-                State::Listing(Page::new(body))
-            }
-        };
+            ListBy::Pages | ListBy::OnePage => self.request_page(None).await?,
+        }
         Ok(Some(Change::ListStarted))
+    }
+
+    /// Requests the page with this token; the first one has none.
+    async fn request_page(&mut self, token: Option<String>) -> Result<(), ResponseError> {
+        let limit = (self.list == ListBy::Pages).then_some(self.page_size);
+        match self.requests.page(token.clone(), limit).await {
+            Ok(body) => self.state = State::Listing(Box::new(Page::new(body)), token),
+            Err(error) => return Err(self.page_failed(token, error)),
+        }
+        Ok(())
+    }
+
+    /// Chooses how the list goes on after a page that failed.
+    fn page_failed(&mut self, token: Option<String>, error: ResponseError) -> ResponseError {
+        let smaller = (self.page_size / 2).max(MIN_PAGE);
+        match (code(&error), token) {
+            // The versions of the list are compacted. Without pages, a list is always from one version.
+            (Some(410), Some(_)) => self.list = ListBy::OnePage,
+            (Some(code), _) if code != 429 && (400..500).contains(&code) => self.list = self.usual,
+            (_, Some(token)) if self.list == ListBy::Pages && self.resumes < MAX_RESUMES => {
+                (self.page_size, self.resumes) = (smaller, self.resumes + 1);
+                self.state = State::NextPage(token);
+            }
+            (_, _) => (self.page_size, self.resumes, self.list) = (smaller, 0, self.usual),
+        }
+        error
     }
 
     async fn list_by_watch(&mut self, mut events: Events) -> Result<Option<Change<T>>, ResponseError> {
@@ -184,7 +206,12 @@ impl<T: Decode> ListWatch<T> {
                 self.state = State::Watching(events, version, None);
                 return Ok(Some(Change::ListEnded));
             }
-            Event::Bookmark { version: _, ends_list: false } | Event::Unknown => None,
+            // It is one of a watch that began without a list: the API server does not know streaming lists.
+            Event::Bookmark { version: _, ends_list: false } => {
+                self.usual = ListBy::Pages;
+                return Err(ResponseError::Incomplete);
+            }
+            Event::Unknown => None,
             Event::Stored(json) => Some(decode(json).map_or_else(Change::Undecodable, Change::Listed)),
             Event::Deleted(json) => Some(Change::Deleted(identify(json).0.uid)),
             Event::TooLarge => Some(Change::Undecodable(too_large())),
@@ -193,24 +220,29 @@ impl<T: Decode> ListWatch<T> {
         Ok(change)
     }
 
-    async fn list_page(&mut self, mut page: Page<T>) -> Result<Option<Change<T>>, ResponseError> {
-        let failed = |_: &ResponseError| self.list = self.usual;
-        match page.next().await.inspect_err(failed)? {
-            Some(item) => {
-                self.state = State::Listing(page);
-                Ok(Some(item.map_or_else(Change::Undecodable, Change::Listed)))
+    async fn list_page(
+        &mut self,
+        mut page: Box<Page<T>>,
+        token: Option<String>,
+    ) -> Result<Option<Change<T>>, ResponseError> {
+        let end = match page.next().await {
+            Ok(Some(item)) => {
+                self.state = State::Listing(page, token);
+                return Ok(Some(item.map_or_else(Change::Undecodable, Change::Listed)));
             }
-            None => {
-                self.list = self.usual;
-                let PageEnd { resource_version, r#continue } = page.end()?;
-                if !r#continue.is_empty() {
-                    self.state = State::NextPage(r#continue);
-                    return Ok(None);
-                }
-                self.state = State::Listed(resource_version);
-                Ok(Some(Change::ListEnded))
-            }
+            Ok(None) => page.end(),
+            Err(error) => Err(error),
+        };
+        let PageEnd { resource_version, r#continue } = end.map_err(|error| self.page_failed(token, error))?;
+        self.resumes = 0;
+        if !r#continue.is_empty() {
+            self.state = State::NextPage(r#continue);
+            return Ok(None);
         }
+        self.list = self.usual;
+        self.page_size = (self.page_size * 2).min(MAX_PAGE);
+        self.state = State::Listed(resource_version);
+        Ok(Some(Change::ListEnded))
     }
 
     /// Begins a watch that continues from a version.
@@ -245,7 +277,10 @@ impl<T: Decode> ListWatch<T> {
                 let (id, version) = identify(json);
                 (Some(Change::Deleted(id.uid)), version)
             }
-            Ok(Some(Event::Bookmark { version, ends_list: _ })) => (None, version),
+            Ok(Some(Event::Bookmark { version, ends_list: _ })) => {
+                events.expect_bookmarks();
+                (None, version)
+            }
             Ok(Some(Event::Unknown)) => (None, String::new()),
             Ok(Some(Event::TooLarge)) => (Some(Change::Undecodable(too_large())), String::new()),
             Ok(None) => {
@@ -288,9 +323,8 @@ impl Requests {
         Ok(Box::pin(timeout(LIST_IDLE, self.client.request_stream(request)).await??))
     }
 
-    /// Requests a page of a list: the first one without a token.
-    async fn page(&self, token: Option<String>, list: ListBy) -> Result<Body, ResponseError> {
-        let limit = if list == ListBy::OnePage { None } else { Some(PAGE_SIZE) };
+    /// Requests a page of a list: the first one without a token, and all resources without a limit.
+    async fn page(&self, token: Option<String>, limit: Option<u32>) -> Result<Body, ResponseError> {
         let params = ListParams { limit, continue_token: token, ..ListParams::default().fields(self.fields) };
         let request = Request::new(&*self.path).list(&params).map_err(kube::Error::BuildRequest)?;
         Ok(Box::pin(timeout(LIST_IDLE, self.client.request_stream(request)).await??))
@@ -413,6 +447,10 @@ mod tests {
         closed(200, json!({"items": items, "metadata": {"resourceVersion": "50", "continue": token}}).to_string())
     }
 
+    /// The time without a change after which a run ends: longer than all delays after failures in a row and a list that
+    /// hangs, and shorter than a watch without events.
+    const QUIET: Duration = Duration::from_secs(250);
+
     /// Runs a list and watch against these responses, until none is left and nothing happens any more. Returns the
     /// changes and the queries of the requests.
     async fn run(responses: Vec<Scripted>) -> (Vec<String>, Vec<String>) {
@@ -433,8 +471,7 @@ mod tests {
         let client = Client::new(service, "ops");
         let mut changes = std::pin::pin!(changes::<Name>(&client, paths(&["ops".to_owned()]), "a=b"));
         let mut all = vec![];
-        // Longer than every delay and a list that hangs, and shorter than a watch without events.
-        while let Ok(Some((number, change))) = timeout(Duration::from_secs(100), changes.next()).await {
+        while let Ok(Some((number, change))) = timeout(QUIET, changes.next()).await {
             assert_eq!(number, 0);
             all.push(match change {
                 Change::ListStarted => "started".to_owned(),
@@ -564,14 +601,61 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_page_that_fails_is_requested_again_with_fewer_resources() {
+        let broken = || closed(200, format!(r#"{{"metadata":{{"resourceVersion":"50"}},"items":[{},"#, object("b", 1)));
+        let responses = vec![
+            refused(422),
+            page(&["a"], "t"),
+            broken(),
+            refused(504),
+            page(&["b"], "u"),
+            page(&["c"], ""),
+            open(String::new()),
+        ];
+        let (changes, queries) = run(responses).await;
+        assert_eq!(changes, ["started", "listed a", "listed b", "listed b", "listed c", "ended"]);
+        let pages = [
+            "limit=500",
+            "limit=500 continue=t",
+            "limit=250 continue=t",
+            "limit=125 continue=t",
+            "limit=125 continue=u",
+        ];
+        assert_eq!(queries[1..6], pages);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_list_of_which_a_page_never_succeeds_starts_anew_in_the_end() {
+        let failures = (0..=MAX_RESUMES).map(|_| refused(504));
+        let responses = [refused(422), page(&["a"], "t")].into_iter().chain(failures);
+        let (changes, queries) = run(responses.chain([page(&["a"], ""), open(String::new())]).collect()).await;
+        assert_eq!(changes, ["started", "listed a", "started", "listed a", "ended"]);
+        assert_eq!(queries[queries.len() - 3..], ["limit=15 continue=t", "limit=15", "watch=true resourceVersion=50"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_api_server_that_does_not_know_streaming_lists_is_noticed_by_its_first_bookmark() {
+        let (changes, queries) = run(vec![
+            open(event("ADDED", &object("a", 1)) + &bookmark(10, &json!({}))),
+            page(&["a"], ""),
+            refused(410),
+            page(&["b"], ""),
+            open(String::new()),
+        ])
+        .await;
+        assert_eq!(changes, ["started", "listed a", "started", "listed a", "ended", "started", "listed b", "ended"]);
+        let watch = "watch=true resourceVersion=50";
+        assert_eq!(queries, [LIST_BY_WATCH, "limit=500", watch, "limit=500", watch]);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_watch_that_ends_at_once_is_renewed_with_a_growing_delay() {
         let start = Instant::now();
         let ends = (0..7).map(|_| closed(200, String::new()));
         let last = open(event("ADDED", &object("a", 11)));
         let (changes, _) = run([closed(200, end_of_list(10))].into_iter().chain(ends).chain([last]).collect()).await;
         assert_eq!(changes, ["started", "ended", "applied a"]);
-        // The run ends 100 s after the last change.
-        assert!(Duration::from_secs(100 + 45) < start.elapsed(), "{:?}", start.elapsed());
+        assert!(QUIET + Duration::from_secs(45) < start.elapsed(), "{:?}", start.elapsed());
     }
 
     #[tokio::test(start_paused = true)]

@@ -29,6 +29,10 @@ pub const LIST_IDLE: Duration = Duration::from_secs(90);
 /// The time without data after which a watch is renewed. The API server ends it after 290 seconds.
 const WATCH_IDLE: Duration = Duration::from_secs(295);
 
+/// The same for a watch that gets bookmarks: the API server sends one about every minute. Without any, the connection is
+/// dead, and changes would be missed.
+const BOOKMARK_IDLE: Duration = Duration::from_secs(150);
+
 /// The body of a response.
 pub type Body = Pin<Box<dyn AsyncBufRead + Send>>;
 
@@ -97,12 +101,18 @@ pub enum Event<'a> {
 pub struct Events {
     body: Body,
     line: Vec<u8>,
+    idle: Duration,
 }
 
 impl Events {
     /// Reads the events of this response.
     pub fn new(body: Body) -> Self {
-        Self { body, line: vec![] }
+        Self { body, line: vec![], idle: WATCH_IDLE }
+    }
+
+    /// Expects a bookmark about every minute from now on.
+    pub fn expect_bookmarks(&mut self) {
+        self.idle = BOOKMARK_IDLE;
     }
 
     /// Waits for the next event. Returns `None` when the watch has ended, or was silent for longer than it lasts.
@@ -110,7 +120,7 @@ impl Events {
     /// # Errors
     /// If the connection broke, or the API server reports an error.
     pub async fn next(&mut self) -> Result<Option<Event<'_>>, ResponseError> {
-        match timeout(WATCH_IDLE, self.read_line()).await {
+        match timeout(self.idle, self.read_line()).await {
             Ok(line) => match line? {
                 None => Ok(None),
                 Some(Piece::TooLarge) => Ok(Some(Event::TooLarge)),
@@ -122,7 +132,7 @@ impl Events {
 
     /// Reads the next line; `None` at the end of the response. A line that is not complete is dropped.
     async fn read_line(&mut self) -> Result<Option<Piece<'_>>, io::Error> {
-        let Self { body, line } = self;
+        let Self { body, line, idle: _ } = self;
         if KEPT_CAPACITY < line.capacity() {
             *line = vec![];
         }
@@ -367,6 +377,9 @@ mod tests {
         let start = tokio::time::Instant::now();
         assert!(matches!(events.next().await, Ok(None)));
         assert_eq!(start.elapsed(), WATCH_IDLE);
+        events.expect_bookmarks();
+        assert!(matches!(events.next().await, Ok(None)));
+        assert_eq!(start.elapsed(), WATCH_IDLE + BOOKMARK_IDLE);
     }
 
     fn item(name: &str, spec: &Value) -> String {
