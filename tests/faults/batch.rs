@@ -4,16 +4,16 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use futures::StreamExt;
-use kube::runtime::{
-    WatchStreamExt,
-    watcher::{self, Event, watcher},
-};
+use kube::runtime::watcher::{self, Event, watcher};
 use lab::{
     apiserver_proxy::{ApiserverProxy, ProxiedRequest, Purpose},
     simulator::{Kind, RecordedRequest},
     testing::{Operator, TENANT, TestEnv, a_stop, ends_at_once, ready, stop_request},
 };
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 use workflow_run_stop_api::WorkflowRunStop;
 
 /// The limit of every wait. A test that waits longer fails.
@@ -137,12 +137,17 @@ impl Batch {
 /// Watches the newest version of every stop of the namespace. Watches again if the API server ends the watch of a slow
 /// reader.
 fn watch_stops(env: &TestEnv) -> watch::Receiver<Stops> {
-    let mut events = watcher(env.stops(), watcher::Config::default()).default_backoff().boxed();
+    let mut events = watcher(env.stops(), watcher::Config::default()).boxed();
     let (sender, observed) = watch::channel(Stops::new());
     tokio::spawn(async move {
         while let Some(event) = events.next().await {
-            if let Ok(Event::InitApply(stop) | Event::Apply(stop)) = event {
-                sender.send_modify(|stops| drop(stops.insert(stop.name().to_owned(), stop)));
+            match event {
+                Ok(Event::InitApply(stop) | Event::Apply(stop)) => {
+                    sender.send_modify(|stops| drop(stops.insert(stop.name().to_owned(), stop)));
+                }
+                Ok(Event::Delete(_) | Event::Init | Event::InitDone) => {}
+                // A backoff that grows could be longer than a test waits after an outage.
+                Err(_) => sleep(Duration::from_millis(200)).await,
             }
         }
     });
