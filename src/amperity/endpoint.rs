@@ -83,6 +83,11 @@ impl BudgetKey {
     pub fn tenant(&self) -> &str {
         &self.tenant
     }
+
+    /// Returns true if the URL is of the origin of this budget.
+    pub fn is_of(&self, url: &Url) -> bool {
+        *self.origin == url.origin().ascii_serialization()
+    }
 }
 
 /// A checked base URL for one tenant, see <https://docs.amperity.com/api/base_url.html>.

@@ -158,6 +158,7 @@ pub async fn send(
     limit: Duration,
     decode_head: impl FnOnce(&Response) -> Reply,
 ) -> Result<(Reply, Response), Failure> {
+    let is_of_budget = slot.key().is_of(request.url());
     let response = loop {
         // A 429 since the slot was granted may have postponed the turn.
         match &fence {
@@ -178,7 +179,8 @@ pub async fn send(
         }
     };
     let mut head = decode_head(&response);
-    if head.is_rate_limited() {
+    // The token endpoint of another origin, which a Secret names, says nothing about the rate limit of the tenant.
+    if head.is_rate_limited() && is_of_budget {
         // The closure of the budget is the only backoff after a 429.
         head.retry_after = Some(slot.record_rate_limited(head.retry_after));
     } else {

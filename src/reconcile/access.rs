@@ -162,6 +162,7 @@ impl Context {
         };
         near_turn(&slot).await?;
         let failed = |why: &str| format!("the token request failed: {why}");
+        let is_of_budget = key.budget.is_of(&url);
         let (refusal, why) = match self.amperity.token(url, endpoint, client, slot).await {
             TokenAnswer::Token(token, valid) => {
                 self.credential_cache.store_token(key.clone(), token.clone(), valid);
@@ -170,11 +171,12 @@ impl Context {
                 return Ok((Access { token, key, permit, origin: Origin::Fetched, requester }, slot));
             }
             TokenAnswer::Refused(info) => (Refusal::ClientRefused, info.detail()),
-            TokenAnswer::RateLimited(info, reopens_in) => {
+            TokenAnswer::RateLimited(info, reopens_in) if is_of_budget => {
                 // The closure of the budget is the only backoff after a 429.
                 let again = RetryWhen::At(Instant::now() + reopens_in);
                 return Err(denied(Reason::RateLimited, failed(&info.detail()), again));
             }
+            TokenAnswer::RateLimited(info, _) => (Refusal::Unavailable, info.detail()),
             TokenAnswer::NotSent(why) => (Refusal::Unreachable, why),
             TokenAnswer::Unavailable(why) => (Refusal::Unavailable, why),
         };

@@ -8,7 +8,7 @@ use kube::{
     api::{Patch, PatchParams, PostParams},
 };
 use lab::{
-    simulator::{ErrorBody, Fault, HoldPoint, Kind, RecordedRequest, Run, StopEffect},
+    simulator::{ErrorBody, Fault, HoldPoint, Kind, RecordedRequest, RetryAfter, Run, Simulator, StopEffect},
     testing::{Operator, TENANT, TestEnv, a_stop, ends_at_once, is, ready},
 };
 use serde_json::json;
@@ -18,7 +18,10 @@ use workflow_run_stop_api::{
     conditions::{ConditionStatus, Reason},
 };
 
-use crate::operator::{Replica, metric_sum};
+use crate::{
+    network::authority,
+    operator::{Replica, metric_sum},
+};
 
 /// The time within which the stop of the victim is sent and its run followed to the end, whatever its neighbours do.
 /// Without neighbours it takes about three seconds: the first read comes two seconds after the stop.
@@ -284,4 +287,34 @@ async fn a_tenant_that_always_fails_delays_no_other_namespace() {
     let _operator = Operator::start(test.command(5)).await;
     test.hostile.amperity.wait_until(|requests| 10 <= requests.len()).await;
     test.victim_is_served().await;
+}
+
+#[tokio::test]
+async fn a_token_endpoint_that_a_secret_names_does_not_close_the_rate_limit_of_the_tenant() {
+    let test = Neighbours::new().await;
+    let tokens = Simulator::start_tls().await;
+    tokens.always_on_token(Fault::TooManyRequests { retry_after: RetryAfter::Seconds(300) });
+    let url = format!("{}/token", tokens.origin());
+    let client = [("clientId", "c"), ("clientSecret", "s"), ("tokenUrl", &*url)];
+    test.hostile.put_secret("elsewhere", &client).await;
+    test.create_hostile(20, |_, stop| stop.spec.credentials_secret_ref.name = "elsewhere".to_owned()).await;
+    let mut command = test.command(10);
+    command.env("SSL_CERT_FILE", authority(&tokens)).args(["--allowed-hosts", "localhost"]);
+    let _operator = Operator::start(command).await;
+    test.hostile.wait_for_reason("wf-hostile-0", Reason::Unavailable).await;
+    test.victim_is_served().await;
+    assert!(tokens.requests().len() < 20, "the refused credentials have a backoff");
+}
+
+#[tokio::test]
+async fn a_namespace_with_a_thousand_tenants_delays_no_other() {
+    let test = Neighbours::new().await;
+    let hold = test.hostile.amperity.hold_stops(HoldPoint::AfterEffect);
+    test.create_hostile(1000, |number, stop| stop.spec.tenant = format!("tenant-{number}")).await;
+    let _operator = Operator::start(test.command(10)).await;
+    // One namespace has at most half of the steps in flight.
+    test.hostile.amperity.wait_until(|requests| 370 <= hostile_stops(requests)).await;
+    test.hostile.amperity.pass_new_stops(&hold);
+    test.victim_is_served().await;
+    hold.release();
 }

@@ -13,7 +13,7 @@ use workflow_run_stop_api::{
 };
 
 /// Writes the CA certificate of the simulator to a file.
-fn authority(amperity: &Simulator) -> PathBuf {
+pub fn authority(amperity: &Simulator) -> PathBuf {
     let file = format!("authority-{}.pem", amperity.address().port());
     let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(file);
     std::fs::write(&file, amperity.ca_pem()).unwrap();
