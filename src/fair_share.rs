@@ -41,6 +41,12 @@ impl<K: Eq + Hash + Clone> FairShare<K> {
         held.saturating_add(amount).saturating_add(rest) <= self.free
     }
 
+    /// Returns how much of an amount to take. A key that holds nothing counts at most half of what is free: so a large
+    /// amount is not kept waiting by very many small ones, and something is left for the next key.
+    pub fn counted(&self, key: &K, amount: usize) -> usize {
+        if self.held.contains_key(key) { amount } else { amount.min(self.free.div_ceil(2).max(1)) }
+    }
+
     /// Takes this much if it fits. Returns true if it was taken.
     #[must_use]
     pub fn take(&mut self, key: &K, amount: usize) -> bool {
@@ -99,6 +105,22 @@ mod tests {
             }
         }
         assert!(shares.fits(&1000, 1));
+    }
+
+    #[test]
+    fn a_large_amount_of_a_newcomer_fits_beside_very_many_others_and_the_overdraft_is_bounded() {
+        let mut shares = FairShare::new(100);
+        for key in 0..84 {
+            assert!(shares.take(&key, 1));
+        }
+        let large: Vec<_> = (100..110)
+            .map_while(|key| {
+                let amount = shares.counted(&key, 64);
+                shares.take(&key, amount).then_some(amount)
+            })
+            .collect();
+        assert_eq!(large, [8, 4, 2, 1, 1]);
+        assert_eq!(shares.counted(&0, 64), 64, "a key that holds something counts all of it");
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub mod bounded_map;
 
 pub mod clock;
 
+pub mod fair_queue;
+
 pub mod fair_share;
 
 pub mod turns;

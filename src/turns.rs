@@ -73,9 +73,11 @@ impl<O: Ord + Clone, T> Turns<O, T> {
         None
     }
 
-    /// Returns true if there are items of a namespace that is `allowed`.
-    pub fn any(&self, allowed: impl Fn(&Arc<str>) -> bool) -> bool {
-        self.queues.iter().any(|(namespace, queue)| !queue.is_empty() && allowed(namespace))
+    /// Returns true if the first item of a namespace is `allowed`.
+    pub fn any(&self, allowed: impl Fn(&Arc<str>, &T) -> bool) -> bool {
+        let mut first =
+            self.queues.iter().filter_map(|(namespace, queue)| Some((namespace, queue.first_key_value()?.1)));
+        first.any(|(namespace, item)| allowed(namespace, item))
     }
 
     /// Removes all items of one namespace that match, in their order.
@@ -128,7 +130,7 @@ mod tests {
         assert_eq!(turns.pop(|namespace, _| &**namespace != "a").unwrap().2, 2);
         assert_eq!(turns.pop(|_, _| true).unwrap().2, 1);
         assert!(turns.pop(|_, _| false).is_none());
-        assert!(turns.any(|namespace| &**namespace == "c") && !turns.any(|namespace| &**namespace == "b"));
+        assert!(turns.any(|namespace, _| &**namespace == "c") && !turns.any(|namespace, _| &**namespace == "b"));
         assert_eq!(turns.len(), 1);
     }
 

@@ -23,7 +23,7 @@ use tokio::{
 };
 
 use crate::amperity::{
-    budgets::{Budgets, Step, Waiter},
+    budgets::{Budgets, StartedStep, Step, Waiter},
     endpoint::BudgetKey,
     purpose::Purpose,
     tenant_budget::{Granted, TenantBudget},
@@ -78,7 +78,7 @@ pub struct StepPermit {
     budget: Budget,
     namespace: Arc<str>,
     key: BudgetKey,
-    weight: u8,
+    taken: usize,
 }
 
 /// The right to send one request. Dropping an unused slot gives it back.
@@ -133,9 +133,9 @@ impl Budget {
         loop {
             let (started, earlier) = (self.started.notified(), self.due_earlier.notified());
             let (due, next) = self.change(|state| (state.grant_due(Instant::now()), state.next_step()));
-            if let Some((key, requester, granted, Step { id, weight })) = next {
+            if let Some(StartedStep { id, key, requester, granted, taken }) = next {
                 let (namespace, budget) = (requester.namespace.clone(), self.clone());
-                let permit = StepPermit { budget, namespace, key: key.clone(), weight };
+                let permit = StepPermit { budget, namespace, key: key.clone(), taken };
                 return Started { id, slot: Slot::new(self, key, requester, granted), permit };
             }
             tokio::select! {
@@ -246,7 +246,7 @@ impl Drop for QueueEntry<'_> {
 
 impl Drop for StepPermit {
     fn drop(&mut self) {
-        self.budget.change(|state| state.end_step(&self.namespace, &self.key, self.weight));
+        self.budget.change(|state| state.end_step(&self.namespace, &self.key, self.taken));
     }
 }
 
@@ -267,6 +267,12 @@ impl Slot {
             tokio::time::sleep(wait).await;
             self.lock_turn().preparing_since = Instant::now();
         }
+    }
+
+    /// Returns true if a 429 has closed the budget for longer than the preparations of a request take.
+    pub fn is_closed(&self) -> bool {
+        let now = Instant::now();
+        self.with_tenant(|tenant| tenant.closure_end(now).is_some_and(|until| now + tenant.lead() < until))
     }
 
     /// Waits for the turn. To be called when all preparations are done: their duration adjusts the lead.

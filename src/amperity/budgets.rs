@@ -47,8 +47,19 @@ pub enum Waiter {
     InFlight(oneshot::Sender<Granted>),
 }
 
-/// A step that may start: its budget, its requester and its slot.
-pub type StartedStep = (BudgetKey, Requester, Granted, Step);
+/// A step that may start.
+pub struct StartedStep {
+    /// The id that its owner gave it.
+    pub id: u64,
+    /// Its budget.
+    pub key: BudgetKey,
+    /// Its requester.
+    pub requester: Requester,
+    /// Its slot.
+    pub granted: Granted,
+    /// The part of [`STEPS`] that it takes.
+    pub taken: usize,
+}
 
 /// The budgets of all tenants, and the steps in flight.
 pub struct Budgets {
@@ -128,7 +139,8 @@ impl Budgets {
                 Waiter::Step { id: _, weight } => {
                     let held = for_tenant.get(&(namespace.clone(), key.clone())).copied().unwrap_or_default();
                     // One tenant leaves as much as it holds to the other tenants of the namespace.
-                    let fits = in_flight.fits_with_rest(namespace, usize::from(*weight), held);
+                    let fits =
+                        in_flight.fits_with_rest(namespace, in_flight.counted(namespace, (*weight).into()), held);
                     if !fits {
                         full.borrow_mut().insert(namespace.clone());
                     }
@@ -142,11 +154,11 @@ impl Budgets {
                     }
                 }
                 Next::Slot(granted, requester, Waiter::Step { id, weight }) => {
-                    let fits = self.in_flight.take(&requester.namespace, weight.into());
-                    debug_assert!(fits, "it fitted a moment ago");
+                    let taken = self.in_flight.counted(&requester.namespace, weight.into());
+                    assert!(self.in_flight.take(&requester.namespace, taken), "it fitted a moment ago");
                     let part = (requester.namespace.clone(), key.clone());
-                    *self.for_tenant.entry(part).or_default() += usize::from(weight);
-                    self.started.push_back((key.clone(), requester, granted, Step { id, weight }));
+                    *self.for_tenant.entry(part).or_default() += taken;
+                    self.started.push_back(StartedStep { id, key: key.clone(), requester, granted, taken });
                 }
                 Next::At(then) => break Some(then),
                 Next::Blocked => {
@@ -206,19 +218,18 @@ impl Budgets {
 
     /// Gives back what a step got that no longer starts.
     pub fn cancel_step(&mut self, id: u64) {
-        let Some(index) = self.started.iter().position(|(_, _, _, step)| step.id == id) else { return };
-        let Some((key, requester, granted, step)) = self.started.remove(index) else { return };
-        self.update(&key, |tenant| tenant.release(granted.id, true));
-        self.end_step(&requester.namespace, &key, step.weight);
+        let Some(index) = self.started.iter().position(|step| step.id == id) else { return };
+        let Some(step) = self.started.remove(index) else { return };
+        self.update(&step.key, |tenant| tenant.release(step.granted.id, true));
+        self.end_step(&step.requester.namespace, &step.key, step.taken);
     }
 
     /// Ends a step in flight, and starts those that it kept from starting.
-    pub fn end_step(&mut self, namespace: &Arc<str>, key: &BudgetKey, weight: u8) {
-        let weight = usize::from(weight);
-        self.in_flight.give_back(namespace, weight);
+    pub fn end_step(&mut self, namespace: &Arc<str>, key: &BudgetKey, taken: usize) {
+        self.in_flight.give_back(namespace, taken);
         let part = (namespace.clone(), key.clone());
         if let Some(held) = self.for_tenant.get_mut(&part) {
-            *held -= weight;
+            *held -= taken;
             if *held == 0 {
                 self.for_tenant.remove(&part);
             }

@@ -134,12 +134,13 @@ impl Reporter {
     }
 
     /// Reports a panic that was caught while a resource was reconciled.
-    pub fn panic(&self, resource: &WorkflowRunStop, rest: Duration) {
+    pub fn panic(&self, id: &ResourceId, rest: Duration) {
         self.metrics.panics.inc();
+        let ResourceId { namespace, name, uid } = id;
         tracing::error!(
-            uid = resource.uid(),
-            namespace = resource.namespace(),
-            name = resource.name(),
+            uid = &**uid,
+            namespace = &**namespace,
+            name = &**name,
             "caught a panic while reconciling this resource, will retry in {} s; this is a bug of the operator, please report it",
             rest.as_secs(),
         );

@@ -8,9 +8,9 @@ use workflow_run_stop_api::WorkflowRunStop;
 
 use crate::clock::until;
 use crate::operator::{
-    index::{Entry, Number, Running, State},
+    index::{Entry, Number, Running, State, weight},
     scheduler::Scheduler,
-    step::{StepEnd, Work},
+    step::{StepEnd, StepResult, Work},
     waiting::earlier,
 };
 use crate::reconcile::{facts::Facts, resource_id::ResourceId, step_report::Requeue};
@@ -31,7 +31,7 @@ impl Scheduler {
         tokio::select! {
             biased;
             Some(ended) = self.tasks.join_next() => {
-                // Panics are caught inside of the task.
+                // The task catches panics, and nothing aborts it before the end of the term.
                 if let Ok(ended) = ended {
                     self.ended(ended);
                 }
@@ -73,6 +73,8 @@ impl Scheduler {
             running.gone = false;
             let known = running.seen.as_ref().unwrap_or(&entry.facts);
             if facts.is_newer_than(known) {
+                // What it is queued with, besides the step, was weighed before.
+                running.wake |= weight(entry.size) < weight(size);
                 entry.size = size;
                 running.seen = Some(facts);
             }
@@ -81,7 +83,8 @@ impl Scheduler {
         if !facts.is_newer_than(&entry.facts) {
             return;
         }
-        let changed = facts.outdate(&entry.facts, false);
+        let is_queued = matches!(entry.state, State::Queued { .. } | State::Ready);
+        let changed = facts.outdate(&entry.facts, false) || (is_queued && weight(entry.size) < weight(size));
         let namespace = entry.id.namespace.clone();
         self.index.share_secret(&namespace, &mut facts);
         let Some(entry) = self.index.get_mut(number) else { return };
@@ -144,13 +147,12 @@ impl Scheduler {
 
     /// Takes over the end of a step.
     fn ended(&mut self, end: StepEnd) {
-        let StepEnd { number, resource, memory, report, unannounced, requeue, local } = end;
+        let StepEnd { number, report, result: StepResult { resource, memory, unannounced, requeue } } = end;
         let Some(entry) = self.index.get_mut(number) else { return };
-        if local {
-            self.local.give_back(&entry.id.namespace, 1);
-        }
         let State::Running(running) = std::mem::replace(&mut entry.state, State::Idle) else { return };
-        let Running { queued, started, announcing, timer, seen, gone, wake } = *running;
+        let Running { queued, started, announcing, taken, timer, seen, gone, wake } = *running;
+        let queue = if announcing { &mut self.announcing } else { &mut self.ready };
+        queue.end(&entry.id.namespace, taken);
         entry.report = Some(report);
         entry.memory = Some(Box::new(memory)).filter(|memory| !memory.is_empty());
         let before = resource.as_deref().map_or_else(|| entry.facts.clone(), Facts::of);
@@ -173,7 +175,7 @@ impl Scheduler {
             return self.wake(number, resource);
         }
         if let Some(started) = started {
-            return self.start(number, Work::Request(Box::new(started.slot), started.permit));
+            return self.start(number, Work::Request(Box::new(started.slot), started.permit), 0);
         }
         match requeue {
             Requeue::OnChange if announcing => self.index.set_timer(number, timer),

@@ -31,8 +31,8 @@ const MOST_FRESH: usize = 32;
 /// and as text.
 const BYTES_PER_WEIGHT: usize = 16 * 1024;
 
-/// The largest weight, so that large resources of one namespace still fit beside those of many others.
-const MAX_WEIGHT: u8 = 16;
+/// The largest weight: etcd stores at most 1.5 MiB of a resource by default.
+const MAX_WEIGHT: u8 = 96;
 
 /// The number of a resource in the index.
 pub type Number = u64;
@@ -91,6 +91,8 @@ pub struct Running {
     pub started: Option<Started>,
     /// True if only its status is being written, to say what it waits for.
     pub announcing: bool,
+    /// The part that it takes of the capacity for steps without a slot, or for announcements.
+    pub taken: usize,
     /// The time at which it was to be looked at again before it was announced.
     pub timer: Option<Instant>,
     /// The newest facts from the watch.
@@ -118,7 +120,7 @@ impl Entry {
 
     /// Returns the part of the steps in flight that a step of this resource takes.
     pub fn weight(&self) -> u8 {
-        u8::try_from(1 + self.size / BYTES_PER_WEIGHT).unwrap_or(u8::MAX).min(MAX_WEIGHT)
+        weight(self.size)
     }
 
     /// Returns true if it waits for the rate limit with a stop.
@@ -130,6 +132,11 @@ impl Entry {
     }
 }
 
+/// Returns the weight of a step of a resource of this size in bytes.
+pub fn weight(size: usize) -> u8 {
+    u8::try_from(1 + size / BYTES_PER_WEIGHT).unwrap_or(u8::MAX).min(MAX_WEIGHT)
+}
+
 /// The resources of one namespace.
 #[derive(Default)]
 pub struct Namespace {
@@ -137,8 +144,6 @@ pub struct Namespace {
     pub admitted: BTreeSet<(i64, Number)>,
     /// Those over the limit of the namespace.
     pub over: BTreeSet<(i64, Number)>,
-    /// The time of the last event that reports a backlog.
-    pub reported: Option<Instant>,
     /// The name of the Secret of the resource that was seen last. Most resources of a namespace share one.
     secret: Arc<str>,
 }
@@ -200,14 +205,9 @@ impl Index {
         self.namespaces.get_key_value(name).map_or_else(|| name.into(), |(shared, _)| shared.clone())
     }
 
-    /// Returns the resources of a namespace.
-    pub fn namespace_mut(&mut self, name: &Arc<str>) -> &mut Namespace {
-        self.namespaces.entry(name.clone()).or_default()
-    }
-
     /// Lets facts share the name of the Secret with others of the namespace, to save memory.
     pub fn share_secret(&mut self, namespace: &Arc<str>, facts: &mut Facts) {
-        let shared = &mut self.namespace_mut(namespace).secret;
+        let shared = &mut self.namespaces.entry(namespace.clone()).or_default().secret;
         if *shared == facts.secret {
             facts.secret = shared.clone();
         } else {
@@ -243,8 +243,7 @@ impl Index {
         namespace.over.remove(&place);
         let admitted = namespace.admitted.remove(&place).then(|| namespace.over.pop_first()).flatten();
         namespace.admitted.extend(admitted);
-        // A namespace whose backlog was reported is kept, so that it is not reported again at once.
-        if namespace.admitted.is_empty() && namespace.reported.is_none() {
+        if namespace.admitted.is_empty() {
             self.namespaces.remove(&entry.id.namespace);
         }
         admitted.map(|(_, number)| number)

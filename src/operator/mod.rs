@@ -20,7 +20,11 @@ use futures::FutureExt;
 
 use kube::{Client, api::ListParams, config::Kubeconfig, core::Request, runtime::events::Reporter as EventReporter};
 use thiserror::Error;
-use tokio::{sync::watch::channel, task::JoinSet, time::timeout};
+use tokio::{
+    sync::watch::channel,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use workflow_run_stop_common::{error::root_cause, kube_client::harden};
 
@@ -45,6 +49,10 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The timeout at shutdown for writing queued events.
 const EVENTS_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The time between the first list and that of finished resources, which may be long. It is not urgent, and must not
+/// delay the first stops.
+const EXPIRY_DELAY: Duration = Duration::from_secs(1);
 
 /// The time without data after which a connection to the API server is closed. A watch is renewed more often than that.
 const READ_TIMEOUT: Duration = Duration::from_secs(300);
@@ -188,9 +196,18 @@ pub async fn run(setup: Setup, shutdown: CancellationToken) -> Result<(), StartE
             stop: stop.clone(),
             limit: max_unfinished_per_namespace.map(NonZeroUsize::get),
         };
+        let (synced, mut is_synced) = channel(false);
         let expiry = ttl::run(client.clone(), namespaces.clone(), context.clock.clone(), reporter.clone());
-        let _expiry = AbortOnDropHandle::new(tokio::spawn(expiry));
-        let mut watching = pin!(watch.run(&client, &namespaces, &ready));
+        let ready = ready.clone();
+        let after_list = async move {
+            if is_synced.wait_for(|synced| *synced).await.is_ok() {
+                ready.send_replace(true);
+                sleep(EXPIRY_DELAY).await;
+                expiry.await;
+            }
+        };
+        let _after_list = AbortOnDropHandle::new(tokio::spawn(after_list));
+        let mut watching = pin!(watch.run(&client, &namespaces, &synced));
         let ended = tokio::select! {
             () = shutdown.cancelled() => None,
             _ = leading.wait_for(|leading| !*leading) => {

@@ -1,14 +1,14 @@
 //! Owns the unfinished resources and their steps: what waits to start, and what runs.
 //! Never reads or writes anything itself: steps do, as tasks. A resource that waits has no task.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use workflow_run_stop_api::WorkflowRunStop;
 
 use crate::amperity::budget::Started;
-use crate::fair_share::FairShare;
+use crate::fair_queue::{FairQueue, Popped};
 use crate::observe::reporter::Reporter;
 use crate::operator::{
     index::{Index, Number, Running, State},
@@ -18,10 +18,12 @@ use crate::reconcile::{
     context::Context,
     tracked::{Announcement, Memory},
 };
-use crate::turns::Turns;
 
-/// The capacity for steps in flight that send no request to Amperity: endings and announcements.
-const LOCAL_STEPS: usize = 32;
+/// The capacity for steps in flight that send no request to Amperity, such as endings. One namespace gets at most half.
+const LOCAL_STEPS: usize = 128;
+
+/// The capacity for announcements in flight. One namespace gets at most half.
+const ANNOUNCEMENTS: usize = 64;
 
 /// The unfinished resources and their steps.
 pub struct Scheduler {
@@ -30,10 +32,11 @@ pub struct Scheduler {
     pub(super) stop: CancellationToken,
     pub(super) index: Index,
     /// Steps that need no slot and wait to start.
-    pub(super) ready: Turns<(i64, Number), ()>,
-    pub(super) local: FairShare<Arc<str>>,
+    pub(super) ready: FairQueue<(i64, Number), ()>,
     /// Resources whose status should say what they wait for.
-    pub(super) announcing: Turns<(i64, Number), ()>,
+    pub(super) announcing: FairQueue<(i64, Number), ()>,
+    /// The namespaces whose backlog was reported lately, and when.
+    pub(super) reported_backlogs: HashMap<Arc<str>, Instant>,
     pub(super) tasks: JoinSet<StepEnd>,
 }
 
@@ -45,9 +48,9 @@ impl Scheduler {
             reporter,
             stop,
             index: Index::new(limit),
-            ready: Turns::default(),
-            local: FairShare::new(LOCAL_STEPS),
-            announcing: Turns::default(),
+            ready: FairQueue::new(LOCAL_STEPS),
+            announcing: FairQueue::new(ANNOUNCEMENTS),
+            reported_backlogs: HashMap::new(),
             tasks: JoinSet::new(),
         }
     }
@@ -78,7 +81,8 @@ impl Scheduler {
     pub(super) fn make_ready(&mut self, number: Number, resource: Option<Box<WorkflowRunStop>>) {
         let Some(entry) = self.index.get_mut(number) else { return };
         entry.state = State::Ready;
-        self.ready.push(&entry.id.namespace, (entry.facts.created_second(), number), ());
+        let (position, weight) = ((entry.facts.created_second(), number), entry.weight());
+        self.ready.push(&entry.id.namespace, position, weight.into(), ());
         if let Some(resource) = resource {
             self.index.keep_fresh(number, resource);
         }
@@ -91,34 +95,26 @@ impl Scheduler {
             return;
         }
         entry.unannounced = Some(announcement);
-        self.announcing.push(&entry.id.namespace, (entry.facts.created_second(), number), ());
+        let (position, weight) = ((entry.facts.created_second(), number), entry.weight());
+        self.announcing.push(&entry.id.namespace, position, weight.into(), ());
         self.context.announcements.set_queued(true);
     }
 
     /// Returns when the next announcement may be written; `None` if none can be started before a step ends.
     pub(super) fn next_announcement(&self) -> Option<Instant> {
-        let startable = self.announcing.any(|namespace| self.local.fits(namespace, 1));
-        startable.then(|| self.context.announcements.next_at().unwrap_or_else(Instant::now))
+        let can_start = self.announcing.can_start();
+        can_start.then(|| self.context.announcements.next_at().unwrap_or_else(Instant::now))
     }
 
     /// Starts the announcements that may be written now.
     pub(super) fn start_announcements(&mut self) {
-        while self.next_announcement().is_some_and(|at| at <= Instant::now()) {
-            let local = &self.local;
-            let Some((namespace, (_, number), ())) = self.announcing.pop(|namespace, ()| local.fits(namespace, 1))
-            else {
+        while self.announcing.can_start() && self.context.announcements.take_queued(Instant::now()) {
+            let Some(Popped { namespace, position: (_, number), item: (), taken }) = self.announcing.pop() else {
                 break;
             };
-            let Some(entry) = self.index.get_mut(number) else { continue };
-            let Some(announcement) = entry.unannounced.take() else { continue };
-            if !self.context.announcements.take_queued(Instant::now()) {
-                // A step in flight has just written one.
-                self.announce(number, announcement);
-                break;
-            }
-            if self.local.take(&namespace, 1) {
-                let known = entry.facts.clone();
-                self.start(number, Work::Announce(announcement, known));
+            match self.index.get_mut(number).and_then(|entry| entry.unannounced.take().zip(Some(entry.facts.clone()))) {
+                Some((announcement, known)) => self.start(number, Work::Announce(announcement, known), taken),
+                None => self.announcing.end(&namespace, taken),
             }
         }
         self.context.announcements.set_queued(!self.announcing.is_empty());
@@ -126,14 +122,8 @@ impl Scheduler {
 
     /// Starts the steps that need no slot.
     pub(super) fn start_ready(&mut self) {
-        loop {
-            let local = &self.local;
-            let Some((namespace, (_, number), ())) = self.ready.pop(|namespace, _| local.fits(namespace, 1)) else {
-                return;
-            };
-            if self.local.take(&namespace, 1) {
-                self.start(number, Work::Local);
-            }
+        while let Some(Popped { namespace: _, position: (_, number), item: (), taken }) = self.ready.pop() {
+            self.start(number, Work::Local, taken);
         }
     }
 
@@ -152,15 +142,16 @@ impl Scheduler {
         }
         entry.state = State::Idle;
         self.leave_queues(number);
-        self.start(number, Work::Request(Box::new(started.slot), started.permit));
+        self.start(number, Work::Request(Box::new(started.slot), started.permit), 0);
     }
 
-    pub(super) fn start(&mut self, number: Number, work: Work) {
+    /// Starts a step, which takes this part of the capacity of its queue.
+    pub(super) fn start(&mut self, number: Number, work: Work, taken: usize) {
         let resource = self.index.take_fresh(number);
         let Some(entry) = self.index.get_mut(number) else { return };
         let Some(report) = entry.report.take() else { return };
         let announcing = matches!(work, Work::Announce(..));
-        let mut running = Running { announcing, timer: entry.timer, ..Running::default() };
+        let mut running = Running { announcing, taken, timer: entry.timer, ..Running::default() };
         if let State::Queued { place, purpose, since } = std::mem::replace(&mut entry.state, State::Idle) {
             running.queued = Some((place, purpose, since));
         }

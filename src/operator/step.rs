@@ -57,83 +57,102 @@ pub struct Step {
 pub struct StepEnd {
     /// The number of the resource in the index.
     pub number: Number,
+    /// The state of its reports.
+    pub report: ResourceReport,
+    /// What the step leaves.
+    pub result: StepResult,
+}
+
+/// What a step leaves.
+pub struct StepResult {
     /// The resource as it is now; `None` if it could not be read, or after a panic.
     pub resource: Option<Box<WorkflowRunStop>>,
     /// The memory of this process about it.
     pub memory: Memory,
-    /// The state of its reports.
-    pub report: ResourceReport,
     /// The announcement that its status does not have yet.
     pub unannounced: Option<Announcement>,
     /// The next step.
     pub requeue: Requeue,
-    /// True if the step needed no slot.
-    pub local: bool,
+}
+
+impl StepResult {
+    /// Returns the result of a step that did nothing.
+    fn nothing(memory: Memory, requeue: Requeue) -> Self {
+        Self { resource: None, memory, unannounced: None, requeue }
+    }
 }
 
 /// Takes one step. Takes no new work once `stop` is cancelled.
 pub async fn take(context: Arc<Context>, reporter: Reporter, stop: CancellationToken, step: Step) -> StepEnd {
-    let Step { number, id, resource, mut memory, mut report, work } = step;
-    let local = matches!(work, Work::Local | Work::Announce(..));
-    let ended = |resource, memory, report, unannounced, requeue| StepEnd {
-        number,
-        resource,
-        memory,
-        report,
-        unannounced,
-        requeue,
-        local,
+    let Step { number, id, resource, memory, mut report, work } = step;
+    let result = caught(async {
+        let resource = match resource {
+            Some(resource) => *resource,
+            None => match read(&context, &reporter, &stop, &id, memory.failures).await {
+                Ok(resource) => resource,
+                Err((failures, requeue)) => return StepResult::nothing(Memory { failures, ..memory }, requeue),
+            },
+        };
+        let tracked = Tracked { resource, memory, unannounced: None };
+        reconciled(&context, &reporter, &stop, &mut report, tracked, work).await
+    });
+    let result = result.await.unwrap_or_else(|| {
+        reporter.panic(&id, REST_AFTER_PANIC);
+        StepResult::nothing(Memory::default(), Requeue::At(Instant::now() + REST_AFTER_PANIC))
+    });
+    StepEnd { number, report, result }
+}
+
+/// Reads the resource of a step. Otherwise returns the number of consecutive failures and when to try again.
+async fn read(
+    context: &Context,
+    reporter: &Reporter,
+    stop: &CancellationToken,
+    id: &ResourceId,
+    failures: u32,
+) -> Result<WorkflowRunStop, (u32, Requeue)> {
+    let found = tokio::select! {
+        biased;
+        () = stop.cancelled() => return Err((failures, Requeue::Now)),
+        found = context.store.get(&id.namespace, &id.name, &id.uid) => found,
     };
-    let resource = match resource {
-        Some(resource) => resource,
-        None => {
-            let found = tokio::select! {
-                biased;
-                () = stop.cancelled() => return ended(None, memory, report, None, Requeue::Now),
-                found = context.store.get(&id.namespace, &id.name, &id.uid) => found,
-            };
-            match found {
-                Ok(Some(resource)) => Box::new(resource),
-                // A deleted resource leaves the watch. If it does not, a proxy may have answered for the API server.
-                Ok(None) => {
-                    let requeue = Requeue::At(Instant::now() + GONE_REQUEUE);
-                    return ended(None, memory, report, None, requeue);
-                }
-                Err(error) => {
-                    reporter.unreadable(&id, &error);
-                    memory.failures += 1;
-                    let wait = delay(memory.failures, MAX_CREDENTIALS_DELAY, rng::unit());
-                    return ended(None, memory, report, None, Requeue::At(Instant::now() + wait));
-                }
-            }
+    match found {
+        Ok(Some(resource)) => Ok(resource),
+        // A deleted resource leaves the watch. If it does not, a proxy may have answered for the API server.
+        Ok(None) => Err((failures, Requeue::At(Instant::now() + GONE_REQUEUE))),
+        Err(error) => {
+            reporter.unreadable(id, &error);
+            let wait = delay(failures + 1, MAX_CREDENTIALS_DELAY, rng::unit());
+            Err((failures + 1, Requeue::At(Instant::now() + wait)))
         }
-    };
-    let mut tracked = Tracked { resource: *resource, memory, unannounced: None };
-    reporter.observe(&mut report, &tracked.facts(), context.store.holder());
+    }
+}
+
+/// Reconciles a resource once, or writes its announcement, and reports that.
+async fn reconciled(
+    context: &Context,
+    reporter: &Reporter,
+    stop: &CancellationToken,
+    report: &mut ResourceReport,
+    mut tracked: Tracked,
+    work: Work,
+) -> StepResult {
+    reporter.observe(report, &tracked.facts(), context.store.holder());
     // Not `name`: in JSON that is the name of the span.
-    let run = &tracked.resource.spec.run_id;
-    let span = tracing::debug_span!("reconcile", namespace = &*id.namespace, resource = &*id.name, run);
-    let (slot, permit, announcement) = match work {
-        Work::Local => (None, None, None),
-        Work::Request(slot, permit) => (Some(*slot), Some(permit), None),
-        Work::Announce(announcement, known) => (None, None, Some((announcement, known))),
-    };
-    let reconciled = async {
+    let (namespace, name) = (tracked.resource.namespace(), tracked.resource.name());
+    let span = tracing::debug_span!("reconcile", namespace, resource = name, run = tracked.resource.spec.run_id);
+    let stepped = async {
         let stopped = pin!(stop.cancelled());
-        match announcement {
-            Some((announcement, known)) => announce(&context, &mut tracked, announcement, &known).await,
-            None => reconcile(&context, &mut tracked, slot, stopped).await,
+        match work {
+            Work::Announce(announcement, known) => announce(context, &mut tracked, announcement, &known).await,
+            Work::Local => reconcile(context, &mut tracked, None, stopped).await,
+            Work::Request(slot, _permit) => reconcile(context, &mut tracked, Some(*slot), stopped).await,
         }
     };
-    let Some(stepped) = caught(reconciled.instrument(span.clone())).await else {
-        reporter.panic(&tracked.resource, REST_AFTER_PANIC);
-        let requeue = Requeue::At(Instant::now() + REST_AFTER_PANIC);
-        return ended(None, Memory::default(), report, None, requeue);
-    };
-    drop(permit);
-    span.in_scope(|| reporter.step(&mut report, &tracked.resource, &stepped, context.now()));
+    let stepped = stepped.instrument(span.clone()).await;
+    span.in_scope(|| reporter.step(report, &tracked.resource, &stepped, context.now()));
     let Tracked { resource, memory, unannounced } = tracked;
-    ended(Some(Box::new(resource)), memory, report, unannounced, stepped.requeue)
+    StepResult { resource: Some(Box::new(resource)), memory, unannounced, requeue: stepped.requeue }
 }
 
 /// Returns the result of a step; `None` if it panicked.

@@ -155,11 +155,12 @@ impl Scheduler {
 
     /// Reports that stops of a namespace wait for long, with one event on the oldest of them.
     pub(super) fn report_backlog(&mut self, namespace: &Arc<str>, now: Instant) {
-        let reported = &mut self.index.namespace_mut(namespace).reported;
-        if reported.is_some_and(|at| now < at + BACKLOG_INTERVAL) {
+        let is_recent = |reported: &Instant| now < *reported + BACKLOG_INTERVAL;
+        if self.reported_backlogs.get(namespace).is_some_and(is_recent) {
             return;
         }
-        *reported = Some(now);
+        self.reported_backlogs.retain(|_, reported| is_recent(reported));
+        self.reported_backlogs.insert(namespace.clone(), now);
         let (oldest, count) = self.index.waiting_stops(namespace);
         if let Some(entry) = oldest.and_then(|number| self.index.get_mut(number)) {
             self.reporter.backlog(&entry.id, count);

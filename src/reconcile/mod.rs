@@ -4,6 +4,8 @@
 pub mod access;
 pub mod announce;
 pub mod announcements;
+pub mod api_response;
+pub mod api_turns;
 pub mod backoff;
 pub mod context;
 pub mod decide;
@@ -32,6 +34,7 @@ use crate::amperity::{
 };
 use crate::reconcile::{
     access::{Access, Blocked, Denied, RetryWhen},
+    api_turns::ApiTurn,
     backoff::read_delay,
     context::Context,
     decide::{Decision, Ending, Established, Observed, at_the_latest, decide, first_read_delay},
@@ -112,8 +115,8 @@ fn report(context: &Context, tracked: &mut Tracked, decision: Decision, done: Do
 
 /// The result of preparing a stop request.
 enum Readiness {
-    /// The request may be claimed and sent.
-    Ready(Box<Prepared>),
+    /// The request may be claimed, at once, and sent.
+    Ready(Box<Prepared>, ApiTurn),
     /// The read before a repeated request did not show an active run, so that no request is sent.
     Answered(ReadAnswer),
 }
@@ -137,8 +140,8 @@ impl Context {
             () = interrupt => return Ok((StepOutcome::Unchanged, Requeue::Now)),
             ready = self.ready_to_stop(&tracked.resource, slot, repeats.is_some()) => ready,
         };
-        let Prepared { endpoint, run_id, access, slot } = match ready {
-            Ok(Readiness::Ready(prepared)) => *prepared,
+        let (Prepared { endpoint, run_id, access, slot }, turn) = match ready {
+            Ok(Readiness::Ready(prepared, turn)) => (*prepared, turn),
             Ok(Readiness::Answered(answer)) => {
                 return self.record_confirmation(tracked, answer, repeats.unwrap_or_default()).await;
             }
@@ -151,7 +154,7 @@ impl Context {
         let url = endpoint.stop_url(&run_id).to_string();
         let step_time = self.step_time();
         let status = |claim| outcome::claimed(&tracked.resource, claim, url, step_time);
-        let claimed = match self.store.claim(&tracked.resource, status).await? {
+        let claimed = match self.store.claim(turn, &tracked.resource, status).await? {
             ClaimResult::Claimed(claimed) => *claimed,
             ClaimResult::NotClaimed(written) => return Ok((StepOutcome::Unchanged, tracked.take(written))),
         };
@@ -182,7 +185,7 @@ impl Context {
     async fn ready_to_stop(&self, resource: &WorkflowRunStop, slot: Slot, repeats: bool) -> Result<Readiness, Blocked> {
         let prepared = self.preflight(resource, slot).await?;
         if !repeats {
-            return Ok(Readiness::Ready(Box::new(prepared)));
+            return self.turn_to_claim(resource, prepared).await;
         }
         let Prepared { endpoint, run_id, access, slot } = prepared;
         let requester = slot.requester().clone();
@@ -192,7 +195,13 @@ impl Context {
         }
         let next = self.budget.acquire(&access.key().budget, &requester);
         let slot = timeout(MAX_READ_AGE, next).await.map_err(|_| Blocked::Changed)?;
-        Ok(Readiness::Ready(Box::new(Prepared { endpoint, run_id, access, slot })))
+        self.turn_to_claim(resource, Prepared { endpoint, run_id, access, slot }).await
+    }
+
+    /// Waits until the request may be claimed. A 429 that closed the budget meanwhile leaves nothing to claim.
+    async fn turn_to_claim(&self, resource: &WorkflowRunStop, prepared: Prepared) -> Result<Readiness, Blocked> {
+        let turn = self.store.turn_to_claim(resource).await;
+        if prepared.slot.is_closed() { Err(Blocked::Changed) } else { Ok(Readiness::Ready(Box::new(prepared), turn)) }
     }
 
     /// Reads the run to learn the outcome of a claimed request.

@@ -45,8 +45,12 @@ impl Context {
             .map_err(|error| denied(Reason::EndpointNotAllowed, error.to_string(), RetryWhen::OnChange))?;
         // The step was queued for an older version of the resource.
         let requester = slot.requester().clone();
-        if *requester.secret != *resource.spec.credentials_secret_ref.name || *slot.key() != endpoint.budget_key() {
+        if *requester.secret != *resource.spec.credentials_secret_ref.name {
             return Err(Blocked::Changed);
+        }
+        if *slot.key() != endpoint.budget_key() {
+            let detail = "the tenant or the base URL was changed, which only another version of the CRD allows; delete the resource and create it anew";
+            return Err(denied(Reason::EndpointNotAllowed, detail.to_owned(), RetryWhen::OnChange));
         }
         let (access, slot) = self.access(&requester, &endpoint, slot).await?;
         near_turn(&slot).await?;

@@ -1,15 +1,24 @@
-//! Owns reading a Secret: its response is decoded as a stream, so that only the keys of the credentials are held.
+//! Owns reading a Secret: its response is decoded as a stream, so that only the keys of the credentials are held, for a
+//! second.
 //! Never repeats content in an error.
 
-use std::{pin::pin, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
-use futures::{AsyncBufRead, AsyncBufReadExt};
+use futures::AsyncBufRead;
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use kube::{Client, Resource, api::GetParams, core::Request};
+use tokio::time::Instant;
 
 use crate::amperity::credentials::{MAX_VALUE, SecretData, SecretValue};
 use crate::json_stream::{Limits, Part, Piece, Splitter};
-use crate::reconcile::store_error::{StoreError, optional, within};
+use crate::reconcile::{
+    api_response,
+    store_error::{StoreError, optional, within},
+};
 
 /// The content of a Secret that credentials are made of.
 #[derive(Clone)]
@@ -23,6 +32,64 @@ pub struct SecretContent {
 /// The limits of what is held at once: the longest key of a Secret has 253 characters, and base64 makes four bytes of
 /// three.
 const LIMITS: Limits = Limits { key: 1024, field: 0, child: MAX_VALUE.div_ceil(3) * 4 + 2 };
+
+/// The time for which a Secret is cached: a thousand stops with one Secret read it once.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// The Secrets that were read lately.
+#[derive(Default)]
+pub struct SecretCache(Mutex<Slots>);
+
+#[derive(Default)]
+struct Slots {
+    /// By namespace and name.
+    slots: HashMap<(String, String), Slot>,
+    /// The time at which outdated ones were removed.
+    pruned: Option<Instant>,
+}
+
+/// The time at which a Secret was read, and its content; locked while it is read.
+type Slot = Arc<tokio::sync::Mutex<Option<(Instant, Option<SecretContent>)>>>;
+
+impl SecretCache {
+    /// Returns a Secret as it was read within the last second, or else with `read`, which also returns the time at which
+    /// it began. Others that need the Secret wait meanwhile.
+    ///
+    /// # Errors
+    /// As `read`.
+    pub async fn get_or(
+        &self,
+        namespace: &str,
+        name: &str,
+        read: impl Future<Output = Result<(Instant, Option<SecretContent>), StoreError>>,
+    ) -> Result<Option<SecretContent>, StoreError> {
+        let slot = self.0.lock().expect("nothing panics while it holds this lock").slot(namespace, name);
+        let mut known = slot.lock().await;
+        if let Some((began, content)) = &*known
+            && began.elapsed() < FRESH
+        {
+            return Ok(content.clone());
+        }
+        let (began, content) = read.await?;
+        *known = Some((began, content.clone()));
+        Ok(content)
+    }
+}
+
+impl Slots {
+    fn slot(&mut self, namespace: &str, name: &str) -> Slot {
+        let now = Instant::now();
+        if self.pruned.is_none_or(|pruned| FRESH <= now - pruned) {
+            self.pruned = Some(now);
+            let fresh = |slot: &Slot| match slot.try_lock() {
+                Ok(known) => known.as_ref().is_some_and(|(began, _)| now - *began < FRESH),
+                Err(_) => true,
+            };
+            self.slots.retain(|_, slot| 1 < Arc::strong_count(slot) || fresh(slot));
+        }
+        self.slots.entry((namespace.to_owned(), name.to_owned())).or_default().clone()
+    }
+}
 
 /// Returns a Secret as it is stored now; `None` if there is none.
 ///
@@ -38,36 +105,24 @@ pub async fn read(client: &Client, namespace: &str, name: &str) -> Result<Option
 }
 
 async fn decode(body: impl AsyncBufRead) -> Result<SecretContent, StoreError> {
-    let mut body = pin!(body);
-    let mut splitter = Splitter::new(&["data", "metadata"], LIMITS);
     let (mut version, mut data) = ((String::new(), String::new()), SecretData::default());
-    loop {
-        let bytes = body.fill_buf().await.map_err(kube::Error::ReadEvents)?;
-        if bytes.is_empty() {
-            break;
+    let each = |part: Part<'_>| {
+        let Part::Member { field, key, value } = part else { return true };
+        let Some(key) = key.text() else { return true };
+        match (field, &*key) {
+            ("metadata", "uid") => version.0 = text(value),
+            ("metadata", "resourceVersion") => version.1 = text(value),
+            ("data", key) if SecretData::KEYS.contains(&key) => match bytes_of(value) {
+                Some(value) => data.insert(key, value),
+                None => return false,
+            },
+            _ => {}
         }
-        let mut valid = true;
-        let split = splitter.push(bytes, &mut |part| {
-            let Part::Member { field, key, value } = part else { return };
-            let Some(key) = key.text() else { return };
-            match (field, &*key) {
-                ("metadata", "uid") => version.0 = text(value),
-                ("metadata", "resourceVersion") => version.1 = text(value),
-                ("data", key) if SecretData::KEYS.contains(&key) => match bytes_of(value) {
-                    Some(value) => data.insert(key, value),
-                    None => valid = false,
-                },
-                _ => {}
-            }
-        });
-        if split.is_err() || !valid {
-            return Err(StoreError::NotASecret);
-        }
-        let read = bytes.len();
-        body.as_mut().consume(read);
-    }
+        true
+    };
+    let is_whole = api_response::split(body, Splitter::new(&["data", "metadata"], LIMITS), each).await?;
     // Without an identity, it is something else that is an object.
-    if splitter.finish().is_err() || version.0.is_empty() || version.1.is_empty() {
+    if !is_whole || version.0.is_empty() || version.1.is_empty() {
         return Err(StoreError::NotASecret);
     }
     Ok(SecretContent { version, data: Arc::new(data) })

@@ -1,12 +1,9 @@
 //! Owns reading and writing in Kubernetes: resources, Secrets, claims and outcomes.
 //! Never writes without a guard: every patch tests the uid and the resource version that it builds on.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
+use futures::AsyncBufRead;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{
@@ -24,16 +21,14 @@ use crate::clock::Clock;
 use crate::fault_injection::{Fault, is_injected};
 use crate::metric_labels::ResultLabel;
 use crate::reconcile::{
+    api_response,
+    api_turns::{ApiRequest, ApiTurn, ApiTurns},
     decide::CLAIM_VALIDITY,
-    secret,
+    secret::{self, SecretCache},
     store_error::{is_invalid, is_refused, optional, within},
 };
 pub use crate::reconcile::{secret::SecretContent, store_error::StoreError};
 use crate::rng;
-use crate::stored_object::decode;
-
-/// The time for which a Secret is cached: a thousand stops with one Secret read it once.
-const SECRET_FRESH: Duration = Duration::from_secs(1);
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const MAX_RETRY: Duration = Duration::from_secs(5);
@@ -91,8 +86,6 @@ impl Claimed {
     }
 }
 
-type SecretSlot = Arc<tokio::sync::Mutex<Option<(Instant, Option<SecretContent>)>>>;
-
 /// The values of the label `result` of status writes.
 pub const RESULTS: [&str; 4] = ["stored", "conflict", "gone", "failed"];
 
@@ -102,7 +95,8 @@ pub struct Store {
     client: Client,
     holder: Arc<str>,
     clock: Clock,
-    secrets: Arc<Mutex<HashMap<(String, String), SecretSlot>>>,
+    secrets: Arc<SecretCache>,
+    turns: ApiTurns,
     /// Status writes by result.
     pub writes: Family<ResultLabel, Counter>,
 }
@@ -110,7 +104,8 @@ pub struct Store {
 impl Store {
     /// Creates a store that claims in the name of `holder`.
     pub fn new(client: Client, holder: &str, clock: Clock) -> Self {
-        Self { client, holder: holder.into(), clock, secrets: Arc::default(), writes: Family::default() }
+        let (secrets, turns, writes) = Default::default();
+        Self { client, holder: holder.into(), clock, secrets, turns, writes }
     }
 
     /// Returns the name in which claims are made.
@@ -132,7 +127,8 @@ impl Store {
     /// If the request to the API server fails.
     pub async fn get(&self, namespace: &str, name: &str, uid: &str) -> Result<Option<WorkflowRunStop>, StoreError> {
         let request = path(namespace).get(name, &GetParams::default()).map_err(kube::Error::BuildRequest)?;
-        let found = optional(decoded(self.client.request_text(request)).await)?;
+        let _turn = self.turns.turn(namespace, ApiRequest::Read).await;
+        let found = optional(resource_in(self.client.request_stream(request)).await)?;
         Ok(found.filter(|found| found.uid() == uid))
     }
 
@@ -141,25 +137,16 @@ impl Store {
     /// # Errors
     /// If the request to the API server fails, or the operator may not read the Secret.
     pub async fn secret(&self, namespace: &str, name: &str) -> Result<Option<SecretContent>, StoreError> {
-        let slot = {
-            let mut secrets = self.secrets.lock().expect("nothing panics while it holds this lock");
-            let fresh = |slot: &SecretSlot| match slot.try_lock() {
-                Ok(known) => known.as_ref().is_some_and(|(read, _)| read.elapsed() < SECRET_FRESH),
-                Err(_) => true,
-            };
-            secrets.retain(|_, slot| 1 < Arc::strong_count(slot) || fresh(slot));
-            secrets.entry((namespace.to_owned(), name.to_owned())).or_default().clone()
+        let read = async {
+            let _turn = self.turns.turn(namespace, ApiRequest::Read).await;
+            Ok((Instant::now(), secret::read(&self.client, namespace, name).await?))
         };
-        let mut known = slot.lock().await;
-        if let Some((read, content)) = &*known
-            && read.elapsed() < SECRET_FRESH
-        {
-            return Ok(content.clone());
-        }
-        let read = Instant::now();
-        let content = secret::read(&self.client, namespace, name).await?;
-        *known = Some((read, content.clone()));
-        Ok(content)
+        self.secrets.get_or(namespace, name, read).await
+    }
+
+    /// Waits until a claim may be written. It is valid for a short time only, so that the wait has to come before.
+    pub async fn turn_to_claim(&self, resource: &WorkflowRunStop) -> ApiTurn {
+        self.turns.turn(resource.namespace(), ApiRequest::Claim).await
     }
 
     /// Stores a claim, which is the right to send one stop request. `status` returns the new status with it.
@@ -169,6 +156,7 @@ impl Store {
     /// like that of a crashed process.
     pub async fn claim(
         &self,
+        turn: ApiTurn,
         resource: &WorkflowRunStop,
         status: impl FnOnce(Claim) -> WorkflowRunStopStatus,
     ) -> Result<ClaimResult, StoreError> {
@@ -185,7 +173,7 @@ impl Store {
             let status = Some(status(claim));
             return Ok(claimed(WorkflowRunStop { status, ..resource.clone() }));
         }
-        match self.write(resource, &status(claim)).await {
+        match self.write_in_turn(turn, resource, &status(claim)).await {
             Ok(WriteResult::Stored(stored)) => Ok(claimed(*stored)),
             // A proxy on the way repeated the patch, and the second one was refused.
             Ok(WriteResult::Changed(stored)) if ours(&stored) => Ok(claimed(*stored)),
@@ -212,7 +200,8 @@ impl Store {
             let outcome = status(&resource);
             let outcome = if bare { outcome.bare() } else { outcome };
             let unguarded = is_injected(Fault::RecordWithoutClaim) || is_injected(Fault::NoClaim);
-            let error = match self.patch(&resource, &outcome, unguarded).await {
+            let turn = self.turns.turn(resource.namespace(), ApiRequest::Write).await;
+            let error = match self.patch(turn, &resource, &outcome, unguarded).await {
                 Ok(stored) => {
                     self.count("stored");
                     return WriteResult::Stored(Box::new(stored));
@@ -281,7 +270,17 @@ impl Store {
         if resource.status.as_ref() == Some(status) {
             return Ok(WriteResult::Same);
         }
-        let written = self.try_write(resource, status).await;
+        let turn = self.turns.turn(resource.namespace(), ApiRequest::Write).await;
+        self.write_in_turn(turn, resource, status).await
+    }
+
+    async fn write_in_turn(
+        &self,
+        turn: ApiTurn,
+        resource: &WorkflowRunStop,
+        status: &WorkflowRunStopStatus,
+    ) -> Result<WriteResult, StoreError> {
+        let written = self.try_write(turn, resource, status).await;
         self.count(match &written {
             Ok(WriteResult::Stored(_) | WriteResult::Same) => "stored",
             Ok(WriteResult::Changed(_)) => "conflict",
@@ -297,10 +296,11 @@ impl Store {
 
     async fn try_write(
         &self,
+        turn: ApiTurn,
         resource: &WorkflowRunStop,
         status: &WorkflowRunStopStatus,
     ) -> Result<WriteResult, StoreError> {
-        match self.patch(resource, status, is_injected(Fault::ClaimWithoutVersion)).await {
+        match self.patch(turn, resource, status, is_injected(Fault::ClaimWithoutVersion)).await {
             Ok(stored) => Ok(WriteResult::Stored(Box::new(stored))),
             Err(error) if is_refused(&error) => match self.read(resource).await? {
                 None => Ok(WriteResult::Gone),
@@ -316,6 +316,7 @@ impl Store {
     /// Patches the status if uid and resource version are unchanged (`unguarded` is for fault injection only).
     async fn patch(
         &self,
+        _turn: ApiTurn,
         resource: &WorkflowRunStop,
         status: &WorkflowRunStopStatus,
         unguarded: bool,
@@ -334,7 +335,7 @@ impl Store {
             path(resource.namespace()).patch_subresource("status", resource.name(), &PatchParams::default(), &empty);
         let mut request = request.map_err(kube::Error::BuildRequest)?;
         *request.body_mut() = operations.map_err(kube::Error::SerdeError)?;
-        decoded(self.client.request_text(request)).await
+        resource_in(self.client.request_stream(request)).await
     }
 }
 
@@ -351,11 +352,11 @@ fn path(namespace: &str) -> Request {
     Request::new(WorkflowRunStop::url_path(&(), Some(namespace)))
 }
 
-/// Waits for a resource, and decodes only what the operator uses of it: nothing else can make the request fail. kube's
-/// own decode also logs the whole answer if it fails.
-async fn decoded(answer: impl Future<Output = kube::Result<String>>) -> Result<WorkflowRunStop, StoreError> {
-    let json = within(answer).await?;
-    decode(json.as_bytes()).map_err(|error| StoreError::Undecodable(error.why))
+/// Waits for a response whose body is a resource.
+async fn resource_in(
+    response: impl Future<Output = kube::Result<impl AsyncBufRead>>,
+) -> Result<WorkflowRunStop, StoreError> {
+    within(async { api_response::stop(response.await?).await }).await
 }
 
 #[cfg(test)]

@@ -21,7 +21,8 @@ use crate::{
 /// The operations of the store that these tests repeat.
 impl Scenario {
     async fn claim(&self) -> Result<ClaimResult, StoreError> {
-        self.context.store.claim(&self.stored(), |claim| with_request(Some(claim))).await
+        let (store, stored) = (&self.context.store, self.stored());
+        store.claim(store.turn_to_claim(&stored).await, &stored, |claim| with_request(Some(claim))).await
     }
 
     async fn claimed(&self) -> Claimed {
