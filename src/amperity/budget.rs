@@ -30,6 +30,7 @@ use crate::amperity::{
     wait_queue::{Place, Requester},
 };
 use crate::clock::until;
+use crate::fault_injection::{Fault, is_injected};
 
 /// A snapshot of one budget, for the metrics.
 #[derive(Clone, Debug, PartialEq)]
@@ -272,7 +273,10 @@ impl Slot {
     /// Returns true if a 429 has closed the budget for longer than the preparations of a request take.
     pub fn is_closed(&self) -> bool {
         let now = Instant::now();
-        self.with_tenant(|tenant| tenant.closure_end(now).is_some_and(|until| now + tenant.lead() < until))
+        let is_closed = |tenant: &mut TenantBudget<Waiter>| {
+            tenant.closure_end(now).is_some_and(|until| now + tenant.lead() < until)
+        };
+        self.with_tenant(is_closed) && !is_injected(Fault::ClaimBeforeSlot)
     }
 
     /// Waits for the turn. To be called when all preparations are done: their duration adjusts the lead.

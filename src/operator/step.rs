@@ -85,7 +85,8 @@ impl StepResult {
 /// Takes one step. Takes no new work once `stop` is cancelled.
 pub async fn take(context: Arc<Context>, reporter: Reporter, stop: CancellationToken, step: Step) -> StepEnd {
     let Step { number, id, resource, memory, mut report, work } = step;
-    let result = caught(async {
+    // In a box, since each wrapper would hold it twice: thousands of bytes for each step in flight.
+    let result = caught(Box::pin(async {
         let resource = match resource {
             Some(resource) => *resource,
             None => match read(&context, &reporter, &stop, &id, memory.failures).await {
@@ -95,7 +96,7 @@ pub async fn take(context: Arc<Context>, reporter: Reporter, stop: CancellationT
         };
         let tracked = Tracked { resource, memory, unannounced: None };
         reconciled(&context, &reporter, &stop, &mut report, tracked, work).await
-    });
+    }));
     let result = result.await.unwrap_or_else(|| {
         reporter.panic(&id, REST_AFTER_PANIC);
         StepResult::nothing(Memory::default(), Requeue::At(Instant::now() + REST_AFTER_PANIC))
@@ -149,7 +150,7 @@ async fn reconciled(
             Work::Request(slot, _permit) => reconcile(context, &mut tracked, Some(*slot), stopped).await,
         }
     };
-    let stepped = stepped.instrument(span.clone()).await;
+    let stepped = Box::pin(stepped).instrument(span.clone()).await;
     span.in_scope(|| reporter.step(report, &tracked.resource, &stepped, context.now()));
     let Tracked { resource, memory, unannounced } = tracked;
     StepResult { resource: Some(Box::new(resource)), memory, unannounced, requeue: stepped.requeue }
@@ -163,6 +164,7 @@ async fn caught<T>(step: impl Future<Output = T>) -> Option<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reconcile::Interrupt;
 
     #[tokio::test]
     async fn a_panic_in_one_step_is_caught_also_after_it_has_waited() {
@@ -172,5 +174,20 @@ mod tests {
         };
         assert_eq!(caught::<()>(panics).await, None);
         assert_eq!(caught(async { 1 }).await, Some(1));
+    }
+
+    fn size_of<A, B, C, D, F: Future>(_: impl FnOnce(A, B, C, D) -> F) -> usize {
+        std::mem::size_of::<F>()
+    }
+
+    #[test]
+    fn a_step_in_flight_takes_few_kibibytes_besides_its_resource_and_its_connection() {
+        let reconcile =
+            |context: &'static Context,
+             tracked: &'static mut Tracked,
+             slot: Option<Slot>,
+             interrupt: Interrupt<'static>| { reconcile(context, tracked, slot, interrupt) };
+        let (task, reconcile) = (size_of(take), size_of(reconcile));
+        assert!(task <= 2 * 1024 && reconcile <= 10 * 1024, "{task} {reconcile}");
     }
 }

@@ -132,7 +132,10 @@ impl Context {
         let requester = requester.clone();
         match credentials {
             Credentials::Static(token) => Ok((Access { token, key, permit, origin: Origin::Secret, requester }, slot)),
-            Credentials::Client(client) => self.fetched(requester, endpoint, &client, (key, permit), slot).await,
+            // In a box: it is large, and most credentials are static or cached.
+            Credentials::Client(client) => {
+                Box::pin(self.fetched(requester, endpoint, &client, (key, permit), slot)).await
+            }
         }
     }
 

@@ -138,7 +138,7 @@ impl Context {
         let ready = tokio::select! {
             biased;
             () = interrupt => return Ok((StepOutcome::Unchanged, Requeue::Now)),
-            ready = self.ready_to_stop(&tracked.resource, slot, repeats.is_some()) => ready,
+            ready = Box::pin(self.ready_to_stop(&tracked.resource, slot, repeats.is_some())) => ready,
         };
         let (Prepared { endpoint, run_id, access, slot }, turn) = match ready {
             Ok(Readiness::Ready(prepared, turn)) => (*prepared, turn),
@@ -154,7 +154,7 @@ impl Context {
         let url = endpoint.stop_url(&run_id).to_string();
         let step_time = self.step_time();
         let status = |claim| outcome::claimed(&tracked.resource, claim, url, step_time);
-        let claimed = match self.store.claim(turn, &tracked.resource, status).await? {
+        let claimed = match Box::pin(self.store.claim(turn, &tracked.resource, status)).await? {
             ClaimResult::Claimed(claimed) => *claimed,
             ClaimResult::NotClaimed(written) => return Ok((StepOutcome::Unchanged, tracked.take(written))),
         };
@@ -166,7 +166,7 @@ impl Context {
             self.with_end(resource, outcome::stop_answered(resource, &answer, retry, step_time), None)
         };
         let unstored = status(claimed.resource());
-        let written = self.store.record(claimed, status).await;
+        let written = Box::pin(self.store.record(claimed, status)).await;
         tracked.memory = Memory::default();
         if let StopAnswer::Accepted(run, _) = &answer {
             let state = run.as_ref().map(|run| run.state.as_str());
@@ -344,7 +344,7 @@ impl Context {
         let written = loop {
             let known = tracked.facts();
             let status = self.with_end(&tracked.resource, status(&tracked.resource), tried_for);
-            match self.store.update(&tracked.resource, status).await? {
+            match Box::pin(self.store.update(&tracked.resource, status)).await? {
                 // A read is valid for any spec.
                 WriteResult::Changed(now) if !Facts::of(&now).outdate(&known, is_read) => tracked.resource = *now,
                 written

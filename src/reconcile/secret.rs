@@ -96,11 +96,11 @@ impl Slots {
 /// # Errors
 /// If the request to the API server fails, the operator may not read the Secret, or the answer is not a Secret.
 pub async fn read(client: &Client, namespace: &str, name: &str) -> Result<Option<SecretContent>, StoreError> {
-    let secret = within(async {
+    let secret = within(Box::pin(async {
         let request = Request::new(Secret::url_path(&(), Some(namespace))).get(name, &GetParams::default());
         let body = client.request_stream(request.map_err(kube::Error::BuildRequest)?).await?;
         decode(body).await
-    });
+    }));
     optional(secret.await)
 }
 

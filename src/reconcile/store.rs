@@ -356,7 +356,7 @@ fn path(namespace: &str) -> Request {
 async fn resource_in(
     response: impl Future<Output = kube::Result<impl AsyncBufRead>>,
 ) -> Result<WorkflowRunStop, StoreError> {
-    within(async { api_response::stop(response.await?).await }).await
+    within(Box::pin(async { api_response::stop(response.await?).await })).await
 }
 
 #[cfg(test)]
