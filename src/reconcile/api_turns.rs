@@ -9,7 +9,7 @@ use crate::fair_queue::{FairQueue, Popped};
 
 /// The capacity for requests in flight. Each has a connection with its buffers, about 60 KiB. One namespace gets at most
 /// half of it.
-const IN_FLIGHT: usize = 128;
+const IN_FLIGHT: usize = 64;
 
 /// The purpose of a request to the API server. Within a namespace, those go first that are nearest to the end of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
