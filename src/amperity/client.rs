@@ -6,15 +6,17 @@ use std::{
     time::Duration,
 };
 
-use reqwest::{
-    Method, Request, Response, Url,
+use bytes::Bytes;
+use http::{
+    HeaderMap, Method,
     header::{
-        ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, DATE, HeaderMap, HeaderName, HeaderValue, LOCATION,
-        RETRY_AFTER,
+        ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, DATE, HeaderName, HeaderValue, LOCATION,
+        RETRY_AFTER, USER_AGENT,
     },
 };
+use thiserror::Error;
 use tokio::time::Instant;
-use url::form_urlencoded;
+use url::{Url, form_urlencoded};
 
 use crate::amperity::run::cut;
 use crate::amperity::{
@@ -22,13 +24,14 @@ use crate::amperity::{
     answer_memory::AnswerMemory,
     body::{BodyDecoder, TokenDecoder},
     budget::Slot,
+    connector::{CertificatesError, Connector},
     credentials::{OauthClient, Token},
     decode,
     endpoint::{Endpoint, RunId},
     purpose::Purpose,
     reply::{Failure, Reply},
     request_metrics::RequestMetrics,
-    transport::{self, BuildError, Fence, Transport},
+    transport::{self, Fence, Network, Request, Response, Transport},
 };
 use crate::clock::Clock;
 
@@ -37,6 +40,17 @@ const TENANT: HeaderName = HeaderName::from_static("amperity-tenant");
 const TOKEN_TENANT: HeaderName = HeaderName::from_static("x-amperity-tenant");
 const DEPRECATION: HeaderName = HeaderName::from_static("deprecation");
 const SUNSET: HeaderName = HeaderName::from_static("sunset");
+
+/// The reason why the client cannot be built.
+#[derive(Debug, Error)]
+pub enum BuildError {
+    /// The certificates to trust cannot be used.
+    #[error(transparent)]
+    Certificates(#[from] CertificatesError),
+    /// The API version cannot be sent as a header.
+    #[error("the API version {0:?} cannot be sent as a header")]
+    ApiVersion(String),
+}
 
 /// The settings of the client.
 #[derive(Clone, Debug)]
@@ -66,13 +80,16 @@ impl Amperity {
     /// If the settings or the certificates to trust cannot be used.
     pub fn new(settings: &Settings, clock: Clock) -> Result<Self, BuildError> {
         let version = settings.api_version.parse().map_err(|_| BuildError::ApiVersion(settings.api_version.clone()))?;
+        let user_agent = concat!("workflow-run-stop-operator/", env!("CARGO_PKG_VERSION"));
         let headers = HeaderMap::from_iter([
             (API_VERSION, version),
             // Without it, some routes answer in another format than JSON.
-            (ACCEPT, "application/json".parse().expect("an ASCII text is a valid header")),
+            (ACCEPT, HeaderValue::from_static("application/json")),
+            (ACCEPT_ENCODING, HeaderValue::from_static("gzip")),
+            (USER_AGENT, HeaderValue::from_static(user_agent)),
         ]);
-        let transport = transport::network(headers, settings.request_timeout)?;
-        Ok(Self::with_transport(transport, clock, settings.request_timeout))
+        let network = Network::new(Connector::new()?, headers, settings.request_timeout);
+        Ok(Self::with_transport(Transport::Network(Arc::new(network)), clock, settings.request_timeout))
     }
 
     /// Creates a client that sends its requests with this transport.
@@ -99,7 +116,7 @@ impl Amperity {
         fence: Fence,
     ) -> (StopAnswer, Option<Instant>) {
         let mut request = authorized(Method::POST, endpoint.stop_url(run_id), endpoint, token);
-        request.headers_mut().insert(CONTENT_LENGTH, 0.into());
+        request.headers.insert(CONTENT_LENGTH, 0.into());
         let (result, sent) = self.send(request, endpoint, slot, Some(fence), |_| {}).await;
         let answer = stop_answer(result, run_id.as_str());
         self.metrics.record(endpoint.tenant(), Purpose::Stop, answer.class(), sent);
@@ -122,10 +139,12 @@ impl Amperity {
     /// See <https://docs.amperity.com/api/authentication.html>, also for the name of the tenant's header.
     pub async fn token(&self, url: Url, endpoint: &Endpoint, client: &OauthClient, slot: Slot) -> TokenAnswer<Token> {
         let form = [("grant_type", "client_credentials"), ("client_id", &client.id), ("client_secret", &client.secret)];
-        let mut request = Request::new(Method::POST, url);
-        request.headers_mut().insert(TOKEN_TENANT, tenant(endpoint));
-        request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-        *request.body_mut() = Some(form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish().into());
+        let headers = HeaderMap::from_iter([
+            (TOKEN_TENANT, tenant(endpoint)),
+            (CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded")),
+        ]);
+        let body = form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish().into();
+        let request = Request { method: Method::POST, url, headers, body };
         let mut decoder = TokenDecoder::default();
         let (result, sent) = self.send(request, endpoint, slot, None, |chunk| decoder.push(chunk)).await;
         let answer = token_answer(result.map(|reply| {
@@ -158,7 +177,8 @@ impl Amperity {
         mut each: impl FnMut(&[u8]),
     ) -> Result<Reply, Failure> {
         let limit = self.request_timeout;
-        let decode_head = |response: &Response| self.decode_head(response);
+        let url = request.url.clone();
+        let decode_head = |response: &Response| self.decode_head(&url, response);
         let (head, response) =
             transport::send(&self.transport, request, (slot.clone(), fence), limit, decode_head).await?;
         let deadline = slot.sent_at().unwrap_or_else(Instant::now) + limit;
@@ -174,22 +194,22 @@ impl Amperity {
         }
     }
 
-    /// Decodes status and headers of a response.
-    fn decode_head(&self, response: &Response) -> Reply {
+    /// Decodes status and headers of the response to a request to this URL.
+    fn decode_head(&self, url: &Url, response: &Response) -> Reply {
         let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
         // Present at least 6 months before a removal, see https://docs.amperity.com/api/versioning.html.
         if let Some(notice) = header(SUNSET).or_else(|| header(DEPRECATION)) {
             self.warned.get_or_init(|| {
                 tracing::warn!(
                     notice,
-                    path = response.url().path(),
+                    path = url.path(),
                     "this version of the Amperity API is deprecated and will be removed"
                 );
             });
         }
         // A date in `Retry-After` is compared with the server's `Date`, or with the own clock if the response has none.
         let server_time = || header(DATE).and_then(decode::http_date).unwrap_or_else(|| (self.clock)());
-        let location = header(LOCATION).and_then(|location| response.url().join(location).ok());
+        let location = header(LOCATION).and_then(|location| url.join(location).ok());
         Reply {
             status: response.status().as_u16(),
             retry_after: header(RETRY_AFTER).and_then(|value| decode::retry_after(value, server_time())),
@@ -204,8 +224,6 @@ fn tenant(endpoint: &Endpoint) -> HeaderValue {
 }
 
 fn authorized(method: Method, url: Url, endpoint: &Endpoint, token: &Token) -> Request {
-    let mut request = Request::new(method, url);
-    request.headers_mut().insert(AUTHORIZATION, token.header());
-    request.headers_mut().insert(TENANT, tenant(endpoint));
-    request
+    let headers = HeaderMap::from_iter([(AUTHORIZATION, token.header()), (TENANT, tenant(endpoint))]);
+    Request { method, url, headers, body: Bytes::new() }
 }

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use reqwest::header::HeaderValue;
+use http::header::HeaderValue;
 use thiserror::Error;
 use tokio::{
     sync::{Mutex as AsyncMutex, OwnedMutexGuard},

@@ -10,6 +10,8 @@ pub mod body_fields;
 pub mod budget;
 pub mod budgets;
 pub mod client;
+pub mod connector;
+pub mod content;
 pub mod credentials;
 pub mod decode;
 pub mod endpoint;

@@ -8,22 +8,28 @@
 //! The request timeout runs from the write of the request. Before that, only connecting has a timeout: waiting for the
 //! rate limit is not a failure of the API.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
-use reqwest::{Certificate, Request, Response, header::HeaderMap};
+use http::{
+    HeaderMap, Method,
+    header::{HOST, HeaderValue},
+    uri::{PathAndQuery, Uri},
+};
+use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
+use hyper::client::conn::http1;
 use thiserror::Error;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
-use tower::{BoxError, timeout::TimeoutLayer, util::AndThenLayer};
-use workflow_run_stop_common::error::{causes, root_cause};
+use tower::BoxError;
+use url::Url;
+use workflow_run_stop_common::error::root_cause;
 
 use crate::amperity::{
     budget::Slot,
+    connector::Connector,
+    content::Content,
     reply::{Failure, Reply},
     run::cut,
 };
@@ -42,6 +48,26 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// the connection is closed, before the server closes it, and the request connects again when its turn is near.
 const MAX_TURN_WAIT: Duration = Duration::from_secs(1);
 
+/// The largest buffer of a connection, in bytes, and the largest head of a response. Several are in use while a body is
+/// read.
+const MAX_BUFFER: usize = 32 * 1024;
+
+/// A request.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The method.
+    pub method: Method,
+    /// The URL.
+    pub url: Url,
+    /// The headers, besides those that every request has.
+    pub headers: HeaderMap,
+    /// The body.
+    pub body: Bytes,
+}
+
+/// A response.
+pub type Response = http::Response<UnsyncBoxBody<Bytes, BoxError>>;
+
 /// The check right before a request is written.
 #[derive(Clone)]
 pub struct Fence {
@@ -52,43 +78,44 @@ pub struct Fence {
 }
 
 /// The checks of a request between its connection and its write.
+#[derive(Clone)]
 struct Admission {
     slot: Arc<Slot>,
     fence: Option<Fence>,
 }
 
-tokio::task_local! {
-    /// The admission of the request that connects in this task.
-    static ADMISSION: Arc<Admission>;
+/// The reason why a request is not written on its connection.
+#[derive(Debug, Error)]
+enum NotAdmitted {
+    #[error("the fence closed before this request could be written")]
+    TooLate,
+    #[error("the turn of this request is no longer near")]
+    TurnNotNear,
 }
 
-#[derive(Debug, Error)]
-#[error("the fence closed before this request could be written")]
-struct TooLate;
-
-#[derive(Debug, Error)]
-#[error("the turn of this request is no longer near")]
-struct TurnNotNear;
-
-/// The reason why the client cannot be built.
-#[derive(Debug, Error)]
-pub enum BuildError {
-    /// `SSL_CERT_FILE` cannot be used.
-    #[error("SSL_CERT_FILE names {0}, which is not a readable file of PEM certificates")]
-    Certificates(PathBuf),
-    /// The API version cannot be sent as a header.
-    #[error("the API version {0:?} cannot be sent as a header")]
-    ApiVersion(String),
-    /// The HTTP client rejects its settings.
-    #[error("the HTTP client cannot be built: {}", root_cause(.0))]
-    Http(reqwest::Error),
+impl Admission {
+    /// Waits until the turn of the request has come, and checks that its fence is open.
+    async fn wait(&self) -> Result<(), NotAdmitted> {
+        match &self.fence {
+            None => {
+                timeout(MAX_TURN_WAIT, self.slot.wait_for_turn()).await.map_err(|_| NotAdmitted::TurnNotNear)?;
+            }
+            Some(fence) => {
+                let turn = timeout_at(fence.until, self.slot.wait_for_turn()).await;
+                if (turn.is_err() || !(fence.is_open)()) && !is_injected(Fault::NoFence) {
+                    return Err(NotAdmitted::TooLate);
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The way in which requests are sent to the API.
 #[derive(Clone)]
 pub enum Transport {
     /// Over the network, each on a connection of its own.
-    Network(reqwest::Client),
+    Network(Arc<Network>),
     /// To a simulation of the API.
     Custom(Arc<dyn CustomTransport>),
 }
@@ -103,46 +130,44 @@ pub trait CustomTransport: Send + Sync {
 /// The response to a request, or the error that prevented it.
 pub type TransportFuture = BoxFuture<'static, Result<Response, BoxError>>;
 
-/// Builds the HTTP client. It trusts the certificates of the system and of `SSL_CERT_FILE`, and honours `HTTPS_PROXY`
-/// and `NO_PROXY`.
-///
-/// # Errors
-/// If the certificates cannot be used.
-pub fn network(headers: HeaderMap, request_timeout: Duration) -> Result<Transport, BuildError> {
-    reqwest::Client::builder()
-        .user_agent(concat!("workflow-run-stop-operator/", env!("CARGO_PKG_VERSION")))
-        .default_headers(headers)
-        .redirect(reqwest::redirect::Policy::none())
-        .referer(false)
-        .retry(reqwest::retry::never())
-        .http1_only()
-        .pool_max_idle_per_host(0)
-        .connector_layer(TimeoutLayer::new(CONNECT_TIMEOUT.min(request_timeout / 2)))
-        .connector_layer(AndThenLayer::new(wait_for_admission))
-        .tls_certs_merge(extra_certificates()?)
-        .build()
-        .map(Transport::Network)
-        .map_err(BuildError::Http)
+/// The network.
+pub struct Network {
+    connector: Connector,
+    /// The headers of every request.
+    headers: HeaderMap,
+    connect_timeout: Duration,
 }
 
-/// Returns the connection when the turn of its request has come and the fence is open; then the request counts as sent.
-async fn wait_for_admission<C>(connection: C) -> Result<C, BoxError> {
-    let Ok(admission) = ADMISSION.try_with(Arc::clone) else {
-        return Err("this connection belongs to a request without an admission".into());
-    };
-    match &admission.fence {
-        None => {
-            timeout(MAX_TURN_WAIT, admission.slot.wait_for_turn()).await.map_err(|_| BoxError::from(TurnNotNear))?;
-        }
-        Some(fence) => {
-            let turn = timeout_at(fence.until, admission.slot.wait_for_turn()).await;
-            if (turn.is_err() || !(fence.is_open)()) && !is_injected(Fault::NoFence) {
-                return Err(Box::new(TooLate));
-            }
-        }
+impl Network {
+    /// Uses this connector. Every request has these headers.
+    pub fn new(connector: Connector, headers: HeaderMap, request_timeout: Duration) -> Self {
+        Self { connector, headers, connect_timeout: CONNECT_TIMEOUT.min(request_timeout / 2) }
     }
-    admission.slot.mark_sent();
-    Ok(connection)
+
+    /// Connects, waits for the admission, and sends a request on that connection.
+    async fn send(&self, request: Request, admission: &Admission) -> Result<Response, BoxError> {
+        let Request { method, url, headers, body } = request;
+        let connecting = timeout(self.connect_timeout, self.connector.connect(url.as_str().parse()?));
+        let connection = connecting.await.map_err(|_| "no connection within the connect timeout")??;
+        let (mut sender, driver) = http1::Builder::new().max_buf_size(MAX_BUFFER).handshake(connection).await?;
+        // It ends with the connection: when the response is read, or is no longer wanted.
+        drop(tokio::spawn(driver));
+        let mut request = http::Request::new(Full::new(body));
+        *request.method_mut() = method;
+        *request.uri_mut() =
+            Uri::from(url[url::Position::BeforePath..url::Position::AfterQuery].parse::<PathAndQuery>()?);
+        let host = &url[url::Position::BeforeHost..url::Position::AfterPort];
+        request.headers_mut().insert(HOST, HeaderValue::from_str(host)?);
+        request.headers_mut().extend(self.headers.clone());
+        request.headers_mut().extend(headers);
+        admission.wait().await?;
+        if sender.is_closed() {
+            return Err("the connection was closed before the request was written".into());
+        }
+        admission.slot.mark_sent();
+        let response = sender.send_request(request).await?;
+        Ok(response.map(|body| body.map_err(BoxError::from).boxed_unsync()))
+    }
 }
 
 /// Connects, waits for the turn, and sends a request if its fence is open then. `limit` is the longest time from the
@@ -158,24 +183,26 @@ pub async fn send(
     limit: Duration,
     decode_head: impl FnOnce(&Response) -> Reply,
 ) -> Result<(Reply, Response), Failure> {
-    let is_of_budget = slot.key().is_of(request.url());
+    let is_of_budget = slot.key().is_of(&request.url);
+    let admission = Admission { slot: slot.clone(), fence };
     let response = loop {
         // A 429 since the slot was granted may have postponed the turn.
-        match &fence {
+        match &admission.fence {
             None => slot.wait_until_near_turn().await,
             Some(fence) => timeout_at(fence.until, slot.wait_until_near_turn()).await.map_err(|_| Failure::TooLate)?,
         }
-        let admission = Arc::new(Admission { slot: slot.clone(), fence: fence.clone() });
-        let request = request.try_clone().expect("a body that is not a stream can be cloned");
-        let response = ADMISSION.scope(admission.clone(), execute(transport, request, admission));
         let result = tokio::select! {
             biased;
-            result = response => result,
+            result = execute(transport, request.clone(), &admission) => result,
             () = async { sleep_until(slot.wait_until_sent().await + limit).await } => return Err(no_answer_in_time()),
         };
         match result {
-            Err(error) if caused_by::<TurnNotNear>(&*error) => {}
-            result => break result.map_err(|error| failure(&*error, slot.sent_at().is_some()))?,
+            Ok(response) => break response,
+            Err(error) => match error.downcast_ref() {
+                Some(NotAdmitted::TurnNotNear) => {}
+                Some(NotAdmitted::TooLate) => return Err(Failure::TooLate),
+                None => return Err(failure(&*error, slot.sent_at().is_some())),
+            },
         }
     };
     let mut head = decode_head(&response);
@@ -189,11 +216,17 @@ pub async fn send(
     Ok((head, response))
 }
 
-async fn execute(transport: &Transport, request: Request, admission: Arc<Admission>) -> Result<Response, BoxError> {
+async fn execute(transport: &Transport, request: Request, admission: &Admission) -> Result<Response, BoxError> {
     match transport {
-        Transport::Network(client) => client.execute(request).await.map_err(BoxError::from),
+        Transport::Network(network) => network.send(request, admission).await,
         Transport::Custom(custom) => {
-            custom.send(request, ADMISSION.scope(admission, wait_for_admission(())).boxed()).await
+            let admission = admission.clone();
+            let connected = async move {
+                admission.wait().await?;
+                admission.slot.mark_sent();
+                Ok(())
+            };
+            custom.send(request, connected.boxed()).await
         }
     }
 }
@@ -203,23 +236,36 @@ async fn execute(transport: &Transport, request: Request, admission: Arc<Admissi
 ///
 /// # Errors
 /// If the body is not complete at `deadline`, or larger than 8 MiB.
-pub async fn read_body(mut response: Response, deadline: Instant, mut each: impl FnMut(&[u8])) -> Result<(), Failure> {
-    drop(std::mem::take(response.headers_mut()));
+pub async fn read_body(response: Response, deadline: Instant, mut each: impl FnMut(&[u8])) -> Result<(), Failure> {
+    let (head, mut body) = response.into_parts();
+    let mut content = Content::of(&head.headers);
+    drop(head);
     let mut size = 0;
+    let mut part = |bytes: &[u8]| {
+        size += bytes.len();
+        if MAX_BODY_BYTES < size {
+            return Err(Failure::NoAnswer(format!("the answer is larger than {MAX_BODY_BYTES} bytes")));
+        }
+        each(bytes);
+        Ok(())
+    };
+    let broken = |error: &(dyn std::error::Error + 'static)| failure(error, true);
     let read = async {
-        while let Some(chunk) = response.chunk().await.map_err(|error| failure(&error, true))? {
-            size += chunk.len();
-            if MAX_BODY_BYTES < size {
-                return Err(Failure::NoAnswer(format!("the answer is larger than {MAX_BODY_BYTES} bytes")));
-            }
-            for part in chunk.chunks(PART_BYTES) {
-                each(part);
-                // Much of a body, or all of it if it is compressed, may be in memory already. Other tasks must not be
-                // late because of it.
-                yield_now().await;
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame.map_err(|error| broken(&*error))?.into_data() else { continue };
+            let mut rest = &*data;
+            while !rest.is_empty() {
+                let (read, decoded) = content.decode(rest).map_err(|error| broken(&error))?;
+                for bytes in decoded.as_ref().chunks(PART_BYTES) {
+                    part(bytes)?;
+                    // Much of a body may be in memory already, and compressed. Other tasks must not be late because of
+                    // it.
+                    yield_now().await;
+                }
+                rest = &rest[read..];
             }
         }
-        Ok(())
+        part(&content.finish().map_err(|error| broken(&error))?)
     };
     timeout_at(deadline, read).await.map_err(|_| no_answer_in_time())?
 }
@@ -229,42 +275,9 @@ fn no_answer_in_time() -> Failure {
 }
 
 fn failure(error: &(dyn std::error::Error + 'static), sent: bool) -> Failure {
-    if caused_by::<TooLate>(error) {
-        return Failure::TooLate;
-    }
-    let timeout = error.downcast_ref::<reqwest::Error>().is_some_and(reqwest::Error::is_timeout);
-    match (sent, timeout) {
-        (false, true) => Failure::NotSent("no connection within the connect timeout".to_owned()),
-        // The text may repeat what the server sent, such as the names in its certificate.
-        (false, false) => Failure::NotSent(cut(&root_cause(error))),
-        (true, _) => Failure::NoAnswer(cut(&root_cause(error))),
-    }
-}
-
-fn caused_by<E: std::error::Error + 'static>(error: &(dyn std::error::Error + 'static)) -> bool {
-    causes(error).any(|cause| cause.is::<E>())
-}
-
-/// The files in which the common distributions keep the certificates of the system.
-const SYSTEM_BUNDLES: [&str; 4] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
-
-/// Returns the certificates to trust in addition to those that the TLS library finds. If `SSL_CERT_FILE` is set, the
-/// library finds only the ones in that file: then those of the system are added here.
-fn extra_certificates() -> Result<Vec<Certificate>, BuildError> {
-    let Some(file) = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from) else { return Ok(vec![]) };
-    let named = certificates(&file).ok_or(BuildError::Certificates(file))?;
-    let system = SYSTEM_BUNDLES.iter().find_map(|bundle| certificates(Path::new(bundle)));
-    Ok(system.into_iter().flatten().chain(named).collect())
-}
-
-fn certificates(bundle: &Path) -> Option<Vec<Certificate>> {
-    let certificates = Certificate::from_pem_bundle(&std::fs::read(bundle).ok()?).ok()?;
-    (!certificates.is_empty()).then_some(certificates)
+    // The text may repeat what the server sent, such as the names in its certificate.
+    let why = cut(&root_cause(error));
+    if sent { Failure::NoAnswer(why) } else { Failure::NotSent(why) }
 }
 
 #[cfg(test)]
@@ -282,7 +295,8 @@ mod tests {
                 yield_now().await;
             }
         });
-        let response = Response::from(http::Response::new(vec![b' '; MAX_BODY_BYTES]));
+        let body = Full::from(vec![b' '; MAX_BODY_BYTES]).map_err(BoxError::from).boxed_unsync();
+        let response = Response::new(body);
         let (mut parts, mut bytes) = (0, 0);
         let each = |part: &[u8]| {
             assert!(part.len() <= PART_BYTES);

@@ -30,10 +30,9 @@ use workflow_run_stop_common::{error::root_cause, kube_client::harden};
 
 use crate::amperity::{
     budget::Budget,
-    client::{Amperity, Settings},
+    client::{Amperity, BuildError, Settings},
     credentials::CredentialCache,
     endpoint::Endpoints,
-    transport::BuildError,
 };
 use crate::clock::Clock;
 use crate::observe::{

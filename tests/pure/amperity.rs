@@ -9,6 +9,7 @@ use std::{
 };
 
 use futures::future::BoxFuture;
+use http_body_util::{BodyExt, Full};
 use jiff::Timestamp;
 use lab::simulator::{Fault, RetryAfter, Run, Simulator, StopEffect::NoEffect};
 use tokio::{
@@ -22,7 +23,7 @@ use workflow_run_stop_operator::amperity::{
     credentials::{OauthClient, Token},
     endpoint::{AllowedHosts, Endpoint, Endpoints, RunId},
     purpose::Purpose,
-    transport::{CustomTransport, Fence, Transport, TransportFuture},
+    transport::{CustomTransport, Fence, Request, Transport, TransportFuture},
     wait_queue::Requester,
 };
 
@@ -267,13 +268,13 @@ struct DelayedTransport {
 }
 
 impl CustomTransport for DelayedTransport {
-    fn send(&self, _: reqwest::Request, connected: BoxFuture<'static, Result<(), tower::BoxError>>) -> TransportFuture {
+    fn send(&self, _: Request, connected: BoxFuture<'static, Result<(), tower::BoxError>>) -> TransportFuture {
         let (response_delay, body) = (self.response_delay, self.body);
         Box::pin(async move {
             tokio::time::sleep(Duration::from_millis(200)).await;
             connected.await?;
             tokio::time::sleep(response_delay).await;
-            Ok(http::Response::new(body).into())
+            Ok(http::Response::new(Full::from(body).map_err(tower::BoxError::from).boxed_unsync()))
         })
     }
 }

@@ -35,6 +35,8 @@ const LAYERS: &[(&str, u8)] = &[
     ("amperity::body_fields", 5),
     ("amperity::body", 6),
     ("amperity::decode", 7),
+    ("amperity::connector", 0),
+    ("amperity::content", 0),
     ("amperity::transport", 5),
     ("amperity::request_metrics", 5),
     ("amperity::client", 8),
@@ -110,7 +112,7 @@ const PURE: &[&str] = &[
 ];
 
 const IMPURE: &[&str] =
-    &["tokio", "reqwest", "kube::Client", "::now()", "tracing", "rand::", "async ", ".await", "std::fs", "std::env"];
+    &["tokio", "hyper", "kube::Client", "::now()", "tracing", "rand::", "async ", ".await", "std::fs", "std::env"];
 
 /// Code that may occur only once, and its file.
 const ONCE: &[(&str, &str)] =

@@ -5,14 +5,14 @@
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use reqwest::Request;
+use http_body_util::{BodyExt, Full};
 use serde_json::json;
 use tokio::{
     sync::oneshot,
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tower::BoxError;
-use workflow_run_stop_operator::amperity::transport::{CustomTransport, TransportFuture};
+use workflow_run_stop_operator::amperity::transport::{CustomTransport, Request, Response, TransportFuture};
 
 use crate::{
     answers::{
@@ -54,17 +54,16 @@ struct Written {
 
 impl Call {
     fn of(request: &Request) -> Self {
-        if request.url().path().ends_with("/oauth2/token") {
-            let form = request.body().and_then(|body| body.as_bytes()).unwrap_or_default();
-            return Self::Token(String::from_utf8_lossy(form).into_owned());
+        if request.url.path().ends_with("/oauth2/token") {
+            return Self::Token(String::from_utf8_lossy(&request.body).into_owned());
         }
-        let id = request.url().path_segments().unwrap().nth(3).unwrap().to_owned();
-        if request.method() == "POST" { Self::Stop(id) } else { Self::Read(id) }
+        let id = request.url.path_segments().unwrap().nth(3).unwrap().to_owned();
+        if request.method == "POST" { Self::Stop(id) } else { Self::Read(id) }
     }
 }
 
 fn header(request: &Request, name: &str) -> Option<String> {
-    Some(request.headers().get(name)?.to_str().ok()?.to_owned())
+    Some(request.headers.get(name)?.to_str().ok()?.to_owned())
 }
 
 impl CustomTransport for Amperity {
@@ -137,7 +136,7 @@ impl CustomTransport for Amperity {
     }
 }
 
-fn response(answer: Answer, body: String) -> Option<reqwest::Response> {
+fn response(answer: Answer, body: String) -> Option<Response> {
     let mut response = http::Response::builder().status(answer.status()?);
     if let Answer::Later(_) = answer {
         response = response.header("retry-after", RETRY_AFTER.as_secs());
@@ -145,7 +144,7 @@ fn response(answer: Answer, body: String) -> Option<reqwest::Response> {
     if let Answer::Foreign(300..400, _) = answer {
         response = response.header("location", "https://login.example.org/");
     }
-    Some(response.body(body).unwrap().into())
+    Some(response.body(Full::from(body).map_err(BoxError::from).boxed_unsync()).unwrap())
 }
 
 /// Executes a request. Returns the answer and its body.
