@@ -20,7 +20,7 @@ use crate::fair_share::FairShare;
 /// The capacity for steps in flight. Each has at most one connection open at a time, to the API server or to Amperity,
 /// which takes about 60 KiB with its buffers. One namespace gets at most half of the capacity, and one tenant of one
 /// namespace a third.
-pub const STEPS: usize = 384;
+pub const STEPS: usize = 750;
 
 /// The time after which the budget of a tenant without requests is looked at again, to remove it.
 pub const IDLE_CHECK: Duration = Duration::from_secs(10);

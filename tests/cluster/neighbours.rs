@@ -238,7 +238,7 @@ async fn a_thousand_slow_answers_for_four_tenants_delay_no_other_namespace_and_f
     }
     command.env("REQUEST_TIMEOUT", "120s");
     let operator = Operator::start(command).await;
-    test.hostile.amperity.wait_until(|requests| 150 <= hostile_stops(requests)).await;
+    test.hostile.amperity.wait_until(|requests| 300 <= hostile_stops(requests)).await;
     test.hostile.amperity.pass_new_stops(&hold);
     test.victim_is_served().await;
     let log = operator.log();
@@ -313,7 +313,7 @@ async fn a_namespace_with_a_thousand_tenants_delays_no_other() {
     test.create_hostile(1000, |number, stop| stop.spec.tenant = format!("tenant-{number}")).await;
     let _operator = Operator::start(test.command(10)).await;
     // One namespace has at most half of the steps in flight.
-    test.hostile.amperity.wait_until(|requests| 190 <= hostile_stops(requests)).await;
+    test.hostile.amperity.wait_until(|requests| 370 <= hostile_stops(requests)).await;
     test.hostile.amperity.pass_new_stops(&hold);
     test.victim_is_served().await;
     hold.release();
