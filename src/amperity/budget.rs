@@ -115,7 +115,7 @@ impl Budget {
     pub fn enqueue(&self, key: &BudgetKey, requester: &Requester, step: Step) -> (BudgetKey, QueuedStep) {
         let Step { id, weight } = step;
         let (place, key) = self.change(|state| {
-            let place = state.update(key, |tenant| tenant.queue.push(requester, false, Waiter::Step { id, weight }));
+            let place = state.push(key, requester, Waiter::Step { id, weight });
             (place, state.tenants.get_key_value(key).map_or(key, |(shared, _)| shared).clone())
         });
         (key, QueuedStep { place, id })
@@ -152,7 +152,7 @@ impl Budget {
     /// Dropping the future leaves the queue.
     pub async fn acquire(&self, key: &BudgetKey, requester: &Requester) -> Slot {
         let (granted, waiting) = oneshot::channel();
-        let place = self.update(key, |tenant| tenant.queue.push(requester, true, Waiter::InFlight(granted)));
+        let place = self.change(|state| state.push(key, requester, Waiter::InFlight(granted)));
         let mut entry = QueueEntry { budget: self, key, requester, place, waiting };
         // Later, only its own tenant: there may be very many, and very many that wait.
         self.change(|state| state.grant_due(Instant::now()));
@@ -179,7 +179,8 @@ impl Budget {
         let state = self.lock();
         let snapshot = |(key, tenant): (&BudgetKey, &TenantBudget<Waiter>)| {
             let closed_for = tenant.closure_end(now).map(|until| until - now);
-            let waiting = Purpose::ALL.map(|purpose| (purpose, tenant.queue.waiting(purpose))).into();
+            // A step gets the token that it needs; no request waits for that alone.
+            let waiting = [Purpose::Stop, Purpose::Read].map(|purpose| (purpose, tenant.queue.waiting(purpose))).into();
             State { tenant: key.tenant().to_owned(), rate: tenant.rate(now), closed_for, waiting }
         };
         state.tenants.iter().map(snapshot).collect()
@@ -192,12 +193,12 @@ impl Budget {
 
     /// Records that the tenant accepted the credentials of a request, which then leave the share of unaccepted ones.
     pub fn accept_credentials(&self, key: &BudgetKey, requester: &Requester) {
-        self.update(key, |tenant| tenant.queue.accept(&requester.namespace, &requester.secret));
+        self.change(|state| state.accept_credentials(key, requester));
     }
 
     /// Records that the tenant refused the credentials of a request.
     pub fn refuse_credentials(&self, key: &BudgetKey, requester: &Requester) {
-        self.update(key, |tenant| tenant.queue.refuse(&requester.namespace, &requester.secret));
+        self.change(|state| state.refuse_credentials(key, requester));
     }
 
     /// Changes the budget of one tenant, and grants what may be granted then.
@@ -691,7 +692,7 @@ mod tests {
         let [state] = &budget.states()[..] else { panic!("{:?}", budget.states()) };
         assert_eq!((state.tenant.as_str(), state.closed_for), ("a", Some(Duration::from_secs(7))));
         assert!((0.5..2.0).contains(&state.rate), "{state:?}");
-        assert_eq!(state.waiting, BTreeMap::from([(Purpose::Token, 0), (Purpose::Stop, 0), (Purpose::Read, 1)]));
+        assert_eq!(state.waiting, BTreeMap::from([(Purpose::Stop, 0), (Purpose::Read, 1)]));
         waits.abort();
     }
 
@@ -745,6 +746,27 @@ mod tests {
 
     fn ids(started: &[Started]) -> Vec<u64> {
         started.iter().map(|step| step.id).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn accepted_credentials_are_remembered_also_if_the_tenant_has_no_requests_for_long() {
+        let budget = Budget::new(5);
+        let of =
+            |namespace: &str, created| Requester { namespace: namespace.into(), ..requester(Purpose::Stop, created) };
+        budget.accept_credentials(&key("a"), &of("good", 0));
+        tokio::time::advance(IDLE_CHECK * 10).await;
+        drop(budget.acquire(&key("b"), &of("other", 0)).await);
+        assert!(!budget.states().iter().any(|state| state.tenant == "a"), "its budget is gone");
+        for id in 0..10 {
+            budget.enqueue(&key("a"), &of("x", 0), Step { id, weight: 1 });
+            budget.enqueue(&key("a"), &of("good", 0), Step { id: 100 + id, weight: 1 });
+        }
+        let first = started(&budget).await;
+        first.iter().for_each(|step| step.slot.mark_sent());
+        assert_eq!(ids(&first).iter().filter(|id| 100 <= **id).count(), 2, "{:?}", ids(&first));
+        tokio::time::advance(WINDOW * 2).await;
+        let next = ids(&started(&budget).await);
+        assert_eq!(next.iter().filter(|id| 100 <= **id).count(), 4, "{next:?}");
     }
 
     #[tokio::test(start_paused = true)]

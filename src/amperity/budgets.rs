@@ -13,14 +13,18 @@ use tokio::{sync::oneshot, time::Instant};
 use crate::amperity::{
     endpoint::BudgetKey,
     tenant_budget::{Granted, Next, TenantBudget},
-    wait_queue::Requester,
+    wait_queue::{Place, Requester, Standing},
 };
+use crate::bounded_map::BoundedMap;
 use crate::fair_share::FairShare;
 
 /// The capacity for steps in flight. Each has at most one connection open at a time, to the API server or to Amperity,
 /// which takes about 60 KiB with its buffers. One namespace gets at most half of the capacity, and one tenant of one
 /// namespace a third.
 pub const STEPS: usize = 750;
+
+/// The largest number of accepted credentials that are remembered. Others are accepted anew by their next answer.
+const MOST_ACCEPTED: usize = 8192;
 
 /// The time after which the budget of a tenant without requests is looked at again, to remove it.
 pub const IDLE_CHECK: Duration = Duration::from_secs(10);
@@ -74,6 +78,9 @@ pub struct Budgets {
     for_tenant: HashMap<(Arc<str>, BudgetKey), usize>,
     /// The tenants in whose queues steps of a namespace wait for steps in flight to end.
     blocked: HashMap<Arc<str>, Blocked>,
+    /// The credentials that each tenant has accepted: namespace and name of the Secret. They are remembered also while the
+    /// tenant has no budget.
+    accepted: BoundedMap<(BudgetKey, Arc<str>, Arc<str>), ()>,
     /// Steps that may start.
     started: VecDeque<StartedStep>,
     /// True if a tenant is due earlier than before.
@@ -102,6 +109,10 @@ impl Blocked {
     }
 }
 
+fn credentials(key: &BudgetKey, requester: &Requester) -> (BudgetKey, Arc<str>, Arc<str>) {
+    (key.clone(), requester.namespace.clone(), requester.secret.clone())
+}
+
 impl Budgets {
     /// Creates budgets of `per_second` requests in any sliding second, for each tenant.
     pub fn new(per_second: u32) -> Self {
@@ -112,10 +123,35 @@ impl Budgets {
             in_flight: FairShare::new(STEPS),
             for_tenant: HashMap::new(),
             blocked: HashMap::new(),
+            accepted: BoundedMap::new(MOST_ACCEPTED),
             started: VecDeque::new(),
             due_earlier: false,
             per_second,
         }
+    }
+
+    /// Adds a request that waits for a slot.
+    pub fn push(&mut self, key: &BudgetKey, requester: &Requester, waiter: Waiter) -> Place {
+        let standing = match &waiter {
+            Waiter::InFlight(_) => Standing::InFlight,
+            Waiter::Step { .. } if self.accepted.get(&credentials(key, requester)).is_some() => Standing::Accepted,
+            Waiter::Step { .. } => Standing::Unaccepted,
+        };
+        self.update(key, |tenant| tenant.queue.push(requester, standing, waiter))
+    }
+
+    /// Records that the tenant accepted the credentials of a request, which then leave the share of unaccepted ones.
+    pub fn accept_credentials(&mut self, key: &BudgetKey, requester: &Requester) {
+        let credentials = credentials(key, requester);
+        if self.accepted.get(&credentials).is_none() {
+            self.accepted.insert(&requester.namespace, credentials, 1, ());
+            self.update(key, |tenant| tenant.queue.accept(&requester.namespace, &requester.secret));
+        }
+    }
+
+    /// Records that the tenant refused the credentials of a request. Requests that wait already keep their place.
+    pub fn refuse_credentials(&mut self, key: &BudgetKey, requester: &Requester) {
+        self.accepted.remove(&credentials(key, requester));
     }
 
     /// Accesses the budget of one tenant, and grants what may be granted then.

@@ -6,7 +6,7 @@
 //! namespaces take turns; within one, older stops go before newer ones, and reads by the time at which they were due. Of
 //! five sends, reads get at least one, and credentials that are not accepted at most one, as long as others wait.
 
-use std::{collections::HashSet, sync::Arc};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
@@ -15,9 +15,6 @@ use crate::turns::Turns;
 
 /// Reads, and requests with unaccepted credentials, get one of this many sends.
 const SHARE: u32 = 5;
-
-/// The largest number of accepted credentials of one tenant that are known.
-const MOST_ACCEPTED: usize = 4096;
 
 /// The requester of a request: what its order depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +48,17 @@ struct Position {
 #[derive(Clone, Copy, Debug)]
 pub struct Place(u64);
 
+/// What decides about the lane of a request, besides its purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It belongs to a step in flight, which had its turn.
+    InFlight,
+    /// The tenant has accepted its credentials.
+    Accepted,
+    /// The tenant has not accepted its credentials yet.
+    Unaccepted,
+}
+
 /// The lanes of the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lane {
@@ -70,8 +78,6 @@ pub struct WaitQueue<W> {
     stops: Turns<Position, Entry<W>>,
     reads: Turns<Position, Entry<W>>,
     unaccepted: Turns<Position, Entry<W>>,
-    /// The credentials that the tenant has accepted, by namespace and name of the Secret.
-    accepted: HashSet<(Arc<str>, Arc<str>)>,
     /// The numbers of waiting requests, by the index of their purpose in [`Purpose::ALL`].
     waiting: [usize; Purpose::ALL.len()],
     next_number: u64,
@@ -92,7 +98,6 @@ impl<W> Default for WaitQueue<W> {
             stops: Turns::default(),
             reads: Turns::default(),
             unaccepted: Turns::default(),
-            accepted: HashSet::new(),
             waiting: [0; Purpose::ALL.len()],
             next_number: 0,
             since_read: 0,
@@ -112,13 +117,12 @@ impl<W> WaitQueue<W> {
         self.waiting[purpose as usize]
     }
 
-    /// Adds a request. With `in_flight` it belongs to a step that runs already, which had its turn, and goes before those that
-    /// wait for theirs.
-    pub fn push(&mut self, requester: &Requester, in_flight: bool, waiter: W) -> Place {
+    /// Adds a request.
+    pub fn push(&mut self, requester: &Requester, standing: Standing, waiter: W) -> Place {
         let Requester { namespace, secret, created: _, purpose } = requester;
         self.next_number += 1;
         let position = position(requester, self.next_number);
-        let lane = if in_flight { Lane::InFlight } else { self.lane_of(namespace, secret, *purpose) };
+        let lane = lane_of(standing, *purpose);
         self.lane(lane).push(namespace, position, Entry { secret: secret.clone(), waiter });
         self.waiting[*purpose as usize] += 1;
         Place(self.next_number)
@@ -147,26 +151,12 @@ impl<W> WaitQueue<W> {
         Some((Requester { namespace, secret: entry.secret, created, purpose }, entry.waiter))
     }
 
-    /// Records that the tenant accepted credentials. Their waiting requests leave the share of the unaccepted ones.
+    /// Takes over that the tenant accepted credentials: their waiting requests leave the share of the unaccepted ones.
     pub fn accept(&mut self, namespace: &Arc<str>, secret: &Arc<str>) {
-        let credentials = (namespace.clone(), secret.clone());
-        if self.accepted.contains(&credentials) {
-            return;
-        }
-        if self.accepted.len() == MOST_ACCEPTED {
-            // Those that are in use are soon accepted again.
-            self.accepted.clear();
-        }
-        self.accepted.insert(credentials);
         for (position, entry) in self.unaccepted.drain(namespace, |entry| entry.secret == *secret) {
-            let lane = if position.purpose == Purpose::Read { &mut self.reads } else { &mut self.stops };
-            lane.push(namespace, position, entry);
+            let lane = lane_of(Standing::Accepted, position.purpose);
+            self.lane(lane).push(namespace, position, entry);
         }
-    }
-
-    /// Records that the tenant refused credentials. Requests that wait already keep their place.
-    pub fn refuse(&mut self, namespace: &Arc<str>, secret: &Arc<str>) {
-        self.accepted.remove(&(namespace.clone(), secret.clone()));
     }
 
     /// Returns the lanes in the order in which the next send looks for a request.
@@ -180,14 +170,6 @@ impl<W> WaitQueue<W> {
         }
     }
 
-    fn lane_of(&self, namespace: &Arc<str>, secret: &Arc<str>, purpose: Purpose) -> Lane {
-        match purpose {
-            _ if !self.accepted.contains(&(namespace.clone(), secret.clone())) => Lane::Unaccepted,
-            Purpose::Token | Purpose::Stop => Lane::Stops,
-            Purpose::Read => Lane::Reads,
-        }
-    }
-
     fn lane(&mut self, lane: Lane) -> &mut Turns<Position, Entry<W>> {
         match lane {
             Lane::InFlight => &mut self.in_flight,
@@ -195,6 +177,15 @@ impl<W> WaitQueue<W> {
             Lane::Reads => &mut self.reads,
             Lane::Unaccepted => &mut self.unaccepted,
         }
+    }
+}
+
+fn lane_of(standing: Standing, purpose: Purpose) -> Lane {
+    match (standing, purpose) {
+        (Standing::InFlight, _) => Lane::InFlight,
+        (Standing::Unaccepted, _) => Lane::Unaccepted,
+        (Standing::Accepted, Purpose::Token | Purpose::Stop) => Lane::Stops,
+        (Standing::Accepted, Purpose::Read) => Lane::Reads,
     }
 }
 
@@ -213,19 +204,12 @@ mod tests {
         Requester { namespace: namespace.into(), secret: "s".into(), created, purpose }
     }
 
-    /// Creates a queue in which the credentials of these namespaces are accepted.
-    fn queue(accepted: &[&str]) -> WaitQueue<String> {
-        let mut queue = WaitQueue::default();
-        for namespace in accepted {
-            queue.accept(&Arc::from(*namespace), &"s".into());
-        }
-        queue
-    }
-
-    /// Adds `count` requests of a namespace for a purpose; the waiter is `namespace`, `purpose` and a number.
+    /// Adds `count` requests of a namespace for a purpose; the waiter is `namespace`, `purpose` and a number. The credentials
+    /// of the namespaces x and y are not accepted.
     fn add(queue: &mut WaitQueue<String>, namespace: &str, purpose: Purpose, count: i64) -> Vec<Place> {
+        let standing = if matches!(namespace, "x" | "y") { Standing::Unaccepted } else { Standing::Accepted };
         let name = |number| format!("{namespace} {} {number}", purpose.as_str());
-        (0..count).map(|number| queue.push(&requester(namespace, purpose, number), false, name(number))).collect()
+        (0..count).map(|number| queue.push(&requester(namespace, purpose, number), standing, name(number))).collect()
     }
 
     fn pop(queue: &mut WaitQueue<String>, count: usize) -> Vec<String> {
@@ -234,7 +218,7 @@ mod tests {
 
     #[test]
     fn namespaces_take_turns_however_many_stops_one_of_them_has() {
-        let mut queue = queue(&["a", "b"]);
+        let mut queue = WaitQueue::default();
         add(&mut queue, "a", Purpose::Stop, 1000);
         add(&mut queue, "b", Purpose::Stop, 2);
         assert_eq!(pop(&mut queue, 4), ["a stop 0", "b stop 0", "a stop 1", "b stop 1"]);
@@ -243,32 +227,32 @@ mod tests {
 
     #[test]
     fn within_a_namespace_steps_in_flight_go_first_and_then_older_stops() {
-        let mut queue = queue(&["a"]);
-        let mut push = |purpose, created, in_flight| {
-            queue.push(&requester("a", purpose, created), in_flight, format!("{} {created}", purpose.as_str()));
+        let mut queue = WaitQueue::default();
+        let mut push = |purpose, created, standing| {
+            queue.push(&requester("a", purpose, created), standing, format!("{} {created}", purpose.as_str()));
         };
-        push(Purpose::Stop, 9, false);
-        push(Purpose::Stop, 3, false);
-        push(Purpose::Token, 20, false);
-        push(Purpose::Stop, 30, true);
+        push(Purpose::Stop, 9, Standing::Accepted);
+        push(Purpose::Stop, 3, Standing::Accepted);
+        push(Purpose::Token, 20, Standing::Accepted);
+        push(Purpose::Stop, 30, Standing::InFlight);
         assert_eq!(pop(&mut queue, 9), ["stop 30", "token 20", "stop 3", "stop 9"]);
     }
 
     #[test]
     fn a_request_of_a_step_in_flight_waits_for_no_turn_of_other_namespaces() {
-        let mut queue = queue(&["a", "b", "c"]);
+        let mut queue = WaitQueue::default();
         add(&mut queue, "a", Purpose::Stop, 10);
         add(&mut queue, "b", Purpose::Stop, 10);
-        queue.push(&requester("c", Purpose::Read, 9), true, "c in flight".into());
+        queue.push(&requester("c", Purpose::Read, 9), Standing::InFlight, "c in flight".into());
         assert_eq!(pop(&mut queue, 2), ["c in flight", "a stop 0"]);
     }
 
     #[test]
     fn reads_get_one_of_five_sends_while_stops_wait_and_are_sent_in_the_order_in_which_they_were_due() {
-        let mut queue = queue(&["a", "b"]);
+        let mut queue = WaitQueue::default();
         add(&mut queue, "a", Purpose::Stop, 100);
-        queue.push(&requester("b", Purpose::Read, 7), false, "due first".into());
-        queue.push(&requester("b", Purpose::Read, 1), false, "due later".into());
+        queue.push(&requester("b", Purpose::Read, 7), Standing::Accepted, "due first".into());
+        queue.push(&requester("b", Purpose::Read, 1), Standing::Accepted, "due later".into());
         let sent = pop(&mut queue, 10);
         assert_eq!(sent.iter().position(|waiter| waiter == "due first"), Some(4), "{sent:?}");
         assert_eq!(sent.iter().position(|waiter| waiter == "due later"), Some(9), "{sent:?}");
@@ -276,7 +260,7 @@ mod tests {
 
     #[test]
     fn unaccepted_credentials_get_one_of_five_sends_together_while_others_wait_and_all_of_them_otherwise() {
-        let mut queue = queue(&["a"]);
+        let mut queue = WaitQueue::default();
         add(&mut queue, "a", Purpose::Stop, 16);
         add(&mut queue, "x", Purpose::Stop, 100);
         add(&mut queue, "y", Purpose::Read, 100);
@@ -288,7 +272,7 @@ mod tests {
 
     #[test]
     fn all_three_lanes_get_their_share() {
-        let mut queue = queue(&["a"]);
+        let mut queue = WaitQueue::default();
         add(&mut queue, "a", Purpose::Stop, 100);
         add(&mut queue, "a", Purpose::Read, 100);
         add(&mut queue, "x", Purpose::Stop, 100);
@@ -302,29 +286,27 @@ mod tests {
     }
 
     #[test]
-    fn the_first_acceptance_moves_the_waiting_requests_of_the_same_credentials_and_no_others() {
-        let mut queue = queue(&[]);
-        add(&mut queue, "a", Purpose::Stop, 3);
-        let mut other = requester("a", Purpose::Stop, 0);
+    fn an_acceptance_moves_the_waiting_requests_of_the_same_credentials_and_no_others() {
+        let mut queue = WaitQueue::default();
+        add(&mut queue, "x", Purpose::Stop, 3);
+        let mut other = requester("x", Purpose::Stop, 0);
         other.secret = "other".into();
-        queue.push(&other, false, "other".into());
-        queue.accept(&"a".into(), &"s".into());
-        assert_eq!(pop(&mut queue, 9), ["a stop 0", "a stop 1", "a stop 2", "other"]);
-        queue.refuse(&"a".into(), &"s".into());
-        add(&mut queue, "a", Purpose::Stop, 1);
-        assert_eq!(queue.unaccepted.len(), 1, "a refusal ends the acceptance");
+        queue.push(&other, Standing::Unaccepted, "other".into());
+        queue.accept(&"x".into(), &"s".into());
+        assert_eq!((queue.stops.len(), queue.unaccepted.len()), (3, 1));
+        assert_eq!(pop(&mut queue, 9), ["x stop 0", "x stop 1", "x stop 2", "other"]);
     }
 
     #[test]
     fn a_request_is_removed_from_whichever_lane_it_is_in() {
-        let mut queue = queue(&[]);
-        let places = add(&mut queue, "a", Purpose::Stop, 2);
+        let mut queue = WaitQueue::default();
+        let places = add(&mut queue, "x", Purpose::Stop, 2);
         let removed = |queue: &mut WaitQueue<String>, number: i64| {
             let place = places[usize::try_from(number).unwrap()];
-            queue.remove(&requester("a", Purpose::Stop, number), place).is_some()
+            queue.remove(&requester("x", Purpose::Stop, number), place).is_some()
         };
         assert!(removed(&mut queue, 0));
-        queue.accept(&"a".into(), &"s".into());
+        queue.accept(&"x".into(), &"s".into());
         assert!(removed(&mut queue, 1) && !removed(&mut queue, 1));
         assert!(queue.is_empty());
         assert_eq!(queue.waiting(Purpose::Stop), 0);
@@ -332,7 +314,7 @@ mod tests {
 
     #[test]
     fn a_waiter_that_may_not_go_on_is_passed_over() {
-        let mut queue = queue(&["a", "b"]);
+        let mut queue = WaitQueue::default();
         add(&mut queue, "a", Purpose::Stop, 1);
         add(&mut queue, "b", Purpose::Stop, 1);
         let (requester, waiter) = queue.pop(|namespace, _| &**namespace == "b").unwrap();

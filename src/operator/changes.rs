@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 use workflow_run_stop_api::WorkflowRunStop;
 
+use crate::amperity::endpoint::BudgetKey;
 use crate::clock::until;
 use crate::operator::{
     index::{Entry, Number, Running, State, weight},
@@ -103,13 +104,12 @@ impl Scheduler {
             name: resource.name().into(),
             uid: resource.uid().into(),
         };
-        let budget = self.context.endpoint(resource);
         Entry {
             id: Arc::new(id),
             stream,
             list,
             memory: None,
-            budget: budget.map(|(endpoint, _)| endpoint.budget_key()).map_err(|error| error.to_string().into()),
+            budget: self.budget_of(resource),
             size,
             report: Some(self.reporter.start(&resource.spec.tenant, &facts)),
             facts,
@@ -117,6 +117,11 @@ impl Scheduler {
             timer: None,
             unannounced: None,
         }
+    }
+
+    /// Returns the budget that the requests of a resource count in; `None` if none may be sent to its endpoint.
+    fn budget_of(&self, resource: &WorkflowRunStop) -> Option<BudgetKey> {
+        self.context.endpoint(resource).ok().map(|(endpoint, _)| endpoint.budget_key())
     }
 
     /// Forgets a resource that left the watch, once its running step has ended.

@@ -49,8 +49,8 @@ pub struct Entry {
     pub facts: Facts,
     /// The memory of this process about it.
     pub memory: Option<Box<Memory>>,
-    /// The budget that its requests count in, or the reason why no request may be sent.
-    pub budget: Result<BudgetKey, Box<str>>,
+    /// The budget that its requests count in; `None` if no request may be sent to its endpoint.
+    pub budget: Option<BudgetKey>,
     /// Its size as JSON, in bytes.
     pub size: usize,
     /// The state of its reports; `None` while a step has it.
@@ -328,7 +328,7 @@ impl Index {
                 }
                 State::Idle | State::Ready => return None,
             };
-            Some((entry.budget.as_ref().ok()?.clone(), entry.requester(purpose), place))
+            Some((entry.budget.clone()?, entry.requester(purpose), place))
         });
         queued.collect()
     }

@@ -72,7 +72,7 @@ impl Scheduler {
         self.ready.remove(&entry.id.namespace, &position);
         entry.unannounced = None;
         if let State::Queued { place, purpose, .. } = std::mem::replace(&mut entry.state, State::Idle)
-            && let Ok(key) = &entry.budget
+            && let Some(key) = &entry.budget
         {
             self.context.budget.leave(key, &entry.requester(purpose), place);
         }

@@ -71,25 +71,21 @@ impl Scheduler {
         mut latest: Option<Instant>,
     ) -> Option<Instant> {
         let entry = self.index.get_mut(number)?;
-        let key = match &entry.budget {
-            Ok(key) => key.clone(),
-            Err(detail) => {
-                let detail = detail.clone();
-                // It counts as a try, so that following also ends in time if no request may be sent. The outcome of a
-                // claimed request stays open: a person can allow the host, and then a read shows it.
-                if purpose == Purpose::Read && entry.facts.accepted.is_some() {
-                    entry.with_memory(Memory::tried_to_read);
-                } else if latest.is_some_and(|latest| latest <= Instant::now()) {
-                    // Only a change helps.
-                    latest = None;
-                }
-                self.announce(number, Announcement { reason: Reason::EndpointNotAllowed, detail });
-                return latest;
+        let Some(key) = entry.budget.clone() else {
+            // It counts as a try, so that following also ends in time if no request may be sent. The outcome of a claimed
+            // request stays open: a person can allow the host, and then a read shows it.
+            if purpose == Purpose::Read && entry.facts.accepted.is_some() {
+                entry.with_memory(Memory::tried_to_read);
+            } else if latest.is_some_and(|latest| latest <= Instant::now()) {
+                // Only a change helps.
+                latest = None;
             }
+            self.announce(number, Announcement { reason: Reason::EndpointNotAllowed, detail: Box::default() });
+            return latest;
         };
         let step = Step { id: number, weight: entry.weight() };
         let (key, place) = self.context.budget.enqueue(&key, &entry.requester(purpose), step);
-        entry.budget = Ok(key);
+        entry.budget = Some(key);
         let since = Instant::now();
         entry.state = State::Queued { place, purpose, since };
         if let Some(resource) = resource {
@@ -136,7 +132,8 @@ impl Scheduler {
         }
         let latest = at_the_latest(&entry.facts, wall).map(|wait| now + wait).filter(|latest| now < *latest);
         let again = match purpose {
-            Purpose::Read => now + read_limit.saturating_sub(waited).max(PATIENCE),
+            // After that, it was marked as tried, and nothing changes for long.
+            Purpose::Read => now + read_limit.checked_sub(waited).filter(|left| !left.is_zero()).unwrap_or(read_limit),
             Purpose::Token | Purpose::Stop => {
                 let namespace = entry.id.namespace.clone();
                 if entry.unannounced.is_none() {

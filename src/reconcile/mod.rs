@@ -93,6 +93,9 @@ pub async fn announce(
     known: &Facts,
 ) -> StepReport {
     let decision = context.decide(tracked);
+    // Why the endpoint is not allowed is not kept while the resource waits.
+    let endpoint = context.endpoint(&tracked.resource).err().filter(|_| reason == Reason::EndpointNotAllowed);
+    let detail = endpoint.map_or_else(|| detail.into(), |error| error.to_string());
     let done = if tracked.facts().outdate(known, false) {
         Ok((StepOutcome::Unchanged, Requeue::Now))
     } else {
