@@ -1,8 +1,8 @@
 //! Owns the measurement of the operator with very many stops: memory, time to the first request, CPU time, and requests to
-//! the API server, with stops that wait for the rate limit and with finished ones.
+//! the API server, with stops that wait for the rate limit and with finished ones; memory with large runs that are followed.
 //! Never fails on a slow machine: it prints figures beside their targets.
 //!
-//! `SCALE=1000,100000` chooses the numbers of stops, `CASES=one,many,finished` the cases, `OPERATOR` another binary to
+//! `SCALE=1000,100000` chooses the numbers of stops, `CASES=one,many,finished,followed` the cases, `OPERATOR` another binary to
 //! measure, and `LIMIT_MIB=128` a memory cgroup for it.
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
@@ -10,6 +10,7 @@ mod apiserver;
 mod bare_client;
 mod cgroup;
 mod finished;
+mod followed;
 mod process;
 mod report;
 mod seed;
@@ -24,8 +25,8 @@ use crate::{report::Report, waiting::Tenants};
 const SCALE: &str = "1000,10000,100000";
 
 /// The cases: waiting stops of one tenant in one namespace, of a thousand tenants in fifty, and finished ones beside one
-/// unfinished.
-const CASES: &str = "one,many,finished";
+/// unfinished; and followed runs with very many tasks.
+const CASES: &str = "one,many,finished,followed";
 
 #[tokio::main]
 async fn main() {
@@ -51,6 +52,11 @@ async fn main() {
         let cluster = start().await;
         let count = scale.iter().copied().max().unwrap_or_default();
         report.finished(finished::measure(&cluster, count).await);
+        cluster.stop().await;
+    }
+    if has("followed") {
+        let cluster = start().await;
+        report.followed(followed::measure(&cluster).await);
         cluster.stop().await;
     }
     report.print();

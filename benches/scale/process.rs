@@ -34,7 +34,7 @@ pub struct Operator {
 }
 
 impl Operator {
-    /// Starts the operator for all namespaces, with the environment of the image: none.
+    /// Starts the operator for all namespaces, with the environment of the image.
     pub fn start(cluster: &ControlPlane, amperity: &Simulator) -> Self {
         let http = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
         let own = env!("CARGO_BIN_EXE_workflow-run-stop-operator");
@@ -52,6 +52,7 @@ impl Operator {
         command
             .env_clear()
             .env("KUBECONFIG", cluster.kubeconfig_path())
+            .env("MALLOC_MMAP_THRESHOLD_", "65536")
             .args(["--amperity-base-url", &amperity.base_url(), "--http-addr", &http])
             .stdin(Stdio::null())
             .stdout(log)

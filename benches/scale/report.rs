@@ -5,6 +5,7 @@ use std::{fmt::Write as _, fs, path::Path};
 
 use crate::{
     finished::Finished,
+    followed::Followed,
     waiting::{Idle, Tenants, Waiting},
 };
 
@@ -28,6 +29,7 @@ pub struct Report {
     idle: Option<Idle>,
     waiting: Vec<(Tenants, Waiting)>,
     finished: Option<Finished>,
+    followed: Option<Followed>,
 }
 
 /// Returns the bound of the memory with this number of waiting stops, in MiB.
@@ -50,6 +52,10 @@ impl Report {
 
     pub fn finished(&mut self, finished: Finished) {
         self.finished = Some(finished);
+    }
+
+    pub fn followed(&mut self, followed: Followed) {
+        self.followed = Some(followed);
     }
 
     /// Prints the tables, and writes the picture.
@@ -82,6 +88,14 @@ impl Report {
                 "| {stops} | {first:.3} s | {bare:.3} s | {ratio:.2}{} | {rss:.1} | {peak:.1} |",
                 mark(*ratio <= FIRST_STOP_RATIO)
             );
+        }
+        if let Some(Followed { runs: [runs, tasks], at_work: [rss, peak], restarted: [rss_after, peak_after] }) =
+            &self.followed
+        {
+            println!(
+                "\n| followed runs | tasks of each | memory | peak | memory, restarted | peak, restarted |\n| ---: | ---: | ---: | ---: | ---: | ---: |"
+            );
+            println!("| {runs} | {tasks} | {rss:.1} | {peak:.1} | {rss_after:.1} | {peak_after:.1} |");
         }
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("it is in the target folder").join("bench");
         fs::create_dir_all(&folder).unwrap();
