@@ -18,15 +18,13 @@ pub const KINDS: [&str; 13] =
 /// Just below the limit of the client.
 const SIZE: usize = 8 * 1024 * 1024 - 4096;
 
-/// Serves answers of a kind on a new port, whose base URL it prints. The last byte of the answers is sent when this
-/// many of them wait for it, so that the client holds all of them at once. `ca` is the file for the certificate of the
-/// authority; without TLS, no file is written.
-pub async fn serve(scheme: &str, kind: &str, at_once: usize, ca: &str) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+/// Serves answers of a kind. The last byte of the answers is sent when this many of them wait for it, so that the client
+/// holds all of them at once. Calls `ready` when the certificate of the authority is in the file `ca`.
+pub async fn serve(listener: TcpListener, scheme: &str, kind: &str, at_once: usize, ca: &str, ready: impl FnOnce()) {
     let (acceptor, pem) = tls::acceptor(&["127.0.0.1"]);
     std::fs::write(ca, pem).unwrap();
+    ready();
     let (response, barrier) = (Arc::new(response(kind)), Arc::new(Barrier::new(at_once)));
-    println!("{scheme}://{}/api", listener.local_addr().unwrap());
     loop {
         let (stream, _) = listener.accept().await.unwrap();
         let (response, barrier) = (response.clone(), barrier.clone());

@@ -16,7 +16,7 @@ use std::{
 
 use futures::future::join_all;
 use jiff::Timestamp;
-use tokio::time::Instant;
+use tokio::{net::TcpListener, time::Instant};
 use workflow_run_stop_operator::amperity::{
     answer::ReadAnswer,
     budget::Budget,
@@ -39,7 +39,12 @@ fn main() {
     match &args[..] {
         ["server", scheme, kind, at_once, ca] => {
             rustls::crypto::ring::default_provider().install_default().unwrap();
-            runtime.block_on(hostile::serve(scheme, kind, at_once.parse().unwrap(), ca));
+            runtime.block_on(async {
+                let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                let base = format!("{scheme}://{}/api", listener.local_addr().unwrap());
+                let at_once = at_once.parse().unwrap();
+                hostile::serve(listener, scheme, kind, at_once, ca, || println!("{base}")).await;
+            });
         }
         ["client", base, at_once, tenants] => {
             runtime.block_on(receive(base, at_once.parse().unwrap(), tenants.parse().unwrap()));

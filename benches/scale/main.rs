@@ -2,7 +2,7 @@
 //! the API server, with stops that wait for the rate limit and with finished ones; memory with large runs that are followed.
 //! Never fails on a slow machine: it prints figures beside their targets.
 //!
-//! `SCALE=1000,100000` chooses the numbers of stops, `CASES=one,many,finished,followed` the cases, `OPERATOR` another binary to
+//! `SCALE=1000,100000` chooses the numbers of stops, `CASES=one,many,finished,followed,answers` the cases, `OPERATOR` another binary to
 //! measure, and `LIMIT_MIB=128` a memory cgroup for it.
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
@@ -11,6 +11,9 @@ mod bare_client;
 mod cgroup;
 mod finished;
 mod followed;
+#[path = "../answers/hostile.rs"]
+mod hostile;
+mod hostile_answers;
 mod process;
 mod report;
 mod seed;
@@ -25,8 +28,8 @@ use crate::{report::Report, waiting::Tenants};
 const SCALE: &str = "1000,10000,100000";
 
 /// The cases: waiting stops of one tenant in one namespace, of a thousand tenants in fifty, and finished ones beside one
-/// unfinished; and followed runs with very many tasks.
-const CASES: &str = "one,many,finished,followed";
+/// unfinished; followed runs with very many tasks; and hostile answers.
+const CASES: &str = "one,many,finished,followed,answers";
 
 #[tokio::main]
 async fn main() {
@@ -57,6 +60,11 @@ async fn main() {
     if has("followed") {
         let cluster = start().await;
         report.followed(followed::measure(&cluster).await);
+        cluster.stop().await;
+    }
+    if has("answers") {
+        let cluster = start().await;
+        report.answers(hostile_answers::measure(&cluster).await);
         cluster.stop().await;
     }
     report.print();

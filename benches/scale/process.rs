@@ -36,6 +36,11 @@ pub struct Operator {
 impl Operator {
     /// Starts the operator for all namespaces, with the environment of the image.
     pub fn start(cluster: &ControlPlane, amperity: &Simulator) -> Self {
+        Self::start_with(cluster, &amperity.base_url(), &[])
+    }
+
+    /// Starts the operator with this base URL of the API, and further variables of its environment.
+    pub fn start_with(cluster: &ControlPlane, base_url: &str, variables: &[(&str, &Path)]) -> Self {
         let http = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
         let own = env!("CARGO_BIN_EXE_workflow-run-stop-operator");
         let binary = std::env::var("OPERATOR").unwrap_or_else(|_| own.to_owned());
@@ -53,7 +58,8 @@ impl Operator {
             .env_clear()
             .env("KUBECONFIG", cluster.kubeconfig_path())
             .env("MALLOC_MMAP_THRESHOLD_", "65536")
-            .args(["--amperity-base-url", &amperity.base_url(), "--http-addr", &http])
+            .envs(variables.iter().copied())
+            .args(["--amperity-base-url", base_url, "--http-addr", &http])
             .stdin(Stdio::null())
             .stdout(log)
             .kill_on_drop(true);

@@ -6,6 +6,7 @@ use std::{fmt::Write as _, fs, path::Path};
 use crate::{
     finished::Finished,
     followed::Followed,
+    hostile_answers::HostileAnswers,
     waiting::{Idle, Tenants, Waiting},
 };
 
@@ -23,6 +24,9 @@ const MOST_WRITES: u64 = 1000;
 const FIRST_STOP: f64 = 5.0;
 const FIRST_STOP_RATIO: f64 = 1.2;
 
+/// The largest peak of the memory while a hundred answers arrive at once, in MiB.
+const MOST_FOR_ANSWERS: f64 = 64.0;
+
 /// All results.
 #[derive(Default)]
 pub struct Report {
@@ -30,6 +34,7 @@ pub struct Report {
     waiting: Vec<(Tenants, Waiting)>,
     finished: Option<Finished>,
     followed: Option<Followed>,
+    answers: Vec<HostileAnswers>,
 }
 
 /// Returns the bound of the memory with this number of waiting stops, in MiB.
@@ -56,6 +61,10 @@ impl Report {
 
     pub fn followed(&mut self, followed: Followed) {
         self.followed = Some(followed);
+    }
+
+    pub fn answers(&mut self, answers: Vec<HostileAnswers>) {
+        self.answers = answers;
     }
 
     /// Prints the tables, and writes the picture.
@@ -96,6 +105,12 @@ impl Report {
                 "\n| followed runs | tasks of each | memory | peak | memory, restarted | peak, restarted |\n| ---: | ---: | ---: | ---: | ---: | ---: |"
             );
             println!("| {runs} | {tasks} | {rss:.1} | {peak:.1} | {rss_after:.1} | {peak_after:.1} |");
+        }
+        if !self.answers.is_empty() {
+            println!("\n| 100 answers at once | peak |\n| --- | ---: |");
+        }
+        for HostileAnswers { kind, peak } in &self.answers {
+            println!("| {kind} | {peak:.1}{} |", mark(*peak <= MOST_FOR_ANSWERS));
         }
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("it is in the target folder").join("bench");
         fs::create_dir_all(&folder).unwrap();
