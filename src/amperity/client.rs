@@ -24,7 +24,7 @@ use crate::amperity::{
     answer_memory::AnswerMemory,
     body::{BodyDecoder, TokenDecoder},
     budget::Slot,
-    connector::{CertificatesError, Connector},
+    connector::{AGENT, CertificatesError, Connector},
     credentials::{OauthClient, Token},
     decode,
     endpoint::{Endpoint, RunId},
@@ -80,13 +80,12 @@ impl Amperity {
     /// If the settings or the certificates to trust cannot be used.
     pub fn new(settings: &Settings, clock: Clock) -> Result<Self, BuildError> {
         let version = settings.api_version.parse().map_err(|_| BuildError::ApiVersion(settings.api_version.clone()))?;
-        let user_agent = concat!("workflow-run-stop-operator/", env!("CARGO_PKG_VERSION"));
         let headers = HeaderMap::from_iter([
             (API_VERSION, version),
             // Without it, some routes answer in another format than JSON.
             (ACCEPT, HeaderValue::from_static("application/json")),
             (ACCEPT_ENCODING, HeaderValue::from_static("gzip")),
-            (USER_AGENT, HeaderValue::from_static(user_agent)),
+            (USER_AGENT, HeaderValue::from_static(AGENT)),
         ]);
         let network = Network::new(Connector::new()?, headers, settings.request_timeout);
         Ok(Self::with_transport(Transport::Network(Arc::new(network)), clock, settings.request_timeout))

@@ -6,7 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use http::Uri;
+use http::{
+    HeaderMap, Uri,
+    header::{HeaderValue, USER_AGENT},
+};
 use hyper::rt::{Read, Write};
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::{
@@ -19,6 +22,9 @@ use rustls::{
 };
 use thiserror::Error;
 use tower::{BoxError, ServiceExt};
+
+/// The value of the header `User-Agent`.
+pub const AGENT: &str = concat!("workflow-run-stop-operator/", env!("CARGO_PKG_VERSION"));
 
 /// The reason why no connection can be made.
 #[derive(Debug, Error)]
@@ -54,7 +60,9 @@ impl Connector {
     /// # Errors
     /// If these certificates cannot be used.
     pub fn new() -> Result<Self, CertificatesError> {
-        let tls = ClientConfig::builder().with_root_certificates(roots()?).with_no_client_auth();
+        let mut tls = ClientConfig::builder().with_root_certificates(roots()?).with_no_client_auth();
+        // Some gateways choose by it what they do with a connection.
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         let (tls, mut http) = (Arc::new(tls), HttpConnector::new());
         http.enforce_http(false);
         http.set_nodelay(true);
@@ -71,7 +79,8 @@ impl Connector {
         let Some(proxy) = self.proxies.intercept(&url).filter(|_| is_https) else {
             return Ok(Box::new(self.direct.clone().oneshot(url).await?));
         };
-        let mut tunnel = Tunnel::new(proxy.uri().clone(), self.direct.clone());
+        let agent = HeaderMap::from_iter([(USER_AGENT, HeaderValue::from_static(AGENT))]);
+        let mut tunnel = Tunnel::new(proxy.uri().clone(), self.direct.clone()).with_headers(agent);
         if let Some(credentials) = proxy.basic_auth() {
             tunnel = tunnel.with_auth(credentials.clone());
         }
@@ -91,7 +100,7 @@ const SYSTEM_BUNDLES: [&str; 4] = [
 /// that finds them otherwise would return only the ones in that file.
 fn roots() -> Result<RootCertStore, CertificatesError> {
     let mut roots = RootCertStore::empty();
-    let system = match std::env::var_os("SSL_CERT_FILE").map(PathBuf::from) {
+    let mut system = match std::env::var_os("SSL_CERT_FILE").map(PathBuf::from) {
         None => rustls_native_certs::load_native_certs().certs,
         Some(file) => {
             let named = certificates(&file).filter(|named| !named.is_empty());
@@ -100,6 +109,9 @@ fn roots() -> Result<RootCertStore, CertificatesError> {
             SYSTEM_BUNDLES.iter().find_map(|bundle| certificates(Path::new(bundle))).unwrap_or_default()
         }
     };
+    if std::env::var_os("SSL_CERT_DIR").is_some() {
+        system.extend(rustls_native_certs::load_native_certs().certs);
+    }
     // Some systems have certificates that no library can use.
     roots.add_parsable_certificates(system);
     if roots.is_empty() { Err(CertificatesError::None) } else { Ok(roots) }

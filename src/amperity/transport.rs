@@ -206,12 +206,12 @@ pub async fn send(
         }
     };
     let mut head = decode_head(&response);
-    // The token endpoint of another origin, which a Secret names, says nothing about the rate limit of the tenant.
-    if head.is_rate_limited() && is_of_budget {
+    match (is_of_budget, head.is_rate_limited()) {
         // The closure of the budget is the only backoff after a 429.
-        head.retry_after = Some(slot.record_rate_limited(head.retry_after));
-    } else {
-        slot.record_answered();
+        (true, true) => head.retry_after = Some(slot.record_rate_limited(head.retry_after)),
+        (true, false) => slot.record_answered(),
+        // The token endpoint of another origin, which a Secret names, says nothing about the rate limit of the tenant.
+        (false, _) => {}
     }
     Ok((head, response))
 }
@@ -240,11 +240,12 @@ pub async fn read_body(response: Response, deadline: Instant, mut each: impl FnM
     let (head, mut body) = response.into_parts();
     let mut content = Content::of(&head.headers);
     drop(head);
-    let mut size = 0;
+    let too_large = || Err(Failure::NoAnswer(format!("the answer is larger than {MAX_BODY_BYTES} bytes")));
+    let (mut size, mut encoded_size) = (0, 0);
     let mut part = |bytes: &[u8]| {
         size += bytes.len();
         if MAX_BODY_BYTES < size {
-            return Err(Failure::NoAnswer(format!("the answer is larger than {MAX_BODY_BYTES} bytes")));
+            return too_large();
         }
         each(bytes);
         Ok(())
@@ -253,15 +254,20 @@ pub async fn read_body(response: Response, deadline: Instant, mut each: impl FnM
     let read = async {
         while let Some(frame) = body.frame().await {
             let Ok(data) = frame.map_err(|error| broken(&*error))?.into_data() else { continue };
+            encoded_size += data.len();
+            if MAX_BODY_BYTES < encoded_size {
+                return too_large();
+            }
             let mut rest = &*data;
             while !rest.is_empty() {
                 let (read, decoded) = content.decode(rest).map_err(|error| broken(&error))?;
                 for bytes in decoded.as_ref().chunks(PART_BYTES) {
                     part(bytes)?;
-                    // Much of a body may be in memory already, and compressed. Other tasks must not be late because of
-                    // it.
                     yield_now().await;
                 }
+                // Much of a body may be in memory already, and compressed, also from nothing. Other tasks must not be late
+                // because of it.
+                yield_now().await;
                 rest = &rest[read..];
             }
         }

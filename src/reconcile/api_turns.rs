@@ -69,9 +69,13 @@ impl ApiTurns {
         let mut unused = vec![];
         let mut state = self.lock();
         while let Some(Popped { namespace, position: _, item, taken }) = state.queue.pop() {
-            unused.extend(item.send(ApiTurn { turns: self.clone(), namespace, taken }).err());
+            if item.is_closed() {
+                state.queue.end(&namespace, taken);
+            } else {
+                unused.extend(item.send(ApiTurn { turns: self.clone(), namespace, taken }).err());
+            }
         }
-        // Requests that no longer wait give their turns back when these are dropped, without the lock.
+        // A request that stops waiting right now gives its turn back when that is dropped, without the lock.
         drop(state);
     }
 

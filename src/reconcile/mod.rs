@@ -47,8 +47,8 @@ use crate::reconcile::{
 };
 use crate::rng;
 
-/// The longest time between a repeated stop request and the read before it. If the request had to wait longer, because
-/// a 429 closed the budget, the run is read again.
+/// The longest time between a repeated stop request's claim and the read before it. If the claim had to wait longer, for
+/// the rate limit or for the API server, the run is read again.
 const MAX_READ_AGE: Duration = Duration::from_secs(5);
 
 /// Resolves when a step must stop waiting, because the replica takes no new work. Ignored between a claim and its record.
@@ -196,9 +196,12 @@ impl Context {
         if !answer.is_active() {
             return Ok(Readiness::Answered(answer));
         }
-        let next = self.budget.acquire(&access.key().budget, &requester);
-        let slot = timeout(MAX_READ_AGE, next).await.map_err(|_| Blocked::Changed)?;
-        self.turn_to_claim(resource, Prepared { endpoint, run_id, access, slot }).await
+        let budget = access.key().budget.clone();
+        let next = async {
+            let slot = self.budget.acquire(&budget, &requester).await;
+            self.turn_to_claim(resource, Prepared { endpoint, run_id, access, slot }).await
+        };
+        timeout(MAX_READ_AGE, next).await.map_err(|_| Blocked::Changed)?
     }
 
     /// Waits until the request may be claimed. A 429 that closed the budget meanwhile leaves nothing to claim.

@@ -3,8 +3,12 @@
 
 use std::time::Duration;
 
+use futures::FutureExt;
 use serde_json::json;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    task::unconstrained,
+    time::{Instant, sleep},
+};
 use workflow_run_stop_api::conditions::Reason;
 use workflow_run_stop_operator::reconcile::step_report::{Requeue, StepOutcome};
 
@@ -122,6 +126,31 @@ fn a_repeated_stop_is_preceded_by_a_read_and_is_not_sent_if_the_run_has_stopped(
         drop(test.step_that_writes().await);
         assert_eq!(test.world.lock().runs[RUN].posts.len(), 1, "no second request");
         assert!(test.stored().accepted_time().is_some());
+    });
+}
+
+#[test]
+fn a_repeated_stop_whose_claim_waits_long_for_the_api_server_is_not_sent_before_another_read() {
+    in_virtual_time(1, async {
+        let mut test = Scenario::new();
+        test.stops(Answer::Own(503), Effect::None);
+        drop(test.step().await);
+        drop(test.step_that_writes().await);
+        drop(test.step_that_writes().await);
+        assert_eq!((test.stored().claim(), test.reason()), (None, Some(Reason::Unavailable)));
+        sleep(LONG).await;
+        // The Secret is in the cache, and other requests of the namespace take all the turns that it gets.
+        drop(test.access().await);
+        let (store, stored) = (test.context.store.clone(), test.stored());
+        let turns: Vec<_> = std::iter::from_fn(|| unconstrained(store.turn_to_claim(&stored)).now_or_never()).collect();
+        let start = Instant::now();
+        let report = test.step().await;
+        assert!(matches!((&report.outcome, report.requeue), (StepOutcome::Unchanged, Requeue::Now)), "{report:?}");
+        assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+        drop(turns);
+        test.world.lock().runs.get_mut(RUN).unwrap().set_state("canceled");
+        drop(test.step_that_writes().await);
+        assert_eq!(test.world.lock().runs[RUN].posts.len(), 1, "no second request");
     });
 }
 
