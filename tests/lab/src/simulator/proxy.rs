@@ -1,4 +1,4 @@
-//! Owns a forward proxy for tests of `HTTPS_PROXY`, `HTTPS_PROXY` and `NO_PROXY`.
+//! Owns a forward proxy for tests of `HTTPS_PROXY` and `NO_PROXY`.
 //! Never reads the data in a tunnel.
 
 use std::net::SocketAddr;
