@@ -45,12 +45,9 @@ impl<O: Ord + Clone, T> FairQueue<O, T> {
     /// Removes the next item that may start, and takes its part of the capacity.
     pub fn pop(&mut self) -> Option<Popped<O, T>> {
         let Self { waiting, in_flight } = self;
-        let fits = |namespace: &Arc<str>, (weight, _): &(usize, T)| {
-            in_flight.fits(namespace, in_flight.counted(namespace, *weight))
-        };
-        let (namespace, position, (weight, item)) = waiting.pop(fits)?;
-        let taken = in_flight.counted(&namespace, weight);
-        assert!(in_flight.take(&namespace, taken), "it fitted a moment ago");
+        let (namespace, position, (weight, item)) =
+            waiting.pop(|namespace, (weight, _)| in_flight.counted_fits(namespace, *weight, 0))?;
+        let taken = in_flight.take_counted(&namespace, weight);
         Some(Popped { namespace, position, item, taken })
     }
 
@@ -66,8 +63,7 @@ impl<O: Ord + Clone, T> FairQueue<O, T> {
 
     /// Returns true if an item may start.
     pub fn can_start(&self) -> bool {
-        self.waiting
-            .any(|namespace, (weight, _)| self.in_flight.fits(namespace, self.in_flight.counted(namespace, *weight)))
+        self.waiting.any(|namespace, (weight, _)| self.in_flight.counted_fits(namespace, *weight, 0))
     }
 }
 

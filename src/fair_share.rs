@@ -41,10 +41,22 @@ impl<K: Eq + Hash + Clone> FairShare<K> {
         held.saturating_add(amount).saturating_add(rest) <= self.free
     }
 
-    /// Returns how much of an amount to take. A key that holds nothing counts at most half of what is free: so a large
+    /// Returns how much of an amount counts. For a key that holds nothing, it is at most half of what is free: so a large
     /// amount is not kept waiting by very many small ones, and something is left for the next key.
-    pub fn counted(&self, key: &K, amount: usize) -> usize {
+    fn counted(&self, key: &K, amount: usize) -> usize {
         if self.held.contains_key(key) { amount } else { amount.min(self.free.div_ceil(2).max(1)) }
+    }
+
+    /// Returns true if what counts of an amount fits, and after that still `rest`.
+    pub fn counted_fits(&self, key: &K, amount: usize, rest: usize) -> bool {
+        self.fits_with_rest(key, self.counted(key, amount), rest)
+    }
+
+    /// Takes what counts of an amount, which must fit. Returns how much that is.
+    pub fn take_counted(&mut self, key: &K, amount: usize) -> usize {
+        let counted = self.counted(key, amount);
+        assert!(self.take(key, counted), "the caller has checked that it fits");
+        counted
     }
 
     /// Takes this much if it fits. Returns true if it was taken.

@@ -52,6 +52,10 @@ pub fn identify(json: &[u8]) -> (ObjectId, String) {
     (ObjectId { namespace, name, uid }, resource_version)
 }
 
+/// The metadata that the operator uses of a resource: the fields that [`WorkflowRunStop::decode`] decodes.
+pub const STOP_METADATA: [&str; 7] =
+    ["namespace", "name", "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp"];
+
 impl Decode for WorkflowRunStop {
     /// Decodes a resource without the metadata that the operator does not use: annotations, labels, owners and managed
     /// fields may have any content and size.

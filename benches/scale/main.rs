@@ -2,8 +2,8 @@
 //! the API server, with stops that wait for the rate limit and with finished ones; memory with large runs that are followed.
 //! Never fails on a slow machine: it prints figures beside their targets.
 //!
-//! `SCALE=1000,100000` chooses the numbers of stops, `CASES=one,many,finished,followed,answers` the cases, `OPERATOR` another binary to
-//! measure, and `LIMIT_MIB=128` a memory cgroup for it.
+//! `SCALE=1000,100000` chooses the numbers of stops, `CASES=one,many,finished,followed,answers` the cases, `OPERATOR`
+//! another binary to measure, and `LIMIT_MIB=128` a memory cgroup for it.
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
 mod apiserver;

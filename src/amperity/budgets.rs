@@ -175,8 +175,7 @@ impl Budgets {
                 Waiter::Step { id: _, weight } => {
                     let held = for_tenant.get(&(namespace.clone(), key.clone())).copied().unwrap_or_default();
                     // One tenant leaves as much as it holds to the other tenants of the namespace.
-                    let fits =
-                        in_flight.fits_with_rest(namespace, in_flight.counted(namespace, (*weight).into()), held);
+                    let fits = in_flight.counted_fits(namespace, (*weight).into(), held);
                     if !fits {
                         full.borrow_mut().insert(namespace.clone());
                     }
@@ -190,8 +189,7 @@ impl Budgets {
                     }
                 }
                 Next::Slot(granted, requester, Waiter::Step { id, weight }) => {
-                    let taken = self.in_flight.counted(&requester.namespace, weight.into());
-                    assert!(self.in_flight.take(&requester.namespace, taken), "it fitted a moment ago");
+                    let taken = self.in_flight.take_counted(&requester.namespace, weight.into());
                     let part = (requester.namespace.clone(), key.clone());
                     *self.for_tenant.entry(part).or_default() += taken;
                     self.started.push_back(StartedStep { id, key: key.clone(), requester, granted, taken });

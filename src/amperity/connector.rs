@@ -97,20 +97,15 @@ const SYSTEM_BUNDLES: [&str; 4] = [
 ];
 
 /// Returns the certificates to trust. If `SSL_CERT_FILE` is set, those of the system are found only here: the library
-/// that finds them otherwise would return only the ones in that file.
+/// that finds them otherwise returns only the ones in that file then, and those in `SSL_CERT_DIR`.
 fn roots() -> Result<RootCertStore, CertificatesError> {
     let mut roots = RootCertStore::empty();
-    let mut system = match std::env::var_os("SSL_CERT_FILE").map(PathBuf::from) {
-        None => rustls_native_certs::load_native_certs().certs,
-        Some(file) => {
-            let named = certificates(&file).filter(|named| !named.is_empty());
-            let mut named = named.ok_or_else(|| CertificatesError::Named(file.clone()))?.into_iter();
-            named.try_for_each(|named| roots.add(named)).map_err(|_| CertificatesError::Named(file))?;
-            SYSTEM_BUNDLES.iter().find_map(|bundle| certificates(Path::new(bundle))).unwrap_or_default()
-        }
-    };
-    if std::env::var_os("SSL_CERT_DIR").is_some() {
-        system.extend(rustls_native_certs::load_native_certs().certs);
+    let mut system = rustls_native_certs::load_native_certs().certs;
+    if let Some(file) = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from) {
+        let named = certificates(&file).filter(|named| !named.is_empty());
+        let mut named = named.ok_or_else(|| CertificatesError::Named(file.clone()))?.into_iter();
+        named.try_for_each(|named| roots.add(named)).map_err(|_| CertificatesError::Named(file))?;
+        system.extend(SYSTEM_BUNDLES.iter().find_map(|bundle| certificates(Path::new(bundle))).unwrap_or_default());
     }
     // Some systems have certificates that no library can use.
     roots.add_parsable_certificates(system);

@@ -1,7 +1,10 @@
 //! Owns the content of a response's body: gzip is decoded while it arrives.
 //! Never holds more than a small part of it.
 
-use std::io::{self, Write};
+use std::{
+    borrow::Cow,
+    io::{self, Write},
+};
 
 use flate2::write::MultiGzDecoder;
 use http::{HeaderMap, header::CONTENT_ENCODING};
@@ -29,16 +32,16 @@ impl Content {
     ///
     /// # Errors
     /// If they are not of the compressed format.
-    pub fn decode<'a>(&'a mut self, bytes: &'a [u8]) -> io::Result<(usize, Decoded<'a>)> {
+    pub fn decode<'a>(&'a mut self, bytes: &'a [u8]) -> io::Result<(usize, Cow<'a, [u8]>)> {
         match self {
-            Self::Plain => Ok((bytes.len(), Decoded::Same(bytes))),
+            Self::Plain => Ok((bytes.len(), Cow::Borrowed(bytes))),
             Self::Gzip(decoder) => {
                 let decoder = decoder.get_or_insert_with(|| Box::new(MultiGzDecoder::new(vec![])));
                 let read = decoder.write(bytes)?;
                 if read == 0 && !bytes.is_empty() {
                     return Err(io::Error::other("the compressed content does not go on"));
                 }
-                Ok((read, Decoded::Taken(std::mem::take(decoder.get_mut()))))
+                Ok((read, Cow::Owned(std::mem::take(decoder.get_mut()))))
             }
         }
     }
@@ -51,23 +54,6 @@ impl Content {
         match self {
             Self::Plain | Self::Gzip(None) => Ok(vec![]),
             Self::Gzip(Some(decoder)) => decoder.finish(),
-        }
-    }
-}
-
-/// Decoded content.
-pub enum Decoded<'a> {
-    /// The bytes themselves.
-    Same(&'a [u8]),
-    /// Other bytes.
-    Taken(Vec<u8>),
-}
-
-impl AsRef<[u8]> for Decoded<'_> {
-    fn as_ref(&self) -> &[u8] {
-        match self {
-            Self::Same(bytes) => bytes,
-            Self::Taken(bytes) => bytes,
         }
     }
 }
@@ -93,8 +79,8 @@ mod tests {
         for mut chunk in bytes.chunks(size) {
             while !chunk.is_empty() {
                 let (read, part) = content.decode(chunk)?;
-                largest = largest.max(part.as_ref().len());
-                all.extend_from_slice(part.as_ref());
+                largest = largest.max(part.len());
+                all.extend_from_slice(&part);
                 chunk = &chunk[read..];
             }
         }

@@ -261,7 +261,7 @@ pub async fn read_body(response: Response, deadline: Instant, mut each: impl FnM
             let mut rest = &*data;
             while !rest.is_empty() {
                 let (read, decoded) = content.decode(rest).map_err(|error| broken(&error))?;
-                for bytes in decoded.as_ref().chunks(PART_BYTES) {
+                for bytes in decoded.chunks(PART_BYTES) {
                     part(bytes)?;
                     yield_now().await;
                 }

@@ -48,7 +48,7 @@ struct Position {
 #[derive(Clone, Copy, Debug)]
 pub struct Place(u64);
 
-/// What decides about the lane of a request, besides its purpose.
+/// The standing of a request. Standing and purpose decide on its lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// It belongs to a step in flight, which had its turn.

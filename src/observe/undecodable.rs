@@ -23,8 +23,8 @@ const MOST_OF_NAMESPACE: u32 = 100;
 /// The number of resources and namespaces that are remembered.
 const MOST_REMEMBERED: usize = 4096;
 
-/// The resources that were reported in the last ten minutes. Anyone who can write resources can make many of them undecodable, and must
-/// not be able to flood the log, or to keep those of other namespaces from being reported.
+/// The resources that were reported in the last ten minutes. Anyone who can write resources can make many of them
+/// undecodable, and must not be able to flood the log, or to keep those of other namespaces from being reported.
 pub struct Reports {
     /// The time of the last report of each resource, by its uid.
     resources: BoundedMap<String, Instant>,

@@ -284,6 +284,7 @@ impl<T: Decode> Page<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reconcile::api_response::tests::in_chunks;
     use futures::{TryStreamExt, stream};
     use serde_json::{Value, json};
 
@@ -301,10 +302,8 @@ mod tests {
         }
     }
 
-    /// Returns a body that arrives in chunks of this size.
     fn body(text: &str, size: usize) -> Body {
-        let chunks: Vec<_> = text.as_bytes().chunks(size).map(|chunk| Ok(chunk.to_vec())).collect();
-        Box::pin(stream::iter(chunks).into_async_read())
+        Box::pin(in_chunks(text, size))
     }
 
     /// Returns a deeply nested value, which `Value` could not hold.

@@ -59,11 +59,11 @@ pub struct StepEnd {
     pub number: Number,
     /// The state of its reports.
     pub report: ResourceReport,
-    /// What the step leaves.
+    /// Its result.
     pub result: StepResult,
 }
 
-/// What a step leaves.
+/// The result of a step.
 pub struct StepResult {
     /// The resource as it is now; `None` if it could not be read, or after a panic.
     pub resource: Option<Box<WorkflowRunStop>>,

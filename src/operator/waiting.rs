@@ -132,8 +132,9 @@ impl Scheduler {
         }
         let latest = at_the_latest(&entry.facts, wall).map(|wait| now + wait).filter(|latest| now < *latest);
         let again = match purpose {
-            // After that, it was marked as tried, and nothing changes for long.
-            Purpose::Read => now + read_limit.checked_sub(waited).filter(|left| !left.is_zero()).unwrap_or(read_limit),
+            Purpose::Read if waited < read_limit => since + read_limit,
+            // It was marked as tried, and nothing changes for long.
+            Purpose::Read => now + read_limit,
             Purpose::Token | Purpose::Stop => {
                 let namespace = entry.id.namespace.clone();
                 if entry.unannounced.is_none() {

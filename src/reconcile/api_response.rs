@@ -9,7 +9,7 @@ use workflow_run_stop_api::WorkflowRunStop;
 
 use crate::json_stream::{Limits, Part, Piece, Splitter};
 use crate::reconcile::store_error::StoreError;
-use crate::stored_object::decode;
+use crate::stored_object::{STOP_METADATA, decode};
 
 /// The number of bytes that are split at once.
 const CHUNK: usize = 16 * 1024;
@@ -49,17 +49,15 @@ pub async fn split(
 /// # Errors
 /// If the connection broke, or the response is not a resource that can be decoded.
 pub async fn stop(body: impl AsyncBufRead) -> Result<WorkflowRunStop, StoreError> {
-    const NEEDED: [&str; 7] =
-        ["namespace", "name", "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp"];
     let (mut metadata, mut fields) = (vec![], vec![]);
     let each = |part: Part<'_>| {
-        let (of, key, value) = match part {
-            Part::Field { key, value } => (&mut fields, key, value),
-            Part::Member { field: _, key, value } => (&mut metadata, key, value),
+        let (of, used, key, value) = match part {
+            Part::Field { key, value } => (&mut fields, &["spec", "status"][..], key, value),
+            Part::Member { field: _, key, value } => (&mut metadata, &STOP_METADATA[..], key, value),
             Part::Start { .. } | Part::Item { .. } => return true,
         };
-        let is_needed = key.text().is_some_and(|key| ["spec", "status"].contains(&&*key) || NEEDED.contains(&&*key));
-        match (is_needed, key, value) {
+        let is_used = key.text().is_some_and(|key| used.contains(&&*key));
+        match (is_used, key, value) {
             (false, ..) => true,
             (true, Piece::Whole(key), Piece::Whole(value)) => {
                 of.extend_from_slice(b",");
@@ -80,16 +78,19 @@ pub async fn stop(body: impl AsyncBufRead) -> Result<WorkflowRunStop, StoreError
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use futures::{TryStreamExt, executor::block_on, stream};
     use serde_json::{Value, json};
 
-    /// Reads a resource from a text that arrives in chunks of this size.
+    /// Returns a body that arrives in chunks of this size.
+    pub fn in_chunks(text: &str, size: usize) -> impl AsyncBufRead + Send + use<> {
+        let chunks: Vec<_> = text.as_bytes().chunks(size).map(|chunk| Ok(chunk.to_vec())).collect();
+        stream::iter(chunks).into_async_read()
+    }
+
     fn read(text: &str, size: usize) -> Result<WorkflowRunStop, StoreError> {
-        let chunks: Vec<std::io::Result<Vec<u8>>> =
-            text.as_bytes().chunks(size).map(|chunk| Ok(chunk.to_vec())).collect();
-        block_on(stop(stream::iter(chunks).into_async_read()))
+        block_on(stop(in_chunks(text, size)))
     }
 
     fn a_stop(metadata: &Value) -> Value {

@@ -143,14 +143,13 @@ fn bytes_of(value: Piece<'_>) -> Option<SecretValue> {
 mod tests {
     use super::*;
     use crate::amperity::credentials::Credentials;
-    use futures::{TryStreamExt, executor::block_on, stream};
+    use crate::reconcile::api_response::tests::in_chunks;
+    use futures::executor::block_on;
     use serde_json::{Value, json};
 
     /// Decodes a text that arrives in chunks of this size.
     fn decoded(text: &str, size: usize) -> Result<SecretContent, StoreError> {
-        let chunks: Vec<std::io::Result<Vec<u8>>> =
-            text.as_bytes().chunks(size).map(|chunk| Ok(chunk.to_vec())).collect();
-        block_on(decode(stream::iter(chunks).into_async_read()))
+        block_on(decode(in_chunks(text, size)))
     }
 
     fn base64(text: &str) -> Value {

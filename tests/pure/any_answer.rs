@@ -285,22 +285,25 @@ proptest! {
     }
 }
 
+/// The fields of a run that are texts, except its id.
+const TEXTS: [&str; 12] = [
+    "name",
+    "type",
+    "created_at",
+    "ended_at",
+    "launched_version",
+    "current_version",
+    "principal_id",
+    "principal_name",
+    "principal_email",
+    "message",
+    "request_id",
+    "state",
+];
+
 /// Sets every text of a body, except the id of the run, to this one.
 fn set_texts(body: &mut serde_json::Value, text: &str) {
-    for key in [
-        "state",
-        "name",
-        "type",
-        "created_at",
-        "ended_at",
-        "launched_version",
-        "current_version",
-        "principal_id",
-        "principal_name",
-        "principal_email",
-        "message",
-        "request_id",
-    ] {
+    for key in TEXTS {
         body[key] = text.into();
     }
 }
@@ -347,21 +350,6 @@ fn large_data() -> impl Strategy<Value = String> {
 
 /// An object with an id and a state, and with almost every field that a status keeps at its largest size.
 fn large_run() -> impl Strategy<Value = LargeBody> {
-    const KEYS: [&str; 13] = [
-        "name",
-        "type",
-        "created_at",
-        "ended_at",
-        "launched_version",
-        "current_version",
-        "principal_id",
-        "principal_name",
-        "principal_email",
-        "message",
-        "request_id",
-        "state",
-        "later",
-    ];
     let error = || {
         (vec(large_text(), 3), large_data()).prop_map(|(texts, data)| {
             let [attribution, kind, message] = [0, 1, 2].map(|index| json!(texts[index]));
@@ -381,9 +369,13 @@ fn large_run() -> impl Strategy<Value = LargeBody> {
         let times = 1_000_000 / tasks.concat().len();
         format!("[{}]", vec![tasks; times].concat().join(","))
     });
-    (vec(large_text(), KEYS.len()), error(), tasks).prop_map(|(texts, error, tasks)| {
-        let mut fields: Vec<_> =
-            KEYS.iter().zip(texts).map(|(key, text)| (format!("\"{key}\""), json!(text).to_string())).collect();
+    (vec(large_text(), TEXTS.len() + 1), error(), tasks).prop_map(|(texts, error, tasks)| {
+        let mut fields: Vec<_> = TEXTS
+            .iter()
+            .chain(&["later"])
+            .zip(texts)
+            .map(|(key, text)| (format!("\"{key}\""), json!(text).to_string()))
+            .collect();
         fields.extend([
             ("\"error\"".into(), error),
             ("\"task_instances\"".into(), tasks),

@@ -111,17 +111,23 @@ fn an_open_claim_is_confirmed_by_reading_the_run_after_the_request_timeout_and_t
     });
 }
 
+/// Returns a stop whose request had no effect, and may be repeated.
+async fn without_effect() -> Scenario {
+    let mut test = Scenario::new();
+    test.stops(Answer::Own(503), Effect::None);
+    drop(test.step().await);
+    assert_eq!(test.world.lock().runs[RUN].posts.len(), 1);
+    // Two reads show that it had no effect, and the claim is dropped.
+    drop(test.step_that_writes().await);
+    drop(test.step_that_writes().await);
+    assert_eq!((test.stored().claim(), test.reason()), (None, Some(Reason::Unavailable)));
+    test
+}
+
 #[test]
 fn a_repeated_stop_is_preceded_by_a_read_and_is_not_sent_if_the_run_has_stopped() {
     in_virtual_time(1, async {
-        let mut test = Scenario::new();
-        test.stops(Answer::Own(503), Effect::None);
-        drop(test.step().await);
-        assert_eq!(test.world.lock().runs[RUN].posts.len(), 1);
-        // Two reads show that it had no effect, and the claim is dropped.
-        drop(test.step_that_writes().await);
-        drop(test.step_that_writes().await);
-        assert_eq!((test.stored().claim(), test.reason()), (None, Some(Reason::Unavailable)));
+        let mut test = without_effect().await;
         test.world.lock().runs.get_mut(RUN).unwrap().set_state("canceled");
         drop(test.step_that_writes().await);
         assert_eq!(test.world.lock().runs[RUN].posts.len(), 1, "no second request");
@@ -132,12 +138,7 @@ fn a_repeated_stop_is_preceded_by_a_read_and_is_not_sent_if_the_run_has_stopped(
 #[test]
 fn a_repeated_stop_whose_claim_waits_long_for_the_api_server_is_not_sent_before_another_read() {
     in_virtual_time(1, async {
-        let mut test = Scenario::new();
-        test.stops(Answer::Own(503), Effect::None);
-        drop(test.step().await);
-        drop(test.step_that_writes().await);
-        drop(test.step_that_writes().await);
-        assert_eq!((test.stored().claim(), test.reason()), (None, Some(Reason::Unavailable)));
+        let mut test = without_effect().await;
         sleep(LONG).await;
         // The Secret is in the cache, and other requests of the namespace take all the turns that it gets.
         drop(test.access().await);
