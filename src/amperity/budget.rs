@@ -9,11 +9,15 @@
 //! The lead is the time that they took recently. After a 429, requests are also spaced evenly.
 //!
 //! Steps wait without a task: [`Budget::enqueue`] adds one, and [`Budget::next_step`] returns the next one that may start.
-//! The steps in flight are bounded in all, and so are connections and memory. Each namespace gets a share of the bound.
+//! The steps in flight are bounded in all, and so are connections and memory; those that have not sent their request yet
+//! are bounded further. Each namespace gets a share of each bound.
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -66,13 +70,6 @@ pub struct Started {
     pub permit: StepPermit,
 }
 
-/// The place of a step in the queue of a budget.
-#[derive(Clone, Copy, Debug)]
-pub struct QueuedStep {
-    place: Place,
-    id: u64,
-}
-
 /// The right of a step to be in flight.
 #[must_use]
 pub struct StepPermit {
@@ -90,6 +87,8 @@ pub struct Slot {
     requester: Requester,
     turn: Mutex<Turn>,
     sent_at: SetOnce<Instant>,
+    /// True while it is the slot of a step that has not sent its request yet.
+    is_starting: AtomicBool,
 }
 
 /// The time at which a slot may be used.
@@ -112,20 +111,19 @@ impl Budget {
 
     /// Adds a step to the queue of a tenant. [`Self::next_step`] returns it when it may start. Returns the key with the
     /// strings that all steps of the queue share, and the place.
-    pub fn enqueue(&self, key: &BudgetKey, requester: &Requester, step: Step) -> (BudgetKey, QueuedStep) {
+    pub fn enqueue(&self, key: &BudgetKey, requester: &Requester, step: Step) -> (BudgetKey, Place) {
         let Step { id, weight } = step;
-        let (place, key) = self.change(|state| {
+        self.change(|state| {
             let place = state.push(key, requester, Waiter::Step { id, weight });
-            (place, state.tenants.get_key_value(key).map_or(key, |(shared, _)| shared).clone())
-        });
-        (key, QueuedStep { place, id })
+            (state.tenants.get_key_value(key).map_or(key, |(shared, _)| shared).clone(), place)
+        })
     }
 
-    /// Removes a step that no longer waits, or gives its slot back. Key and requester are those with which it was added.
-    pub fn leave(&self, key: &BudgetKey, requester: &Requester, queued: QueuedStep) {
-        let removed = self.update(key, |tenant| tenant.queue.remove(requester, queued.place).is_some());
+    /// Removes a step that no longer waits, or gives its slot back. Key, requester and id are those with which it was added.
+    pub fn leave(&self, key: &BudgetKey, requester: &Requester, id: u64, place: Place) {
+        let removed = self.update(key, |tenant| tenant.queue.remove(requester, place).is_some());
         if !removed {
-            self.change(|state| state.cancel_step(queued.id));
+            self.change(|state| state.cancel_step(id));
         }
     }
 
@@ -137,7 +135,8 @@ impl Budget {
             if let Some(StartedStep { id, key, requester, granted, taken }) = next {
                 let (namespace, budget) = (requester.namespace.clone(), self.clone());
                 let permit = StepPermit { budget, namespace, key: key.clone(), taken };
-                return Started { id, slot: Slot::new(self, key, requester, granted), permit };
+                let slot = Slot::new(self, key, requester, granted, true);
+                return Started { id, slot, permit };
             }
             tokio::select! {
                 biased;
@@ -164,7 +163,7 @@ impl Budget {
                 granted = &mut entry.waiting => {
                     // The budget keeps the sender until it grants the slot.
                     if let Ok(granted) = granted {
-                        return Slot::new(self, key.clone(), requester.clone(), granted);
+                        return Slot::new(self, key.clone(), requester.clone(), granted, false);
                     }
                 }
                 () = earlier => {}
@@ -189,6 +188,11 @@ impl Budget {
     /// Returns the limit for each tenant, in requests per second.
     pub fn limit(&self) -> u32 {
         self.per_second
+    }
+
+    /// Sets whether the resources are listed: then fewer steps start at a time.
+    pub fn set_listing(&self, is_listing: bool) {
+        self.change(|state| state.set_listing(is_listing));
     }
 
     /// Records that the tenant accepted the credentials of a request, which then leave the share of unaccepted ones.
@@ -253,9 +257,17 @@ impl Drop for StepPermit {
 }
 
 impl Slot {
-    fn new(budget: &Budget, key: BudgetKey, requester: Requester, granted: Granted) -> Self {
-        let turn = Turn { id: granted.id, preparing_since: Instant::now() };
-        Self { budget: budget.clone(), key, requester, turn: Mutex::new(turn), sent_at: SetOnce::new() }
+    fn new(budget: &Budget, key: BudgetKey, requester: Requester, granted: Granted, is_starting: bool) -> Self {
+        let turn = Mutex::new(Turn { id: granted.id, preparing_since: Instant::now() });
+        let (budget, is_starting) = (budget.clone(), is_starting.into());
+        Self { budget, key, requester, turn, sent_at: SetOnce::new(), is_starting }
+    }
+
+    /// Lets another step start, unless this one has done so.
+    fn end_start(&self) {
+        if self.is_starting.swap(false, Ordering::Relaxed) {
+            self.budget.change(|state| state.end_start(&self.requester.namespace, &self.key));
+        }
     }
 
     /// Waits until it is time to connect: the budget is open, and the turn is at most the lead away.
@@ -300,6 +312,8 @@ impl Slot {
             if let Some(turn) = self.with_tenant(|tenant| tenant.turn(id, Instant::now())) {
                 return turn;
             }
+            // It may take long. Others may start meanwhile.
+            self.end_start();
             let mut other = self.budget.acquire(&self.key, &self.requester).await;
             // The other one is dropped with the id of this one, and gives that back.
             std::mem::swap(&mut *self.lock_turn(), other.turn.get_mut().expect("nothing panics with this lock"));
@@ -320,6 +334,7 @@ impl Slot {
         if self.sent_at.set(now).is_ok() {
             let id = self.lock_turn().id;
             self.with_tenant(|tenant| tenant.record_sent(id, now));
+            self.end_start();
         }
     }
 
@@ -367,13 +382,14 @@ impl Drop for Slot {
         let unused = self.sent_at().is_none();
         let id = self.lock_turn().id;
         self.with_tenant(|tenant| tenant.release(id, unused));
+        self.end_start();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::amperity::budgets::{IDLE_CHECK, STEPS};
+    use crate::amperity::budgets::{IDLE_CHECK, STARTING, STARTING_WHILE_LISTING, STEPS};
     use crate::amperity::endpoint::{AllowedHosts, Endpoints};
     use crate::amperity::tenant_budget::{IN_TRANSIT, LAPSE, MAX_LEAD, MIN_LEAD, WINDOW};
 
@@ -730,7 +746,7 @@ mod tests {
     }
 
     /// Adds a step of a namespace with this id.
-    fn enqueue(budget: &Budget, namespace: &str, id: u64, weight: usize) -> QueuedStep {
+    fn enqueue(budget: &Budget, namespace: &str, id: u64, weight: usize) -> Place {
         let requester = Requester { namespace: namespace.into(), ..requester(Purpose::Stop, 0) };
         budget.enqueue(&key("a"), &requester, Step { id, weight: weight.try_into().unwrap() }).1
     }
@@ -769,27 +785,80 @@ mod tests {
         assert_eq!(next.iter().filter(|id| 100 <= **id).count(), 4, "{next:?}");
     }
 
+    /// Adds a thousand steps of two tenants of one namespace each. Returns those that start, first of one tenant, then of
+    /// both. They send their requests if `sends` is true.
+    async fn start_all_of_two_tenants(budget: &Budget, sends: bool) -> (usize, Vec<Started>) {
+        let hostile = Requester { namespace: "hostile".into(), ..requester(Purpose::Stop, 0) };
+        let start_all = async || {
+            let mut all = vec![];
+            loop {
+                let some = started(budget).await;
+                some.iter().filter(|_| sends).for_each(|step| step.slot.mark_sent());
+                if some.is_empty() {
+                    return all;
+                }
+                all.extend(some);
+            }
+        };
+        for id in 0..1000 {
+            budget.enqueue(&key("a"), &hostile, Step { id, weight: 1 });
+        }
+        let mut all = start_all().await;
+        let of_one = all.len();
+        for id in 1000..2000 {
+            budget.enqueue(&key("b"), &hostile, Step { id, weight: 1 });
+        }
+        all.extend(start_all().await);
+        (of_one, all)
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_namespace_leaves_steps_in_flight_to_others_and_to_its_own_other_tenants() {
+        for (sends, capacity) in [(true, STEPS), (false, STARTING)] {
+            let budget = Budget::new(10_000);
+            let (of_one, hostile) = start_all_of_two_tenants(&budget, sends).await;
+            assert_eq!(of_one, (capacity + 1) / 3, "{sends}");
+            assert!((capacity * 2 / 5..=capacity / 2).contains(&hostile.len()), "{sends}: {}", hostile.len());
+            enqueue(&budget, "victim", 2000, 16);
+            assert_eq!(ids(&started(&budget).await), [2000], "{sends}");
+            drop(hostile);
+            let next = started(&budget).await.len();
+            assert!(STARTING / 3 < next, "{sends}: those that were kept from starting start now: {next}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn fewer_steps_start_while_the_resources_are_listed() {
         let budget = Budget::new(10_000);
+        budget.set_listing(true);
         for id in 0..1000 {
-            enqueue(&budget, "hostile", id, 1);
+            enqueue(&budget, &format!("n-{id}"), id, 1);
         }
-        let mut hostile = started(&budget).await;
-        assert_eq!(hostile.len(), STEPS / 3);
-        for id in 1000..2000 {
-            budget.enqueue(
-                &key("b"),
-                &Requester { namespace: "hostile".into(), ..requester(Purpose::Stop, 0) },
-                Step { id, weight: 1 },
-            );
+        let mut all = started(&budget).await;
+        assert_eq!(all.len(), STARTING_WHILE_LISTING);
+        budget.set_listing(false);
+        all.extend(started(&budget).await);
+        assert_eq!(all.len(), STARTING);
+        // Too many are starting: there is no reserve until they have sent their requests.
+        budget.set_listing(true);
+        drop(all.pop());
+        assert_eq!(started(&budget).await.len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_step_that_waits_for_a_closed_budget_keeps_no_other_from_starting() {
+        let budget = Budget::new(10_000);
+        let (_, hostile) = start_all_of_two_tenants(&budget, false).await;
+        let (first, waiting) = hostile.split_first().unwrap();
+        first.slot.mark_sent();
+        first.slot.record_rate_limited(Some(Duration::from_secs(60)));
+        let waits = waiting.iter().filter(|step| *step.slot.key() == key("a"));
+        let mut waits: Vec<_> = waits.map(|step| Box::pin(step.slot.wait_until_near_turn())).collect();
+        for wait in &mut waits {
+            assert!(futures::poll!(wait.as_mut()).is_pending());
         }
-        hostile.extend(started(&budget).await);
-        assert!((STEPS * 2 / 5..=STEPS / 2).contains(&hostile.len()), "{}", hostile.len());
-        enqueue(&budget, "victim", 2000, 16);
-        assert_eq!(ids(&started(&budget).await), [2000]);
-        drop(hostile);
-        assert!(STEPS / 3 < started(&budget).await.len(), "those that were kept from starting start now");
+        let next = started(&budget).await;
+        assert!(next.iter().all(|step| *step.slot.key() == key("b")) && !next.is_empty(), "{:?}", ids(&next));
     }
 
     #[tokio::test(start_paused = true)]
@@ -843,8 +912,8 @@ mod tests {
         let first = enqueue(&budget, "a", 1, 1);
         let second = enqueue(&budget, "a", 2, 1);
         enqueue(&budget, "a", 3, 1);
-        budget.leave(&key("a"), &a, first);
-        budget.leave(&key("a"), &a, second);
+        budget.leave(&key("a"), &a, 1, first);
+        budget.leave(&key("a"), &a, 2, second);
         assert_eq!(ids(&started(&budget).await), [3]);
     }
 }

@@ -12,16 +12,24 @@ use tokio::{sync::oneshot, time::Instant};
 
 use crate::amperity::{
     endpoint::BudgetKey,
+    step_shares::StepShares,
     tenant_budget::{Granted, Next, TenantBudget},
     wait_queue::{Place, Requester, Standing},
 };
 use crate::bounded_map::BoundedMap;
-use crate::fair_share::FairShare;
+use crate::turns::Turns;
 
 /// The capacity for steps in flight. Each has at most one connection open at a time, to the API server or to Amperity,
-/// which takes about 60 KiB with its buffers. One namespace gets at most half of the capacity, and one tenant of one
-/// namespace a third.
+/// which takes about 60 KiB with its buffers.
 pub const STEPS: usize = 750;
+
+/// The capacity for steps in flight that have not sent their request yet: a few for each request that the API server
+/// serves at a time, so that very many steps do not wait for it with all that they hold.
+pub const STARTING: usize = 128;
+
+/// The same while the resources are listed. The API server ends a list that is slower than the changes of the listed
+/// resources, and each claim is one.
+pub const STARTING_WHILE_LISTING: usize = 16;
 
 /// The largest number of accepted credentials that are remembered. Others are accepted anew by their next answer.
 const MOST_ACCEPTED: usize = 8192;
@@ -72,12 +80,12 @@ pub struct Budgets {
     /// The tenants by the time at which the next slot may be granted.
     due: BTreeSet<(Instant, BudgetKey)>,
     due_at: HashMap<BudgetKey, Instant>,
-    /// Steps in flight, by namespace.
-    in_flight: FairShare<Arc<str>>,
-    /// The part of `in_flight` that each namespace holds for each tenant.
-    for_tenant: HashMap<(Arc<str>, BudgetKey), usize>,
-    /// The tenants in whose queues steps of a namespace wait for steps in flight to end.
-    blocked: HashMap<Arc<str>, Blocked>,
+    /// Steps in flight.
+    in_flight: StepShares,
+    /// Those of them that have not sent their request yet.
+    starting: StepShares,
+    /// The tenants in whose queues steps of a namespace wait for others to leave their shares.
+    blocked: Blocked,
     /// The credentials that each tenant has accepted: namespace and name of the Secret. They are remembered also while the
     /// tenant has no budget.
     accepted: BoundedMap<(BudgetKey, Arc<str>, Arc<str>), ()>,
@@ -88,23 +96,28 @@ pub struct Budgets {
     per_second: u32,
 }
 
-/// Tenants, each once, in the order in which they were added.
+/// The tenants that are blocked for a namespace, each once, in the order in which they were added.
 #[derive(Default)]
 struct Blocked {
-    order: VecDeque<BudgetKey>,
-    members: HashSet<BudgetKey>,
+    /// Each with its position.
+    order: Turns<u64, (u64, BudgetKey)>,
+    members: HashSet<(Arc<str>, BudgetKey)>,
+    last: u64,
 }
 
 impl Blocked {
-    fn push(&mut self, key: &BudgetKey) {
-        if self.members.insert(key.clone()) {
-            self.order.push_back(key.clone());
+    fn push(&mut self, namespace: Arc<str>, key: &BudgetKey) {
+        if self.members.insert((namespace.clone(), key.clone())) {
+            self.last += 1;
+            self.order.push(&namespace, self.last, (self.last, key.clone()));
         }
     }
 
-    fn pop(&mut self) -> Option<BudgetKey> {
-        let key = self.order.pop_front()?;
-        self.members.remove(&key);
+    /// Removes the next one of a namespace that is `allowed`, of those that were added up to `last`.
+    fn pop(&mut self, last: u64, allowed: impl Fn(&Arc<str>) -> bool) -> Option<BudgetKey> {
+        let (namespace, _, (_, key)) =
+            self.order.pop(|namespace, (position, _)| *position <= last && allowed(namespace))?;
+        self.members.remove(&(namespace, key.clone()));
         Some(key)
     }
 }
@@ -120,9 +133,9 @@ impl Budgets {
             tenants: HashMap::new(),
             due: BTreeSet::new(),
             due_at: HashMap::new(),
-            in_flight: FairShare::new(STEPS),
-            for_tenant: HashMap::new(),
-            blocked: HashMap::new(),
+            in_flight: StepShares::new(STEPS),
+            starting: StepShares::new(STARTING),
+            blocked: Blocked::default(),
             accepted: BoundedMap::new(MOST_ACCEPTED),
             started: VecDeque::new(),
             due_earlier: false,
@@ -167,15 +180,13 @@ impl Budgets {
     fn grant(&mut self, key: &BudgetKey, now: Instant) {
         let look_again_at = loop {
             let Some(tenant) = self.tenants.get_mut(key) else { break None };
-            let (in_flight, for_tenant) = (&self.in_flight, &self.for_tenant);
+            let (in_flight, starting) = (&self.in_flight, &self.starting);
             let full = RefCell::new(HashSet::new());
             let next = tenant.next(now, |namespace, waiter, late| match waiter {
                 Waiter::InFlight(_) => true,
                 Waiter::Step { .. } if late => false,
                 Waiter::Step { id: _, weight } => {
-                    let held = for_tenant.get(&(namespace.clone(), key.clone())).copied().unwrap_or_default();
-                    // One tenant leaves as much as it holds to the other tenants of the namespace.
-                    let fits = in_flight.counted_fits(namespace, (*weight).into(), held);
+                    let fits = in_flight.fits(namespace, key, (*weight).into()) && starting.fits(namespace, key, 1);
                     if !fits {
                         full.borrow_mut().insert(namespace.clone());
                     }
@@ -189,15 +200,14 @@ impl Budgets {
                     }
                 }
                 Next::Slot(granted, requester, Waiter::Step { id, weight }) => {
-                    let taken = self.in_flight.take_counted(&requester.namespace, weight.into());
-                    let part = (requester.namespace.clone(), key.clone());
-                    *self.for_tenant.entry(part).or_default() += taken;
+                    let taken = self.in_flight.take(&requester.namespace, key, weight.into());
+                    self.starting.take(&requester.namespace, key, 1);
                     self.started.push_back(StartedStep { id, key: key.clone(), requester, granted, taken });
                 }
                 Next::At(then) => break Some(then),
                 Next::Blocked => {
                     for namespace in full.into_inner() {
-                        self.blocked.entry(namespace).or_default().push(key);
+                        self.blocked.push(namespace, key);
                     }
                     break tenant.next_lapse();
                 }
@@ -255,36 +265,37 @@ impl Budgets {
         let Some(index) = self.started.iter().position(|step| step.id == id) else { return };
         let Some(step) = self.started.remove(index) else { return };
         self.update(&step.key, |tenant| tenant.release(step.granted.id, true));
+        self.starting.give_back(&step.requester.namespace, &step.key, 1);
         self.end_step(&step.requester.namespace, &step.key, step.taken);
+    }
+
+    /// Records that a step sent its request, or gave its slot back, and starts those that it kept from starting.
+    pub fn end_start(&mut self, namespace: &Arc<str>, key: &BudgetKey) {
+        self.starting.give_back(namespace, key, 1);
+        self.grant_blocked();
+    }
+
+    /// Sets whether the resources are listed.
+    pub fn set_listing(&mut self, is_listing: bool) {
+        self.starting.set_reserve(if is_listing { STARTING - STARTING_WHILE_LISTING } else { 0 });
+        self.grant_blocked();
     }
 
     /// Ends a step in flight, and starts those that it kept from starting.
     pub fn end_step(&mut self, namespace: &Arc<str>, key: &BudgetKey, taken: usize) {
-        self.in_flight.give_back(namespace, taken);
-        let part = (namespace.clone(), key.clone());
-        if let Some(held) = self.for_tenant.get_mut(&part) {
-            *held -= taken;
-            if *held == 0 {
-                self.for_tenant.remove(&part);
-            }
-        }
-        let now = Instant::now();
-        let fitting = self.blocked.keys().filter(|namespace| self.in_flight.fits(namespace, 1));
-        let namespaces: Vec<Arc<str>> = fitting.cloned().collect();
-        for namespace in namespaces {
-            let Some(mut blocked) = self.blocked.remove(&namespace) else { continue };
-            // Each tenant once: those that are still blocked are added anew, behind the others.
-            while self.in_flight.fits(&namespace, 1)
-                && let Some(key) = blocked.pop()
-            {
-                self.grant(&key, now);
-            }
-            for key in self.blocked.remove(&namespace).into_iter().flat_map(|again| again.order) {
-                blocked.push(&key);
-            }
-            if !blocked.order.is_empty() {
-                self.blocked.insert(namespace, blocked);
-            }
+        self.in_flight.give_back(namespace, key, taken);
+        self.grant_blocked();
+    }
+
+    /// Grants slots of the tenants that are blocked for a namespace which has room again. Those that are still blocked are
+    /// added anew, behind the others.
+    fn grant_blocked(&mut self) {
+        let (now, last) = (Instant::now(), self.blocked.last);
+        loop {
+            let has_room =
+                |namespace: &Arc<str>| self.in_flight.fits_any(namespace) && self.starting.fits_any(namespace);
+            let Some(key) = self.blocked.pop(last, has_room) else { return };
+            self.grant(&key, now);
         }
     }
 }

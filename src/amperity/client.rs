@@ -164,7 +164,8 @@ impl Amperity {
         each: impl FnMut(&[u8]),
     ) -> (Result<Reply, Failure>, Option<Instant>) {
         let slot = Arc::new(slot);
-        let result = self.exchange(request, endpoint, (slot.clone(), fence), each).await;
+        // In a box: it is large, and a step spends most of its time before.
+        let result = Box::pin(self.exchange(request, endpoint, (slot.clone(), fence), each)).await;
         (result, slot.sent_at())
     }
 

@@ -22,6 +22,7 @@ pub mod purpose;
 pub mod reply;
 pub mod request_metrics;
 pub mod run;
+pub mod step_shares;
 pub mod tenant_budget;
 pub mod transport;
 pub mod wait_queue;

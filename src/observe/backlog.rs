@@ -13,10 +13,10 @@ use crate::reconcile::facts::Facts;
 
 /// Returns what a resource waits for according to its status.
 fn waits_for(facts: &Facts) -> WaitsFor {
-    if facts.accepted.is_some() {
+    if facts.accepted().is_some() {
         return WaitsFor::RunEnd;
     }
-    if let Some(claim) = &facts.claim {
+    if let Some(claim) = facts.claim() {
         return if claim.ended.is_none() { WaitsFor::Answer } else { WaitsFor::Outcome };
     }
     facts.ready.and_then(Reason::waits_for).unwrap_or(WaitsFor::New)

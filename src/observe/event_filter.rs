@@ -40,7 +40,7 @@ impl EventFilter {
     /// Takes over a status that the process that wrote it has reported.
     pub fn observe(&mut self, facts: &Facts) {
         let Some(ready) = facts.ready else { return };
-        if facts.accepted.is_some() && !self.accepted {
+        if facts.accepted().is_some() && !self.accepted {
             (self.accepted, self.last) = (true, None);
         }
         if facts.finished {

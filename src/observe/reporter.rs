@@ -49,7 +49,7 @@ impl Reporter {
 
     /// Observes a resource before its next step; `holder` is this replica.
     pub fn observe(&self, reported: &mut ResourceReport, facts: &Facts, holder: &str) {
-        reported.foreign_claim = facts.claim.as_ref().is_some_and(|claim| claim.holder != holder);
+        reported.foreign_claim = facts.claim().is_some_and(|claim| claim.holder != holder);
         // The replica that wrote this status has reported it.
         reported.event_filter.observe(facts);
         reported.backlog_entry.update(facts);

@@ -58,9 +58,9 @@ impl Scheduler {
 
     /// Takes over a resource that was listed or has changed.
     pub fn see(&mut self, stream: usize, list: u32, Seen { resource, size }: Seen) {
-        let mut facts = Facts::of(&resource);
+        let (mut facts, weight) = (Facts::of(&resource), weight(size));
         let Some(number) = self.index.number(resource.uid()) else {
-            let entry = self.entry(stream, list, &resource, (facts, size));
+            let entry = self.entry(stream, list, &resource, (facts, weight));
             let (number, displaced) = self.index.insert(entry);
             self.wake(number, Some(resource));
             if let Some(displaced) = displaced.filter(|displaced| *displaced != number) {
@@ -75,8 +75,8 @@ impl Scheduler {
             let known = running.seen.as_ref().unwrap_or(&entry.facts);
             if facts.is_newer_than(known) {
                 // What it is queued with, besides the step, was weighed before.
-                running.wake |= weight(entry.size) < weight(size);
-                entry.size = size;
+                running.wake |= entry.weight < weight;
+                entry.weight = weight;
                 running.seen = Some(facts);
             }
             return;
@@ -85,11 +85,11 @@ impl Scheduler {
             return;
         }
         let is_queued = matches!(entry.state, State::Queued { .. } | State::Ready);
-        let changed = facts.outdate(&entry.facts, false) || (is_queued && weight(entry.size) < weight(size));
+        let changed = facts.outdate(&entry.facts, false) || (is_queued && entry.weight < weight);
         let namespace = entry.id.namespace.clone();
         self.index.share_secret(&namespace, &mut facts);
         let Some(entry) = self.index.get_mut(number) else { return };
-        (entry.facts, entry.size) = (facts, size);
+        (entry.facts, entry.weight) = (facts, weight);
         if let Some(report) = &mut entry.report {
             self.reporter.observe(report, &entry.facts, self.context.store.holder());
         }
@@ -98,7 +98,7 @@ impl Scheduler {
         }
     }
 
-    fn entry(&self, stream: usize, list: u32, resource: &WorkflowRunStop, (facts, size): (Facts, usize)) -> Entry {
+    fn entry(&self, stream: usize, list: u32, resource: &WorkflowRunStop, (facts, weight): (Facts, u8)) -> Entry {
         let id = ResourceId {
             namespace: self.index.namespace(resource.namespace()),
             name: resource.name().into(),
@@ -110,7 +110,7 @@ impl Scheduler {
             list,
             memory: None,
             budget: self.budget_of(resource),
-            size,
+            weight,
             report: Some(self.reporter.start(&resource.spec.tenant, &facts)),
             facts,
             state: State::Idle,

@@ -12,10 +12,10 @@ use tokio::time::Instant;
 use workflow_run_stop_api::WorkflowRunStop;
 
 use crate::amperity::{
-    budget::{QueuedStep, Started},
+    budget::Started,
     endpoint::BudgetKey,
     purpose::Purpose,
-    wait_queue::Requester,
+    wait_queue::{Place, Requester},
 };
 use crate::observe::reporter::ResourceReport;
 use crate::reconcile::{
@@ -51,8 +51,8 @@ pub struct Entry {
     pub memory: Option<Box<Memory>>,
     /// The budget that its requests count in; `None` if no request may be sent to its endpoint.
     pub budget: Option<BudgetKey>,
-    /// Its size as JSON, in bytes.
-    pub size: usize,
+    /// The part of the steps in flight that a step of it takes, see [`weight`].
+    pub weight: u8,
     /// The state of its reports; `None` while a step has it.
     pub report: Option<ResourceReport>,
     /// Its present state.
@@ -70,7 +70,7 @@ pub enum State {
     /// It waits for the rate limit.
     Queued {
         /// Its place in the queue.
-        place: QueuedStep,
+        place: Place,
         /// The purpose of its request.
         purpose: Purpose,
         /// The time at which it was queued.
@@ -86,7 +86,7 @@ pub enum State {
 #[derive(Default)]
 pub struct Running {
     /// The place in the queue that it keeps while its status is written, and the time at which it was queued.
-    pub queued: Option<(QueuedStep, Purpose, Instant)>,
+    pub queued: Option<(Place, Purpose, Instant)>,
     /// The slot that it was granted meanwhile.
     pub started: Option<Started>,
     /// True if only its status is being written, to say what it waits for.
@@ -116,11 +116,6 @@ impl Entry {
         let result = work(&mut memory, &self.facts);
         self.memory = Some(memory).filter(|memory| !memory.is_empty());
         result
-    }
-
-    /// Returns the part of the steps in flight that a step of this resource takes.
-    pub fn weight(&self) -> u8 {
-        weight(self.size)
     }
 
     /// Returns true if it waits for the rate limit with a stop.
@@ -291,7 +286,7 @@ impl Index {
     /// Keeps a whole resource for its next step, in place of the oldest one kept, unless it is large.
     pub fn keep_fresh(&mut self, number: Number, resource: Box<WorkflowRunStop>) {
         self.fresh.retain(|(of, _)| *of != number);
-        let small = self.entries.get(&number).is_some_and(|entry| entry.size <= BYTES_PER_WEIGHT);
+        let small = self.entries.get(&number).is_some_and(|entry| entry.weight == 1);
         if !small || resource.status.as_ref().is_some_and(|status| status.task_instances.is_some()) {
             return;
         }
@@ -317,8 +312,8 @@ impl Index {
 
     /// Returns all that wait for the rate limit, with their budgets and places, and removes the slots that they were
     /// granted meanwhile.
-    pub fn take_queued(&mut self) -> Vec<(BudgetKey, Requester, QueuedStep)> {
-        let queued = self.entries.values_mut().filter_map(|entry| {
+    pub fn take_queued(&mut self) -> Vec<(BudgetKey, Requester, Number, Place)> {
+        let queued = self.entries.iter_mut().filter_map(|(number, entry)| {
             let (place, purpose) = match &mut entry.state {
                 State::Queued { place, purpose, .. } => (*place, *purpose),
                 State::Running(running) => {
@@ -328,7 +323,7 @@ impl Index {
                 }
                 State::Idle | State::Ready => return None,
             };
-            Some((entry.budget.clone()?, entry.requester(purpose), place))
+            Some((entry.budget.clone()?, entry.requester(purpose), *number, place))
         });
         queued.collect()
     }

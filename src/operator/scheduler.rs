@@ -23,7 +23,7 @@ use crate::reconcile::{
 const LOCAL_STEPS: usize = 128;
 
 /// The capacity for announcements in flight. One namespace gets at most half.
-const ANNOUNCEMENTS: usize = 64;
+const ANNOUNCEMENTS: usize = 16;
 
 /// The unfinished resources and their steps.
 pub struct Scheduler {
@@ -57,8 +57,8 @@ impl Scheduler {
 
     /// Ends all waits, and returns the steps that are still running.
     pub fn into_tasks(mut self) -> JoinSet<StepEnd> {
-        for (key, requester, place) in self.index.take_queued() {
-            self.context.budget.leave(&key, &requester, place);
+        for (key, requester, number, place) in self.index.take_queued() {
+            self.context.budget.leave(&key, &requester, number, place);
         }
         self.context.announcements.set_queued(false);
         self.tasks
@@ -74,14 +74,14 @@ impl Scheduler {
         if let State::Queued { place, purpose, .. } = std::mem::replace(&mut entry.state, State::Idle)
             && let Some(key) = &entry.budget
         {
-            self.context.budget.leave(key, &entry.requester(purpose), place);
+            self.context.budget.leave(key, &entry.requester(purpose), number, place);
         }
     }
 
     pub(super) fn make_ready(&mut self, number: Number, resource: Option<Box<WorkflowRunStop>>) {
         let Some(entry) = self.index.get_mut(number) else { return };
         entry.state = State::Ready;
-        let (position, weight) = ((entry.facts.created_second(), number), entry.weight());
+        let (position, weight) = ((entry.facts.created_second(), number), entry.weight);
         self.ready.push(&entry.id.namespace, position, weight.into(), ());
         if let Some(resource) = resource {
             self.index.keep_fresh(number, resource);
@@ -95,7 +95,7 @@ impl Scheduler {
             return;
         }
         entry.unannounced = Some(announcement);
-        let (position, weight) = ((entry.facts.created_second(), number), entry.weight());
+        let (position, weight) = ((entry.facts.created_second(), number), entry.weight);
         self.announcing.push(&entry.id.namespace, position, weight.into(), ());
         self.context.announcements.set_queued(true);
     }

@@ -88,9 +88,9 @@ pub async fn take(context: Arc<Context>, reporter: Reporter, stop: CancellationT
     // In a box, since each wrapper would hold it twice: thousands of bytes for each step in flight.
     let result = caught(Box::pin(async {
         let resource = match resource {
-            Some(resource) => *resource,
-            None => match read(&context, &reporter, &stop, &id, memory.failures).await {
-                Ok(resource) => resource,
+            Some(resource) => resource,
+            None => match Box::pin(read(&context, &reporter, &stop, &id, memory.failures)).await {
+                Ok(resource) => Box::new(resource),
                 Err((failures, requeue)) => return StepResult::nothing(Memory { failures, ..memory }, requeue),
             },
         };
@@ -153,7 +153,7 @@ async fn reconciled(
     let stepped = Box::pin(stepped).instrument(span.clone()).await;
     span.in_scope(|| reporter.step(report, &tracked.resource, &stepped, context.now()));
     let Tracked { resource, memory, unannounced } = tracked;
-    StepResult { resource: Some(Box::new(resource)), memory, unannounced, requeue: stepped.requeue }
+    StepResult { resource: Some(resource), memory, unannounced, requeue: stepped.requeue }
 }
 
 /// Returns the result of a step; `None` if it panicked.
@@ -188,6 +188,6 @@ mod tests {
              slot: Option<Slot>,
              interrupt: Interrupt<'static>| { reconcile(context, tracked, slot, interrupt) };
         let (task, reconcile) = (size_of(take), size_of(reconcile));
-        assert!(task <= 2 * 1024 && reconcile <= 10 * 1024, "{task} {reconcile}");
+        assert!(task <= 2 * 1024 && reconcile <= 4 * 1024, "{task} {reconcile}");
     }
 }

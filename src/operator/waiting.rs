@@ -74,7 +74,7 @@ impl Scheduler {
         let Some(key) = entry.budget.clone() else {
             // It counts as a try, so that following also ends in time if no request may be sent. The outcome of a claimed
             // request stays open: a person can allow the host, and then a read shows it.
-            if purpose == Purpose::Read && entry.facts.accepted.is_some() {
+            if purpose == Purpose::Read && entry.facts.accepted().is_some() {
                 entry.with_memory(Memory::tried_to_read);
             } else if latest.is_some_and(|latest| latest <= Instant::now()) {
                 // Only a change helps.
@@ -83,7 +83,7 @@ impl Scheduler {
             self.announce(number, Announcement { reason: Reason::EndpointNotAllowed, detail: Box::default() });
             return latest;
         };
-        let step = Step { id: number, weight: entry.weight() };
+        let step = Step { id: number, weight: entry.weight };
         let (key, place) = self.context.budget.enqueue(&key, &entry.requester(purpose), step);
         entry.budget = Some(key);
         let since = Instant::now();

@@ -46,6 +46,7 @@ impl Watch {
         let mut lists = vec![0_u32; paths.len()];
         let mut changes = pin!(changes::<Seen>(client, paths, UNFINISHED));
         let mut undecodable = Reports::default();
+        self.context.budget.set_listing(true);
         let mut scheduler = Scheduler::new(self.context.clone(), self.reporter.clone(), self.stop.clone(), self.limit);
         // They take turns: neither a long list nor very many steps may keep the other from going on.
         let mut steps_first = true;
@@ -76,6 +77,7 @@ impl Watch {
                     scheduler.list_ended(stream, lists[stream]);
                     listing.remove(&stream);
                     if listing.is_empty() {
+                        self.context.budget.set_listing(false);
                         synced.send_replace(true);
                     }
                 }

@@ -91,8 +91,11 @@ pub fn denied(reason: Reason, detail: String, again: RetryWhen) -> Blocked {
 /// Waits until the turn of a slot is near.
 ///
 /// # Errors
-/// If that takes long: the step then waits in the queue, without a slot.
+/// If that takes long, or a 429 has closed the budget: the step then waits in the queue, without a slot.
 pub async fn near_turn(slot: &Slot) -> Result<(), Blocked> {
+    if slot.is_closed() {
+        return Err(Blocked::Changed);
+    }
     timeout(MAX_SLOT_WAIT, slot.wait_until_near_turn()).await.map_err(|_| Blocked::Changed)
 }
 

@@ -47,10 +47,10 @@ impl Context {
             let known = tracked.facts();
             let status = outcome::waiting(&tracked.resource, reason, detail, self.step_time());
             match self.store.write(&tracked.resource, &status).await? {
-                WriteResult::Changed(now) if !Facts::of(&now).outdate(&known, false) => tracked.resource = *now,
+                WriteResult::Changed(now) if !Facts::of(&now).outdate(&known, false) => tracked.resource = now,
                 WriteResult::Same => return Ok((StepOutcome::Unchanged, requeue)),
                 WriteResult::Stored(stored) => {
-                    tracked.resource = *stored;
+                    tracked.resource = stored;
                     return Ok((StepOutcome::Updated, requeue));
                 }
                 written @ (WriteResult::Changed(_) | WriteResult::Gone) => {

@@ -1,4 +1,4 @@
-//! Owns the rate at which statuses are written that only say what a resource waits for: ten a second in all, so that a
+//! Owns the rate at which statuses are written that only say what a resource waits for: five a second in all, so that a
 //! hundred thousand waiting resources do not load the API server.
 //! Never limits the writes of claims and outcomes, and never chooses whose announcement is next.
 
@@ -13,12 +13,12 @@ use std::{
 use tokio::time::Instant;
 
 /// The interval between two announcements.
-const INTERVAL: Duration = Duration::from_millis(100);
+const INTERVAL: Duration = Duration::from_millis(200);
 
 /// The number of announcements that may be written at once after a time without any.
 const BURST: u32 = 300;
 
-/// The rate limit of announcements: ten a second, and 300 at once.
+/// The rate limit of announcements: five a second, and 300 at once.
 #[derive(Debug, Default)]
 pub struct Announcements {
     /// The time at which the full burst is available again.
@@ -63,14 +63,14 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn in_the_first_minute_at_most_nine_hundred_are_written() {
+    async fn in_the_first_minute_at_most_six_hundred_are_written() {
         let announcements = Announcements::default();
         let mut written = 0;
         for _ in 0..60_000 {
             written += u32::from(announcements.take(Instant::now()));
             tokio::time::advance(Duration::from_millis(1)).await;
         }
-        assert!((899..=901).contains(&written), "{written}");
+        assert!((599..=601).contains(&written), "{written}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -119,7 +119,7 @@ pub fn decide(facts: &Facts, now: Timestamp, observed: &Observed, rules: &Rules)
     if is_left_alone(facts) {
         return Decision::Nothing;
     }
-    let next_attempt = facts.next_attempt.map(|next| {
+    let next_attempt = facts.next_attempt().map(|next| {
         // A time further ahead than the longest backoff was written by a clock that is ahead of this one. The wait is
         // limited to that backoff, but not skipped: otherwise two replicas whose clocks are far apart would ignore each
         // other's backoff.
@@ -132,7 +132,7 @@ pub fn decide(facts: &Facts, now: Timestamp, observed: &Observed, rules: &Rules)
     if observed.unrecorded {
         return Decision::Record;
     }
-    if let Some(claim) = &facts.claim {
+    if let Some(claim) = facts.claim() {
         let quiet = quiet_time(claim, observed, rules);
         if quiet.is_zero() && is_hopeless(facts, claim, now, (observed, rules)) {
             return Decision::Finish(Ending::OutcomeUnknown);
@@ -142,12 +142,12 @@ pub fn decide(facts: &Facts, now: Timestamp, observed: &Observed, rules: &Rules)
             wait => Decision::Wait(wait),
         };
     }
-    if let Some(accepted) = facts.accepted {
+    if let Some(accepted) = facts.accepted() {
         return follow(facts, (now, accepted), observed, rules);
     }
     if let Some(not_after) = facts.not_after {
         // Both are stored times, so no clock matters.
-        if not_after <= facts.created() && facts.attempts == 0 {
+        if not_after <= facts.created() && facts.attempts() == 0 {
             return Decision::Finish(Ending::Expired);
         }
         if not_after <= now {
@@ -214,7 +214,7 @@ fn established(observed: &Observed, rules: &Rules) -> Established {
 /// the run active, and not for a reason that excludes an effect. Then the run is read again right before the request is
 /// repeated, which narrows the window for a wrong repeat to one round trip.
 fn may_have_had_an_effect(facts: &Facts) -> bool {
-    0 < facts.attempts && !facts.stop_accepted.is_some_and(Reason::excludes_an_effect)
+    0 < facts.attempts() && !facts.stop_accepted.is_some_and(Reason::excludes_an_effect)
 }
 
 /// Returns the time until the claimed request can no longer be in flight, measured by how long the claim was observed
@@ -250,8 +250,8 @@ fn in_flight(rules: &Rules) -> Duration {
 /// Returns how long the resource may wait, whatever it waits for: until its deadline, or until the end of following.
 /// `None` while it has a claim, which must be confirmed first.
 pub fn at_the_latest(facts: &Facts, now: Timestamp) -> Option<Duration> {
-    let end = match facts.accepted {
-        _ if is_left_alone(facts) || facts.claim.is_some() => None,
+    let end = match facts.accepted() {
+        _ if is_left_alone(facts) || facts.claim().is_some() => None,
         Some(accepted) => Some(follow_end(facts, accepted)),
         None if facts.suspend => facts.not_after,
         None => deadline(facts),

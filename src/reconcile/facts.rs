@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use workflow_run_stop_api::conditions::{self, ConditionType, Reason};
 use workflow_run_stop_api::workflow_run::Phase;
-use workflow_run_stop_api::{UnclearAnswer, WorkflowRunStop};
+use workflow_run_stop_api::{Claim, UnclearAnswer, WorkflowRunStop};
 
 /// The facts of one version of a resource.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,14 +35,8 @@ pub struct Facts {
     pub not_after: Option<Timestamp>,
     /// `spec.followTimeoutSeconds`.
     pub follow_timeout_seconds: i32,
-    /// The number of stop requests claimed.
-    pub attempts: i32,
-    /// The claim of a request that may be in flight or whose outcome is not known.
-    pub claim: Option<Box<ClaimFacts>>,
-    /// The time at which the operator learned that Amperity accepted the stop.
-    pub accepted: Option<Timestamp>,
-    /// The earliest time of the next attempt.
-    pub next_attempt: Option<Timestamp>,
+    /// The facts of the stop request. In a box, since most resources that wait have none.
+    pub request: Option<Box<RequestFacts>>,
     /// The meaning of the run's last state; `None` if no state is known.
     pub phase: Option<Phase>,
     /// True if the tasks of the run are known.
@@ -51,6 +45,19 @@ pub struct Facts {
     pub ready: Option<Reason>,
     /// The reason of `StopAccepted`.
     pub stop_accepted: Option<Reason>,
+}
+
+/// The facts of a stop request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RequestFacts {
+    /// The number of stop requests claimed.
+    pub attempts: i32,
+    /// The claim of a request that may be in flight or whose outcome is not known.
+    pub claim: Option<ClaimFacts>,
+    /// The time at which the operator learned that Amperity accepted the stop.
+    pub accepted: Option<Timestamp>,
+    /// The earliest time of the next attempt.
+    pub next_attempt: Option<Timestamp>,
 }
 
 /// The facts of a claim.
@@ -71,14 +78,19 @@ impl Facts {
     pub fn of(resource: &WorkflowRunStop) -> Self {
         let (metadata, spec) = (&resource.metadata, &resource.spec);
         let status = resource.status.as_ref();
-        let request = resource.stop_request();
         let time = |time: Option<&Time>| time.map(|Time(time)| *time);
         let reason = |kind| conditions::find(&status?.conditions, kind).and_then(Reason::of);
-        let claim = resource.claim().map(|claim| ClaimFacts {
+        let claim = |claim: &Claim| ClaimFacts {
             id: claim.id.clone(),
             holder: claim.holder.clone(),
             time: claim.time.0,
             ended: claim.ended.as_ref().map(|ended| ended.answer),
+        };
+        let request = resource.stop_request().map(|request| RequestFacts {
+            attempts: request.attempts,
+            claim: request.claim.as_ref().map(claim),
+            accepted: time(request.accepted_time.as_ref()),
+            next_attempt: time(request.next_attempt_time.as_ref()),
         });
         Self {
             resource_version: resource.resource_version().parse().ok(),
@@ -92,15 +104,32 @@ impl Facts {
             stop_deadline_seconds: spec.stop_deadline_seconds,
             not_after: time(spec.not_after.as_ref()),
             follow_timeout_seconds: spec.follow_timeout_seconds,
-            attempts: request.map_or(0, |request| request.attempts),
-            claim: claim.map(Box::new),
-            accepted: time(resource.accepted_time()),
-            next_attempt: time(request.and_then(|request| request.next_attempt_time.as_ref())),
+            request: request.map(Box::new),
             phase: status.and_then(|status| status.state.as_deref()).map(Phase::of),
             has_tasks: status.is_some_and(|status| status.task_instances.is_some()),
             ready: reason(ConditionType::Ready),
             stop_accepted: reason(ConditionType::StopAccepted),
         }
+    }
+
+    /// Returns the number of stop requests claimed.
+    pub fn attempts(&self) -> i32 {
+        self.request.as_ref().map_or(0, |request| request.attempts)
+    }
+
+    /// Returns the claim of a request that may be in flight or whose outcome is not known.
+    pub fn claim(&self) -> Option<&ClaimFacts> {
+        self.request.as_ref()?.claim.as_ref()
+    }
+
+    /// Returns the time at which the operator learned that Amperity accepted the stop.
+    pub fn accepted(&self) -> Option<Timestamp> {
+        self.request.as_ref()?.accepted
+    }
+
+    /// Returns the earliest time of the next attempt.
+    pub fn next_attempt(&self) -> Option<Timestamp> {
+        self.request.as_ref()?.next_attempt
     }
 
     /// Returns the creation time, or the Unix epoch if there is none.
@@ -129,8 +158,8 @@ impl Facts {
     pub fn outdate(&self, known: &Self, any_spec: bool) -> bool {
         let same = (any_spec || self.generation == known.generation)
             && self.deleting == known.deleting
-            && self.claim == known.claim
-            && self.accepted.is_some() == known.accepted.is_some()
+            && self.claim() == known.claim()
+            && self.accepted().is_some() == known.accepted().is_some()
             && self.finished == known.finished;
         self.is_newer_than(known) && !same
     }
@@ -139,7 +168,7 @@ impl Facts {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use workflow_run_stop_api::{Claim, StopRequest, WorkflowRunStopSpec, WorkflowRunStopStatus};
+    use workflow_run_stop_api::{StopRequest, WorkflowRunStopSpec, WorkflowRunStopStatus};
 
     pub const THEN: Time = Time(Timestamp::UNIX_EPOCH);
 

@@ -158,7 +158,7 @@ impl Context {
         let step_time = self.step_time();
         let status = |claim| outcome::claimed(&tracked.resource, claim, url, step_time);
         let claimed = match Box::pin(self.store.claim(turn, &tracked.resource, status)).await? {
-            ClaimResult::Claimed(claimed) => *claimed,
+            ClaimResult::Claimed(claimed) => claimed,
             ClaimResult::NotClaimed(written) => return Ok((StepOutcome::Unchanged, tracked.take(written))),
         };
         let fence = claimed.fence(deadline);
@@ -169,7 +169,7 @@ impl Context {
             self.with_end(resource, outcome::stop_answered(resource, &answer, retry, step_time), None)
         };
         let unstored = status(claimed.resource());
-        let written = Box::pin(self.store.record(claimed, status)).await;
+        let written = Box::pin(self.store.record(*claimed, status)).await;
         tracked.memory = Memory::default();
         if let StopAnswer::Accepted(run, _) = &answer {
             let state = run.as_ref().map(|run| run.state.as_str());
@@ -352,7 +352,7 @@ impl Context {
             let status = self.with_end(&tracked.resource, status(&tracked.resource), tried_for);
             match Box::pin(self.store.update(&tracked.resource, status)).await? {
                 // A read is valid for any spec.
-                WriteResult::Changed(now) if !Facts::of(&now).outdate(&known, is_read) => tracked.resource = *now,
+                WriteResult::Changed(now) if !Facts::of(&now).outdate(&known, is_read) => tracked.resource = now,
                 written
                 @ (WriteResult::Stored(_) | WriteResult::Same | WriteResult::Changed(_) | WriteResult::Gone) => {
                     break written;

@@ -271,7 +271,8 @@ impl Store {
             return Ok(WriteResult::Same);
         }
         let turn = self.turns.turn(resource.namespace(), ApiRequest::Write).await;
-        self.write_in_turn(turn, resource, status).await
+        // In a box, as all requests: most steps in flight wait, and then it is not there.
+        Box::pin(self.write_in_turn(turn, resource, status)).await
     }
 
     async fn write_in_turn(

@@ -24,7 +24,7 @@ pub const GONE_REQUEUE: Duration = Duration::from_secs(60);
 /// One resource and what this replica remembers about it, while a step works on it.
 pub struct Tracked {
     /// The newest version known.
-    pub resource: WorkflowRunStop,
+    pub resource: Box<WorkflowRunStop>,
     /// The observations of this process that the resource does not contain.
     pub memory: Memory,
     /// The announcement that the status does not have yet, because the limit of announcements is used up.
@@ -103,11 +103,11 @@ impl Memory {
         let ago = |since: Instant| now - since;
         let Reads { about: _, tried, active, unreadable, unrecorded } = self.reads(facts);
         let (tried, active, unreadable, unrecorded) = (*tried, *active, *unreadable, unrecorded.is_some());
-        if facts.claim.as_deref() != self.claim.as_ref().map(|(claim, _)| claim) {
-            self.claim = facts.claim.as_deref().map(|claim| (claim.clone(), now));
+        if facts.claim() != self.claim.as_ref().map(|(claim, _)| claim) {
+            self.claim = facts.claim().map(|claim| (claim.clone(), now));
         }
-        if facts.next_attempt != self.next_attempt.map(|(time, _)| time) {
-            self.next_attempt = facts.next_attempt.map(|time| (time, now));
+        if facts.next_attempt() != self.next_attempt.map(|(time, _)| time) {
+            self.next_attempt = facts.next_attempt().map(|time| (time, now));
         }
         Observed {
             claim_unchanged: self.claim.as_ref().map_or(Duration::ZERO, |(_, since)| ago(*since)),
@@ -127,8 +127,8 @@ impl Memory {
 
     /// Returns the reads that concern the current request; those of another one are dropped.
     pub fn reads(&mut self, facts: &Facts) -> &mut Reads {
-        let claim = facts.claim.as_ref().map(|claim| claim.id.clone());
-        let about = About { attempts: facts.attempts, claim, accepted: facts.accepted.is_some() };
+        let claim = facts.claim().map(|claim| claim.id.clone());
+        let about = About { attempts: facts.attempts(), claim, accepted: facts.accepted().is_some() };
         if self.reads.about != about {
             self.reads = Reads { about, ..Reads::default() };
         }
@@ -139,7 +139,7 @@ impl Memory {
 impl Tracked {
     /// Creates an entry without memory.
     pub fn new(resource: WorkflowRunStop) -> Self {
-        Self { resource, memory: Memory::default(), unannounced: None }
+        Self { resource: Box::new(resource), memory: Memory::default(), unannounced: None }
     }
 
     /// Returns the facts of the resource.
@@ -207,7 +207,7 @@ impl Tracked {
     pub fn take(&mut self, written: WriteResult) -> Requeue {
         match written {
             WriteResult::Stored(now) | WriteResult::Changed(now) => {
-                self.resource = *now;
+                self.resource = now;
                 Requeue::Now
             }
             WriteResult::Same => Requeue::Now,
@@ -248,7 +248,7 @@ mod tests {
         };
         let mut tracked = Tracked::new(with("c", 10));
         let mut unchanged = |resource| {
-            tracked.resource = resource;
+            *tracked.resource = resource;
             let observed = tracked.observed();
             (observed.claim_unchanged, observed.next_attempt_unchanged)
         };
@@ -289,7 +289,7 @@ mod tests {
             (Some(SECOND * 3), Some(SECOND), None),
             "a failure ends a series of unreadable reads"
         );
-        tracked.resource = with_request("2", |request| request.accepted_time = Some(THEN));
+        *tracked.resource = with_request("2", |request| request.accepted_time = Some(THEN));
         assert_eq!(times(&mut tracked), (None, None, None), "reads before the acceptance prove nothing after it");
         tracked.read(&in_state("stopping"));
         assert_eq!(times(&mut tracked), (Some(Duration::ZERO), None, None), "a stopping run is not active");

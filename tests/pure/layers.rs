@@ -24,6 +24,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("amperity::answer", 4),
     ("amperity::adaptive_rate", 0),
     ("amperity::purpose", 0),
+    ("amperity::step_shares", 1),
     ("amperity::wait_queue", 1),
     ("amperity::tenant_budget", 2),
     ("amperity::budgets", 3),

@@ -41,7 +41,7 @@ fn a_missing_secret_is_reported_and_looked_up_again_with_backoff_and_is_no_try_t
         drop(test.step().await);
         tokio::time::sleep(Duration::from_secs(70)).await;
         drop(test.step().await);
-        test.tracked.resource = test.stored();
+        *test.tracked.resource = test.stored();
         assert_eq!(test.tracked.observed().tried_for, None);
     });
 }

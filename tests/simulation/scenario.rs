@@ -220,7 +220,7 @@ impl Scenario {
 
     /// Reconciles once, with the newest version of the resource, and with a slot if the step needs one.
     pub async fn step(&mut self) -> StepReport {
-        self.tracked.resource = self.stored();
+        *self.tracked.resource = self.stored();
         let (facts, observed) = (self.tracked.facts(), self.tracked.observed());
         let slot = match decide(&facts, self.context.now(), &observed, &self.context.rules).purpose() {
             Some(purpose) => Some(self.slot(purpose).await),

@@ -165,7 +165,7 @@ fn a_backlog_is_reported_by_one_event_on_the_oldest_stop_of_the_namespace_every_
 }
 
 #[test]
-fn of_two_thousand_waiting_stops_nine_hundred_say_so_in_the_first_minute_and_all_in_three() {
+fn of_two_thousand_waiting_stops_six_hundred_say_so_in_the_first_minute_and_all_in_six() {
     in_virtual_time(1, async {
         let test = Scenario::new();
         test.change(|object| object["metadata"]["creationTimestamp"] = "2027-01-15T08:00:00Z".into());
@@ -175,8 +175,8 @@ fn of_two_thousand_waiting_stops_nine_hundred_say_so_in_the_first_minute_and_all
         let stored = || writes.get_or_create(&ResultLabel { result: "stored" }).get();
         let (_world, _work) = run(test, None);
         sleep(Duration::from_secs(60)).await;
-        assert!((850..=910).contains(&stored()), "{}", stored());
-        sleep(Duration::from_secs(130)).await;
+        assert!((560..=610).contains(&stored()), "{}", stored());
+        sleep(Duration::from_secs(300)).await;
         assert_eq!(stored(), 2000);
     });
 }
