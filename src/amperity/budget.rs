@@ -9,8 +9,8 @@
 //! The lead is the time that they took recently. After a 429, requests are also spaced evenly.
 //!
 //! Steps wait without a task: [`Budget::enqueue`] adds one, and [`Budget::next_step`] returns the next one that may start.
-//! The steps in flight are bounded in all, and so are connections and memory; those that have not sent their request yet
-//! are bounded further. Each namespace gets a share of each bound.
+//! The steps in flight are bounded in all, and so are connections and memory; those that prepare their first request are
+//! bounded further. Each namespace gets a share of each bound.
 
 use std::{
     collections::BTreeMap,
@@ -87,7 +87,7 @@ pub struct Slot {
     requester: Requester,
     turn: Mutex<Turn>,
     sent_at: SetOnce<Instant>,
-    /// True while it is the slot of a step that has not sent its request yet.
+    /// True while it is the slot of a step that prepares its first request.
     is_starting: AtomicBool,
 }
 
@@ -190,7 +190,7 @@ impl Budget {
         self.per_second
     }
 
-    /// Sets whether the resources are listed: then fewer steps start at a time.
+    /// Sets whether resources are listed: then fewer steps start at a time.
     pub fn set_listing(&self, is_listing: bool) {
         self.change(|state| state.set_listing(is_listing));
     }
@@ -263,8 +263,8 @@ impl Slot {
         Self { budget, key, requester, turn, sent_at: SetOnce::new(), is_starting }
     }
 
-    /// Lets another step start, unless this one has done so.
-    fn end_start(&self) {
+    /// Lets another step start in place of this one, since it no longer needs the API server, or waits for something else.
+    pub fn end_start(&self) {
         if self.is_starting.swap(false, Ordering::Relaxed) {
             self.budget.change(|state| state.end_start(&self.requester.namespace, &self.key));
         }
@@ -334,7 +334,6 @@ impl Slot {
         if self.sent_at.set(now).is_ok() {
             let id = self.lock_turn().id;
             self.with_tenant(|tenant| tenant.record_sent(id, now));
-            self.end_start();
         }
     }
 
@@ -786,14 +785,14 @@ mod tests {
     }
 
     /// Adds a thousand steps of two tenants of one namespace each. Returns those that start, first of one tenant, then of
-    /// both. They send their requests if `sends` is true.
-    async fn start_all_of_two_tenants(budget: &Budget, sends: bool) -> (usize, Vec<Started>) {
+    /// both. They are prepared at once, or not at all.
+    async fn start_all_of_two_tenants(budget: &Budget, are_prepared: bool) -> (usize, Vec<Started>) {
         let hostile = Requester { namespace: "hostile".into(), ..requester(Purpose::Stop, 0) };
         let start_all = async || {
             let mut all = vec![];
             loop {
                 let some = started(budget).await;
-                some.iter().filter(|_| sends).for_each(|step| step.slot.mark_sent());
+                some.iter().filter(|_| are_prepared).for_each(|step| step.slot.end_start());
                 if some.is_empty() {
                     return all;
                 }
@@ -814,16 +813,16 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_namespace_leaves_steps_in_flight_to_others_and_to_its_own_other_tenants() {
-        for (sends, capacity) in [(true, STEPS), (false, STARTING)] {
+        for (are_prepared, capacity) in [(true, STEPS), (false, STARTING)] {
             let budget = Budget::new(10_000);
-            let (of_one, hostile) = start_all_of_two_tenants(&budget, sends).await;
-            assert_eq!(of_one, (capacity + 1) / 3, "{sends}");
-            assert!((capacity * 2 / 5..=capacity / 2).contains(&hostile.len()), "{sends}: {}", hostile.len());
+            let (of_one, hostile) = start_all_of_two_tenants(&budget, are_prepared).await;
+            assert_eq!(of_one, (capacity + 1) / 3, "{are_prepared}");
+            assert!((capacity * 2 / 5..=capacity / 2).contains(&hostile.len()), "{are_prepared}: {}", hostile.len());
             enqueue(&budget, "victim", 2000, 16);
-            assert_eq!(ids(&started(&budget).await), [2000], "{sends}");
+            assert_eq!(ids(&started(&budget).await), [2000], "{are_prepared}");
             drop(hostile);
             let next = started(&budget).await.len();
-            assert!(STARTING / 3 < next, "{sends}: those that were kept from starting start now: {next}");
+            assert!(STARTING / 3 < next, "{are_prepared}: those that were kept from starting start now: {next}");
         }
     }
 
@@ -839,8 +838,10 @@ mod tests {
         budget.set_listing(false);
         all.extend(started(&budget).await);
         assert_eq!(all.len(), STARTING);
-        // Too many are starting: there is no reserve until they have sent their requests.
+        // In the next list, those that start already go on.
         budget.set_listing(true);
+        all.truncate(STARTING_WHILE_LISTING);
+        assert!(started(&budget).await.is_empty());
         drop(all.pop());
         assert_eq!(started(&budget).await.len(), 1);
     }

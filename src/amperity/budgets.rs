@@ -23,13 +23,20 @@ use crate::turns::Turns;
 /// which takes about 60 KiB with its buffers.
 pub const STEPS: usize = 750;
 
-/// The capacity for steps in flight that have not sent their request yet: a few for each request that the API server
-/// serves at a time, so that very many steps do not wait for it with all that they hold.
+/// The capacity for steps that prepare their first request, with a Secret or a claim: twice the requests that the
+/// operator sends to the API server at a time. More would only wait for these.
 pub const STARTING: usize = 128;
 
-/// The same while the resources are listed. The API server ends a list that is slower than the changes of the listed
-/// resources, and each claim is one.
+/// The same while resources are listed. The API server ends a streaming list that cannot keep up with the changes of the
+/// listed resources, and each claim is one. Repeated requests, and those after a token request, are not counted.
 pub const STARTING_WHILE_LISTING: usize = 16;
+
+/// The largest number of blocked tenants that are looked at when a step leaves its share. The others are looked at when
+/// the next one does.
+const LOOKED_AT: usize = 64;
+
+/// Stands for all namespaces among the blocked ones: no namespace has this name.
+const ANY: &str = "";
 
 /// The largest number of accepted credentials that are remembered. Others are accepted anew by their next answer.
 const MOST_ACCEPTED: usize = 8192;
@@ -82,7 +89,7 @@ pub struct Budgets {
     due_at: HashMap<BudgetKey, Instant>,
     /// Steps in flight.
     in_flight: StepShares,
-    /// Those of them that have not sent their request yet.
+    /// Those of them that prepare their first request.
     starting: StepShares,
     /// The tenants in whose queues steps of a namespace wait for others to leave their shares.
     blocked: Blocked,
@@ -96,12 +103,14 @@ pub struct Budgets {
     per_second: u32,
 }
 
-/// The tenants that are blocked for a namespace, each once, in the order in which they were added.
+/// The tenants that are blocked for a namespace, each once. Namespaces take turns; within one, those that were added first
+/// come first.
 #[derive(Default)]
 struct Blocked {
     /// Each with its position.
     order: Turns<u64, (u64, BudgetKey)>,
     members: HashSet<(Arc<str>, BudgetKey)>,
+    /// The last position.
     last: u64,
 }
 
@@ -181,10 +190,11 @@ impl Budgets {
         let look_again_at = loop {
             let Some(tenant) = self.tenants.get_mut(key) else { break None };
             let (in_flight, starting) = (&self.in_flight, &self.starting);
+            let is_full = !in_flight.has_room() || !starting.has_room();
             let full = RefCell::new(HashSet::new());
             let next = tenant.next(now, |namespace, waiter, late| match waiter {
                 Waiter::InFlight(_) => true,
-                Waiter::Step { .. } if late => false,
+                Waiter::Step { .. } if late || is_full => false,
                 Waiter::Step { id: _, weight } => {
                     let fits = in_flight.fits(namespace, key, (*weight).into()) && starting.fits(namespace, key, 1);
                     if !fits {
@@ -206,6 +216,9 @@ impl Budgets {
                 }
                 Next::At(then) => break Some(then),
                 Next::Blocked => {
+                    if is_full {
+                        self.blocked.push(ANY.into(), key);
+                    }
                     for namespace in full.into_inner() {
                         self.blocked.push(namespace, key);
                     }
@@ -269,13 +282,13 @@ impl Budgets {
         self.end_step(&step.requester.namespace, &step.key, step.taken);
     }
 
-    /// Records that a step sent its request, or gave its slot back, and starts those that it kept from starting.
+    /// Records that a step is prepared, waits for another slot, or has ended, and starts those that it kept from starting.
     pub fn end_start(&mut self, namespace: &Arc<str>, key: &BudgetKey) {
         self.starting.give_back(namespace, key, 1);
         self.grant_blocked();
     }
 
-    /// Sets whether the resources are listed.
+    /// Sets whether resources are listed.
     pub fn set_listing(&mut self, is_listing: bool) {
         self.starting.set_reserve(if is_listing { STARTING - STARTING_WHILE_LISTING } else { 0 });
         self.grant_blocked();
@@ -291,9 +304,12 @@ impl Budgets {
     /// added anew, behind the others.
     fn grant_blocked(&mut self) {
         let (now, last) = (Instant::now(), self.blocked.last);
-        loop {
-            let has_room =
-                |namespace: &Arc<str>| self.in_flight.fits_any(namespace) && self.starting.fits_any(namespace);
+        for _ in 0..LOOKED_AT {
+            let Self { in_flight, starting, .. } = self;
+            if !in_flight.has_room() || !starting.has_room() {
+                return;
+            }
+            let has_room = |name: &Arc<str>| **name == *ANY || (in_flight.fits_any(name) && starting.fits_any(name));
             let Some(key) = self.blocked.pop(last, has_room) else { return };
             self.grant(&key, now);
         }

@@ -12,7 +12,8 @@ pub struct StepShares {
     namespaces: FairShare<Arc<str>>,
     /// The part that each namespace holds for each tenant.
     tenants: HashMap<(Arc<str>, BudgetKey), usize>,
-    /// The part of the capacity that nobody gets.
+    /// The part of the capacity that nobody is to get, and how much of it was free so far.
+    wanted_reserve: usize,
     reserve: usize,
 }
 
@@ -22,16 +23,23 @@ const RESERVE: &str = "";
 impl StepShares {
     /// Creates shares of this capacity.
     pub fn new(capacity: usize) -> Self {
-        Self { namespaces: FairShare::new(capacity), tenants: HashMap::new(), reserve: 0 }
+        let (namespaces, tenants) = (FairShare::new(capacity), HashMap::new());
+        Self { namespaces, tenants, wanted_reserve: 0, reserve: 0 }
     }
 
-    /// Sets the part of the capacity that nobody gets. While too much of it is held, it is smaller.
+    /// Sets the part of the capacity that nobody gets. What is held of it now joins it when it is given back.
     pub fn set_reserve(&mut self, amount: usize) {
+        self.wanted_reserve = amount;
         let name = RESERVE.into();
         self.namespaces.give_back(&name, self.reserve);
         self.reserve = amount.min(self.namespaces.free());
         let is_taken = self.namespaces.take(&name, self.reserve);
         assert!(is_taken, "it is free, and the reserve holds nothing");
+    }
+
+    /// Returns true if anything is free.
+    pub fn has_room(&self) -> bool {
+        0 < self.namespaces.free()
     }
 
     /// Returns true if a step of this weight may start for a tenant. One tenant leaves as much as it holds to the other
@@ -41,7 +49,7 @@ impl StepShares {
         self.namespaces.counted_fits(namespace, weight, held)
     }
 
-    /// Returns true if the smallest step may start for some tenant of the namespace.
+    /// Returns true if the smallest step may start for a tenant for which the namespace holds nothing.
     pub fn fits_any(&self, namespace: &Arc<str>) -> bool {
         self.namespaces.fits(namespace, 1)
     }
@@ -62,6 +70,9 @@ impl StepShares {
             if *held == 0 {
                 self.tenants.remove(&part);
             }
+        }
+        if self.reserve < self.wanted_reserve {
+            self.set_reserve(self.wanted_reserve);
         }
     }
 }

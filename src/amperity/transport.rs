@@ -183,6 +183,7 @@ pub async fn send(
     limit: Duration,
     decode_head: impl FnOnce(&Response) -> Reply,
 ) -> Result<(Reply, Response), Failure> {
+    slot.end_start();
     let is_of_budget = slot.key().is_of(&request.url);
     let admission = Admission { slot: slot.clone(), fence };
     let response = loop {

@@ -133,6 +133,7 @@ impl Scheduler {
         let Some(entry) = self.index.get_mut(number) else { return };
         if let State::Running(running) = &mut entry.state {
             // Its status is being written.
+            started.slot.end_start();
             running.queued = None;
             running.started = Some(started);
             return;

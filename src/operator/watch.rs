@@ -42,11 +42,11 @@ impl Watch {
     /// list of each namespace is complete.
     pub async fn run(&self, client: &Client, namespaces: &[String], synced: &watch::Sender<bool>) -> JoinSet<StepEnd> {
         let paths = paths(namespaces);
-        let mut listing: HashSet<usize> = (0..paths.len()).collect();
+        let mut unlisted: HashSet<usize> = (0..paths.len()).collect();
+        let mut listing = HashSet::new();
         let mut lists = vec![0_u32; paths.len()];
         let mut changes = pin!(changes::<Seen>(client, paths, UNFINISHED));
         let mut undecodable = Reports::default();
-        self.context.budget.set_listing(true);
         let mut scheduler = Scheduler::new(self.context.clone(), self.reporter.clone(), self.stop.clone(), self.limit);
         // They take turns: neither a long list nor very many steps may keep the other from going on.
         let mut steps_first = true;
@@ -65,7 +65,11 @@ impl Watch {
             let Some(change) = change else { continue };
             let Some((stream, change)) = change else { break };
             match change {
-                Change::ListStarted => lists[stream] = lists[stream].wrapping_add(1),
+                Change::ListStarted => {
+                    lists[stream] = lists[stream].wrapping_add(1);
+                    listing.insert(stream);
+                    self.context.budget.set_listing(true);
+                }
                 Change::Listed(seen) | Change::Applied(seen) => scheduler.see(stream, lists[stream], seen),
                 Change::Deleted(uid) => scheduler.forget(&uid),
                 // Nothing is done for it until it changes.
@@ -76,8 +80,9 @@ impl Watch {
                 Change::ListEnded => {
                     scheduler.list_ended(stream, lists[stream]);
                     listing.remove(&stream);
-                    if listing.is_empty() {
-                        self.context.budget.set_listing(false);
+                    self.context.budget.set_listing(!listing.is_empty());
+                    unlisted.remove(&stream);
+                    if unlisted.is_empty() {
                         synced.send_replace(true);
                     }
                 }

@@ -271,7 +271,7 @@ impl Store {
             return Ok(WriteResult::Same);
         }
         let turn = self.turns.turn(resource.namespace(), ApiRequest::Write).await;
-        // In a box, as all requests: most steps in flight wait, and then it is not there.
+        // In a box: it is large, and a step that waits for its turn does not have it yet.
         Box::pin(self.write_in_turn(turn, resource, status)).await
     }
 
