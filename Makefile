@@ -64,6 +64,7 @@ mutants: tools ## Lists changes of the core that no test detects: takes hours, o
 	done
 
 bench: tools control-plane ## Measures latency, rate and memory, also with SCALE=1000,10000,100000 waiting stops (CASES=one,many,finished)
+	cargo bench --locked --bench compare
 	cargo bench --locked --bench operator
 	cargo bench --locked --bench answers
 	cargo bench --locked --bench scale

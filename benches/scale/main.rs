@@ -17,6 +17,7 @@ mod hostile_answers;
 mod process;
 mod report;
 mod seed;
+mod usage;
 mod waiting;
 
 use kube::Client;

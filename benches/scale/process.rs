@@ -1,13 +1,7 @@
 //! Owns one process of the operator: its start, its health, and what it uses of memory and CPU.
 //! Never judges what it measures.
 
-use std::{
-    fs::{self, File},
-    net::TcpListener,
-    path::Path,
-    process::Stdio,
-    time::Duration,
-};
+use std::{fs::File, net::TcpListener, path::Path, process::Stdio, time::Duration};
 
 use lab::{control_plane::ControlPlane, simulator::Simulator};
 use tokio::{
@@ -15,13 +9,10 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::cgroup::Cgroup;
+use crate::{cgroup::Cgroup, usage};
 
 /// The time within which the list must have ended.
 const READY_WITHIN: Duration = Duration::from_secs(300);
-
-/// The clock ticks of `/proc/PID/stat` in a second. Linux has the same on all common machines.
-const TICKS_PER_SECOND: f64 = 100.0;
 
 /// A running operator, built with the release profile.
 pub struct Operator {
@@ -90,18 +81,16 @@ impl Operator {
 
     /// Returns a size of its memory in MiB: `VmRSS`, or `VmHWM` for the peak.
     pub fn mebibytes(&self, field: &str) -> f64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id().unwrap())).unwrap();
-        let line = status.lines().find(|line| line.starts_with(field)).expect("the operator runs");
-        line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
+        usage::mebibytes(self.pid(), field)
     }
 
     /// Returns the CPU time that it has used, in seconds.
     pub fn cpu(&self) -> f64 {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id().unwrap())).unwrap();
-        // The name of the program, in parentheses, is the second field.
-        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-        let ticks = |field: usize| fields[field - 3].parse::<f64>().unwrap();
-        (ticks(14) + ticks(15)) / TICKS_PER_SECOND
+        usage::cpu(self.pid())
+    }
+
+    fn pid(&self) -> u32 {
+        self.child.id().expect("it runs")
     }
 
     /// Returns the sum of a metric over its labels, of those lines that contain this text.

@@ -1,0 +1,51 @@
+//! Owns the comparison of the operator with the least work that stops a run once: latency, CPU time, rate, memory, and
+//! requests to the API server, side by side in one run.
+//! Never fails on a slow machine: it prints figures and ratios beside their targets.
+//!
+//! `ROUNDS=3` chooses the number of rounds, `OPERATOR` another binary to measure.
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods, missing_docs)]
+
+#[path = "../scale/apiserver.rs"]
+mod apiserver;
+mod bare_loop;
+mod contender;
+mod load;
+mod report;
+#[path = "../scale/usage.rs"]
+mod usage;
+
+use lab::{control_plane::ControlPlane, simulator::Simulator};
+
+use crate::{
+    contender::{Contender, Running},
+    report::Report,
+};
+
+#[tokio::main]
+async fn main() {
+    rustls::crypto::ring::default_provider().install_default().unwrap();
+    // The bare loop runs as a process of its own, like the operator.
+    let args: Vec<_> = std::env::args().collect();
+    if let [_, mode, namespace, base_url] = &args[..]
+        && mode == bare_loop::ARGUMENT
+    {
+        return bare_loop::run(namespace, base_url).await;
+    }
+    let rounds: usize = std::env::var("ROUNDS").map_or(3, |rounds| rounds.parse().expect("ROUNDS is a number"));
+    let cluster = ControlPlane::start().await.unwrap();
+    cluster.apply_crd(include_str!("../../crds/workflowrunstops.yaml")).await;
+    let mut report = Report::default();
+    for round in 0..rounds {
+        let mut order = Contender::ALL;
+        order.rotate_left(round % Contender::ALL.len());
+        for contender in order {
+            println!("round {round}, {contender:?}");
+            let (amperity, namespace) = (Simulator::start().await, load::namespace(&cluster).await);
+            let program = Running::start(contender, &cluster, &amperity, &namespace).await;
+            report.add(contender, load::measure(&cluster, &amperity, &namespace, &program).await);
+            program.kill().await;
+        }
+    }
+    report.print();
+    cluster.stop().await;
+}
