@@ -6,7 +6,7 @@ use std::{collections::HashMap, time::Duration};
 use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
-    Api,
+    Api, Client,
     api::{ObjectMeta, PostParams},
 };
 use lab::{
@@ -70,6 +70,7 @@ fn secret_name(index: usize) -> String {
 
 /// Measures a program that has just started.
 pub async fn measure(cluster: &ControlPlane, amperity: &Simulator, namespace: &str, program: &Running) -> Load {
+    let client = cluster.client();
     sleep(REST).await;
     let idle = program.mebibytes("VmRSS");
     let paced = Phase::begin(cluster, program).await;
@@ -79,7 +80,7 @@ pub async fn measure(cluster: &ControlPlane, amperity: &Simulator, namespace: &s
         ticks.tick().await;
         let run = format!("paced-{index}");
         created.insert(run.clone(), Instant::now());
-        create(cluster, amperity, namespace, &run, (0, index)).await;
+        create(&client, amperity, namespace, &run, (0, index)).await;
     }
     all_arrived(amperity, PACED).await;
     let (paced_cpu, paced_requests) = paced.end(cluster, program, PACED).await;
@@ -95,7 +96,7 @@ pub async fn measure(cluster: &ControlPlane, amperity: &Simulator, namespace: &s
     let burst = Phase::begin(cluster, program).await;
     let start = Instant::now();
     let create = async |index: usize| {
-        create(cluster, amperity, namespace, &format!("burst-{index}"), (index % TENANTS, index)).await;
+        create(&client, amperity, namespace, &format!("burst-{index}"), (index % TENANTS, index)).await;
     };
     stream::iter(0..BURST).for_each_concurrent(CLIENTS, create).await;
     all_arrived(amperity, BURST).await;
@@ -111,18 +112,12 @@ pub async fn measure(cluster: &ControlPlane, amperity: &Simulator, namespace: &s
 }
 
 /// Creates a stop of a run, which ends at once and is not followed.
-async fn create(
-    cluster: &ControlPlane,
-    amperity: &Simulator,
-    namespace: &str,
-    run: &str,
-    (tenant, secret): (usize, usize),
-) {
+async fn create(client: &Client, amperity: &Simulator, namespace: &str, run: &str, (tenant, secret): (usize, usize)) {
     let tenant = format!("tenant-{tenant}");
     amperity.add_run(&tenant, Run::new(run));
     let mut stop = WorkflowRunStop::new(run, WorkflowRunStopSpec::new(run, &tenant, &secret_name(secret)));
     stop.spec.follow_timeout_seconds = 0;
-    Api::namespaced(cluster.client(), namespace).create(&PostParams::default(), &stop).await.unwrap();
+    Api::namespaced(client.clone(), namespace).create(&PostParams::default(), &stop).await.unwrap();
 }
 
 /// Waits until this number of stop requests has arrived.
