@@ -10,19 +10,27 @@ use std::{collections::HashMap, hash::Hash};
 /// The shares of one bounded resource.
 #[derive(Debug)]
 pub struct FairShare<K> {
+    /// What no key holds.
     free: usize,
+    /// The part that no key gets. What is held of it now joins it when it is given back.
+    reserve: usize,
     held: HashMap<K, usize>,
 }
 
 impl<K: Eq + Hash + Clone> FairShare<K> {
     /// Creates shares of this capacity.
     pub fn new(capacity: usize) -> Self {
-        Self { free: capacity, held: HashMap::new() }
+        Self { free: capacity, reserve: 0, held: HashMap::new() }
     }
 
-    /// Returns the amount that is free.
+    /// Sets the part that no key gets.
+    pub fn set_reserve(&mut self, amount: usize) {
+        self.reserve = amount;
+    }
+
+    /// Returns the amount that is free, without the reserve.
     pub fn free(&self) -> usize {
-        self.free
+        self.free.saturating_sub(self.reserve)
     }
 
     /// Returns true if no key holds anything.
@@ -38,13 +46,13 @@ impl<K: Eq + Hash + Clone> FairShare<K> {
     /// Returns true if the key may take this much more, and after that still `rest`.
     pub fn fits_with_rest(&self, key: &K, amount: usize, rest: usize) -> bool {
         let held = self.held.get(key).copied().unwrap_or_default();
-        held.saturating_add(amount).saturating_add(rest) <= self.free
+        held.saturating_add(amount).saturating_add(rest) <= self.free()
     }
 
     /// Returns how much of an amount counts. For a key that holds nothing, it is at most half of what is free: so a large
     /// amount is not kept waiting by very many small ones, and something is left for the next key.
     fn counted(&self, key: &K, amount: usize) -> usize {
-        if self.held.contains_key(key) { amount } else { amount.min(self.free.div_ceil(2).max(1)) }
+        if self.held.contains_key(key) { amount } else { amount.min(self.free().div_ceil(2).max(1)) }
     }
 
     /// Returns true if what counts of an amount fits, and after that still `rest`.

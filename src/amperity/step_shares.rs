@@ -12,29 +12,17 @@ pub struct StepShares {
     namespaces: FairShare<Arc<str>>,
     /// The part that each namespace holds for each tenant.
     tenants: HashMap<(Arc<str>, BudgetKey), usize>,
-    /// The part of the capacity that nobody is to get, and how much of it was free so far.
-    wanted_reserve: usize,
-    reserve: usize,
 }
-
-/// Holds the reserve: no namespace has this name.
-const RESERVE: &str = "";
 
 impl StepShares {
     /// Creates shares of this capacity.
     pub fn new(capacity: usize) -> Self {
-        let (namespaces, tenants) = (FairShare::new(capacity), HashMap::new());
-        Self { namespaces, tenants, wanted_reserve: 0, reserve: 0 }
+        Self { namespaces: FairShare::new(capacity), tenants: HashMap::new() }
     }
 
-    /// Sets the part of the capacity that nobody gets. What is held of it now joins it when it is given back.
+    /// Sets the part of the capacity that nobody gets.
     pub fn set_reserve(&mut self, amount: usize) {
-        self.wanted_reserve = amount;
-        let name = RESERVE.into();
-        self.namespaces.give_back(&name, self.reserve);
-        self.reserve = amount.min(self.namespaces.free());
-        let is_taken = self.namespaces.take(&name, self.reserve);
-        assert!(is_taken, "it is free, and the reserve holds nothing");
+        self.namespaces.set_reserve(amount);
     }
 
     /// Returns true if anything is free.
@@ -70,9 +58,6 @@ impl StepShares {
             if *held == 0 {
                 self.tenants.remove(&part);
             }
-        }
-        if self.reserve < self.wanted_reserve {
-            self.set_reserve(self.wanted_reserve);
         }
     }
 }
