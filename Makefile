@@ -63,7 +63,7 @@ mutants: tools ## Lists changes of the core that no test detects: takes hours, o
 	    $$(printf -- '--cargo-arg=%s ' $$tests) || case $$? in 2 | 3) ;; *) exit 1 ;; esac; \
 	done
 
-bench: tools control-plane ## Measures latency, rate and memory, also with SCALE=1000,10000,100000 waiting stops (CASES=one,many,finished)
+bench: tools control-plane ## Measures latency, CPU, rate and memory, also with SCALE=1000,10000,100000 waiting stops (CASES=one,many,finished)
 	cargo bench --locked --bench compare
 	cargo bench --locked --bench operator
 	cargo bench --locked --bench answers

@@ -11,13 +11,13 @@ use kube::{
 };
 use lab::{
     control_plane::ControlPlane,
-    simulator::{Kind, Run, Simulator},
+    simulator::{Kind, RecordedRequest, Run, Simulator},
     testing::namespace_with_secret,
 };
 use tokio::time::{Instant, interval, sleep, timeout};
 use workflow_run_stop_api::{WorkflowRunStop, WorkflowRunStopSpec};
 
-use crate::{apiserver::Counts, contender::Running};
+use crate::{apiserver::Counts, program::Program};
 
 /// The number of stops that are created one after the other, and the time between two.
 const PACED: usize = 400;
@@ -35,6 +35,7 @@ const TENANTS: usize = 200;
 /// The time after which a program is idle.
 const REST: Duration = Duration::from_secs(3);
 
+/// The longest time until all requests of a phase have arrived.
 const MOST: Duration = Duration::from_secs(120);
 
 /// The measurements of one program in one round.
@@ -69,7 +70,7 @@ fn secret_name(index: usize) -> String {
 }
 
 /// Measures a program that has just started.
-pub async fn measure(cluster: &ControlPlane, amperity: &Simulator, namespace: &str, program: &Running) -> Load {
+pub async fn measure(cluster: &ControlPlane, amperity: &Simulator, namespace: &str, program: &Program) -> Load {
     let client = cluster.client();
     sleep(REST).await;
     let idle = program.mebibytes("VmRSS");
@@ -84,12 +85,12 @@ pub async fn measure(cluster: &ControlPlane, amperity: &Simulator, namespace: &s
     }
     all_arrived(amperity, PACED).await;
     let (paced_cpu, paced_requests) = paced.end(cluster, program, PACED).await;
-    let arrival = |run: &str| {
-        let requests = amperity.requests();
-        requests.iter().find(|request| request.run_id.as_deref() == Some(run)).unwrap().at
+    let latency = |request: &RecordedRequest| {
+        let created = created.get(request.run_id.as_deref()?)?;
+        Some((request.at - *created).as_secs_f64() * 1000.0)
     };
-    let mut latencies: Vec<f64> =
-        created.iter().map(|(run, created)| (arrival(run) - *created).as_secs_f64() * 1000.0).collect();
+    let mut latencies: Vec<f64> = amperity.requests().iter().filter_map(latency).collect();
+    assert_eq!(latencies.len(), PACED, "one request for each stop");
     latencies.sort_unstable_by(f64::total_cmp);
     amperity.clear_requests();
 
@@ -129,19 +130,19 @@ async fn all_arrived(amperity: &Simulator, count: usize) {
     timeout(MOST, all).await.expect("all stops are sent");
 }
 
-/// What a program had used before a phase.
+/// The usage of a program at the start of a phase.
 struct Phase {
     cpu: f64,
     requests: Counts,
 }
 
 impl Phase {
-    async fn begin(cluster: &ControlPlane, program: &Running) -> Self {
+    async fn begin(cluster: &ControlPlane, program: &Program) -> Self {
         Self { cpu: program.cpu(), requests: Counts::now(cluster).await }
     }
 
     /// Returns CPU time in ms and requests for each stop, once the program rests.
-    async fn end(self, cluster: &ControlPlane, program: &Running, stops: usize) -> (f64, f64) {
+    async fn end(self, cluster: &ControlPlane, program: &Program, stops: usize) -> (f64, f64) {
         sleep(REST).await;
         let requests = Counts::now(cluster).await.since(&self.requests);
         println!("  {}", requests.text());

@@ -5,21 +5,18 @@
 //! `ROUNDS=3` chooses the number of rounds, `OPERATOR` another binary to measure.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods, missing_docs)]
 
-#[path = "../scale/apiserver.rs"]
+#[path = "../shared/apiserver.rs"]
 mod apiserver;
 mod bare_loop;
 mod contender;
 mod load;
+#[path = "../shared/program.rs"]
+mod program;
 mod report;
-#[path = "../scale/usage.rs"]
-mod usage;
 
 use lab::{control_plane::ControlPlane, simulator::Simulator};
 
-use crate::{
-    contender::{Contender, Running},
-    report::Report,
-};
+use crate::{contender::Contender, report::Report};
 
 #[tokio::main]
 async fn main() {
@@ -41,7 +38,7 @@ async fn main() {
         for contender in order {
             println!("round {round}, {contender:?}");
             let (amperity, namespace) = (Simulator::start().await, load::namespace(&cluster).await);
-            let program = Running::start(contender, &cluster, &amperity, &namespace).await;
+            let program = contender.start(&cluster, &amperity, &namespace).await;
             report.add(contender, load::measure(&cluster, &amperity, &namespace, &program).await);
             program.kill().await;
         }

@@ -6,6 +6,7 @@
 //! another binary to measure, and `LIMIT_MIB=128` a memory cgroup for it.
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
+#[path = "../shared/apiserver.rs"]
 mod apiserver;
 mod bare_client;
 mod cgroup;
@@ -15,9 +16,10 @@ mod followed;
 mod hostile;
 mod hostile_answers;
 mod process;
+#[path = "../shared/program.rs"]
+mod program;
 mod report;
 mod seed;
-mod usage;
 mod waiting;
 
 use kube::Client;

@@ -1,22 +1,22 @@
 //! Owns one process of the operator: its start, its health, and what it uses of memory and CPU.
 //! Never judges what it measures.
 
-use std::{fs::File, net::TcpListener, path::Path, process::Stdio, time::Duration};
+use std::{fs::File, net::TcpListener, path::Path, time::Duration};
 
 use lab::{control_plane::ControlPlane, simulator::Simulator};
-use tokio::{
-    process::{Child, Command},
-    time::{Instant, sleep},
-};
+use tokio::time::{Instant, sleep};
 
-use crate::{cgroup::Cgroup, usage};
+use crate::{
+    cgroup::Cgroup,
+    program::{self, Program},
+};
 
 /// The time within which the list must have ended.
 const READY_WITHIN: Duration = Duration::from_secs(300);
 
 /// A running operator, built with the release profile.
 pub struct Operator {
-    child: Child,
+    program: Program,
     http: String,
     /// The time of its start.
     pub started: Instant,
@@ -33,27 +33,21 @@ impl Operator {
     /// Starts the operator with this base URL of the API, and further variables of its environment.
     pub fn start_with(cluster: &ControlPlane, base_url: &str, variables: &[(&str, &Path)]) -> Self {
         let http = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-        let own = env!("CARGO_BIN_EXE_workflow-run-stop-operator");
-        let binary = std::env::var("OPERATOR").unwrap_or_else(|_| own.to_owned());
+        let binary = program::operator();
         let cgroup = Cgroup::create();
         let mut command = match &cgroup {
-            None => Command::new(binary),
+            None => program::command(binary, cluster),
             Some(cgroup) => {
-                let mut shell = Command::new("/bin/sh");
+                let mut shell = program::command("/bin/sh", cluster);
                 shell.args(["-c", "echo $$ >\"$0\" && exec \"$@\""]).arg(cgroup.members()).arg(binary);
                 shell
             }
         };
         let log = File::create(Path::new(env!("CARGO_TARGET_TMPDIR")).join("scale-operator.log")).unwrap();
         command
-            .env_clear()
-            .env("KUBECONFIG", cluster.kubeconfig_path())
-            .env("MALLOC_MMAP_THRESHOLD_", "65536")
             .envs(variables.iter().copied())
             .args(["--amperity-base-url", base_url, "--http-addr", &http])
-            .stdin(Stdio::null())
-            .stdout(log)
-            .kill_on_drop(true);
+            .stdout(log);
         // An allocator setting to compare.
         for name in [
             "MALLOC_ARENA_MAX",
@@ -65,13 +59,13 @@ impl Operator {
             command.envs(std::env::var_os(name).map(|value| (name, value)));
         }
         let started = Instant::now();
-        Self { child: command.spawn().unwrap(), http, started, cgroup }
+        Self { program: Program::start(&mut command), http, started, cgroup }
     }
 
     /// Waits until its first list has ended. Returns the time since its start.
     pub async fn listed(&mut self) -> Duration {
         while self.get("readyz").await.is_none() {
-            let exited = self.child.try_wait().unwrap();
+            let exited = self.program.child.try_wait().unwrap();
             assert!(exited.is_none(), "the operator exited while listing: {}", exited.unwrap_or_default());
             assert!(self.started.elapsed() < READY_WITHIN, "the operator never became ready");
             sleep(Duration::from_millis(100)).await;
@@ -81,16 +75,12 @@ impl Operator {
 
     /// Returns a size of its memory in MiB: `VmRSS`, or `VmHWM` for the peak.
     pub fn mebibytes(&self, field: &str) -> f64 {
-        usage::mebibytes(self.pid(), field)
+        self.program.mebibytes(field)
     }
 
     /// Returns the CPU time that it has used, in seconds.
     pub fn cpu(&self) -> f64 {
-        usage::cpu(self.pid())
-    }
-
-    fn pid(&self) -> u32 {
-        self.child.id().expect("it runs")
+        self.program.cpu()
     }
 
     /// Returns the sum of a metric over its labels, of those lines that contain this text.
@@ -109,7 +99,7 @@ impl Operator {
     }
 
     /// Kills it.
-    pub async fn kill(mut self) {
-        self.child.kill().await.unwrap();
+    pub async fn kill(self) {
+        self.program.kill().await;
     }
 }
