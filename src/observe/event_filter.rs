@@ -59,9 +59,8 @@ impl EventFilter {
         let accepted = resource.accepted_time().is_some();
         if accepted && !self.accepted {
             (self.accepted, self.last) = (true, None);
-            // If the run is not followed, the final event has the same reason.
             let condition = find(ConditionType::StopAccepted)
-                .filter(|condition| !resource.is_finished() || condition.reason != ready.reason);
+                .filter(|condition| !(resource.is_finished() && is_implied(condition, ready)));
             drafts.extend(condition.and_then(EventDraft::of));
         }
         if resource.is_finished() {
@@ -77,6 +76,12 @@ impl EventFilter {
         }
         drafts
     }
+}
+
+/// Returns true if the final event also says what this condition does: that the API accepted the request. How else the
+/// acceptance became known, such as by a read of the run, is an event of its own.
+fn is_implied(accepted: &Condition, ready: &Condition) -> bool {
+    ready.status == ConditionStatus::True.as_str() && Reason::of(accepted) == Some(Reason::StopAccepted)
 }
 
 impl EventDraft {
@@ -126,6 +131,14 @@ mod tests {
         let why = (Reason::StopAccepted, Reason::StopAccepted.message(""));
         let condition = conditions::condition(ConditionType::StopAccepted, ConditionStatus::True, why, None, &THEN);
         conditions::set(&mut status.conditions, condition);
+        stop
+    }
+
+    /// The acceptance became known by a read.
+    fn confirmed(mut stop: WorkflowRunStop) -> WorkflowRunStop {
+        let why = (Reason::ConfirmedByRead, Reason::ConfirmedByRead.message(""));
+        let condition = conditions::condition(ConditionType::StopAccepted, ConditionStatus::True, why, None, &THEN);
+        conditions::set(&mut stop.status.as_mut().unwrap().conditions, condition);
         stop
     }
 
@@ -185,7 +198,13 @@ mod tests {
                 ],
                 &[(false, StopAccepted), (false, RunStopped)],
             ),
-            (vec![finished(accepted(with_ready(True, RunStopped)))], &[(false, StopAccepted), (false, RunStopped)]),
+            // The run ended with the answer.
+            (vec![finished(accepted(with_ready(True, RunStopped)))], &[(false, RunStopped)]),
+            (vec![finished(accepted(with_ready(True, RunEndedOtherwise)))], &[(false, RunEndedOtherwise)]),
+            (
+                vec![finished(confirmed(accepted(with_ready(True, RunStopped))))],
+                &[(false, ConfirmedByRead), (false, RunStopped)],
+            ),
             (vec![finished(accepted(with_ready(True, StopAccepted)))], &[(false, StopAccepted)]),
             (
                 vec![following(), finished(accepted(with_ready(False, RunStillActive)))],

@@ -76,7 +76,7 @@ async fn describe_shows_each_event_once_and_in_order() {
 }
 
 #[tokio::test]
-async fn a_failed_stop_emits_a_warning_and_an_accepted_unfollowed_stop_emits_one_event() {
+async fn a_failed_stop_emits_a_warning_and_a_stop_that_finishes_with_its_answer_emits_one_event() {
     let env = TestEnv::new().await;
     env.amperity.add_run(TENANT, ends_at_once("wf-quick"));
     env.amperity.add_run(TENANT, Run::new("wf-unfollowed").stops_in(Duration::from_secs(600)));
@@ -89,7 +89,7 @@ async fn a_failed_stop_emits_a_warning_and_an_accepted_unfollowed_stop_emits_one
     }
     assert_eq!(operator.terminate().await, Some(0));
     for (name, expected) in [
-        ("wf-quick", &[("Normal", "StopAccepted"), ("Normal", "RunStopped")][..]),
+        ("wf-quick", &[("Normal", "RunStopped")]),
         ("wf-unfollowed", &[("Normal", "StopAccepted")]),
         ("wf-unknown", &[("Warning", "RunNotFound")]),
     ] {
