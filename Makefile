@@ -2,7 +2,7 @@
 # Never hides what it runs: each target calls cargo, or prints what it does instead. Only cargo, rustup and Go programs download anything.
 
 .DEFAULT_GOAL := help
-.PHONY: help check rustdoc package demo test simulate mutants bench soak build image e2e plugin fmt fmt-check clippy msrv crd chart-docs api-docs pictures check-drift tools control-plane
+.PHONY: help check rustdoc package demo test simulate mutants bench bench-job soak build image e2e plugin fmt fmt-check clippy msrv crd chart-docs api-docs pictures check-drift tools control-plane
 
 CRD := crds/workflowrunstops.yaml
 CHART := charts/workflow-run-stop-operator
@@ -63,11 +63,25 @@ mutants: tools ## Lists changes of the core that no test detects: takes hours, o
 	    $$(printf -- '--cargo-arg=%s ' $$tests) || case $$? in 2 | 3) ;; *) exit 1 ;; esac; \
 	done
 
-bench: tools control-plane ## Measures latency, CPU, rate and memory, also with SCALE=1000,10000,100000 waiting stops (CASES=one,many,finished)
+# SMALL=1 shows that the comparisons still work: the others have no shorter round.
+bench: tools control-plane ## Measures latency, CPU, rate and memory, also with SCALE=1000,10000,100000 waiting stops (CASES=one,many,finished); SMALL=1 for the comparisons only, shorter
 	cargo bench --locked --bench compare
+ifneq ($(or $(SMALL),0),0)
+	@$(bench_job)
+else
 	cargo bench --locked --bench operator
 	cargo bench --locked --bench answers
 	cargo bench --locked --bench scale
+	@$(bench_job)
+endif
+
+bench_job = if why=$$(bash tests/lab/node/node.sh check 2>&1); then \
+  $(build_image) && sim=$$($(call program,amperity-sim)) && [ -n "$$sim" ] && \
+  bash benches/job/job.sh $(ARCHIVE) $(IMAGE) "$$sim"; \
+  else printf 'job: skipped: %s\n' "$$why"; fi
+
+bench-job: tools ## Compares the operator with a Job that runs curl, in a real local one-node cluster; needs root
+	@$(bench_job)
 
 soak: tools control-plane ## Runs the operator under load and faults: MINUTES=30; SEED=17 repeats the same faults
 	cargo bench --locked --bench soak
@@ -75,8 +89,10 @@ soak: tools control-plane ## Runs the operator under load and faults: MINUTES=30
 build: ## Builds the release binary: target/release/workflow-run-stop-operator
 	cargo build --release --locked
 
+build_image = bash image/build.sh $(ARCHIVE) $(IMAGE) $(ARCH)
+
 image: tools ## Builds the image without a container engine: target/image/...tar, named by IMAGE, for ARCH=amd64 or arm64
-	@bash image/build.sh $(ARCHIVE) $(IMAGE) $(ARCH)
+	@$(build_image)
 
 e2e: image ## Runs image and chart in a real local one-node cluster; needs root. KEEP=1 keeps the cluster on failure
 	@sim=$$($(call program,amperity-sim)) && [ -n "$$sim" ] && bash tests/e2e/e2e.sh $(ARCHIVE) $(IMAGE) "$$sim"

@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use crate::{
-    bare_loop,
+    bare_loop, kopf,
     program::{self, Program},
 };
 
@@ -19,16 +19,23 @@ use crate::{
 pub enum Contender {
     BareLoop,
     Operator,
+    Kopf,
 }
 
 impl Contender {
-    pub const ALL: [Self; 2] = [Self::BareLoop, Self::Operator];
+    pub const ALL: [Self; 3] = [Self::BareLoop, Self::Operator, Self::Kopf];
+
+    /// Returns those that can be started on this machine.
+    pub fn available() -> Vec<Self> {
+        Self::ALL.into_iter().filter(|contender| *contender != Self::Kopf || kopf::is_available()).collect()
+    }
 
     /// Starts it for one namespace, and waits until it watches that.
     pub async fn start(self, cluster: &ControlPlane, amperity: &Simulator, namespace: &str) -> Program {
         match self {
             Self::BareLoop => start_bare_loop(cluster, amperity, namespace).await,
             Self::Operator => start_operator(cluster, amperity, namespace).await,
+            Self::Kopf => kopf::start(cluster, amperity, namespace).await,
         }
     }
 }

@@ -19,24 +19,48 @@ use workflow_run_stop_api::{WorkflowRunStop, WorkflowRunStopSpec};
 
 use crate::{apiserver::Counts, program::Program};
 
-/// The number of stops that are created one after the other, and the time between two.
-const PACED: usize = 400;
-const PACE: Duration = Duration::from_millis(50);
+/// The time between two stops that are created one after the other.
+pub const PACE: Duration = Duration::from_millis(50);
 
 /// The number of Secrets that they use in turn: each is used once in 1.25 s, so that the operator, which shares a Secret for
 /// one second, has to read it for each stop.
 const SECRETS: usize = 25;
 
-/// The number of stops that are created as fast as this number of clients can, and of their tenants.
-const BURST: usize = 2000;
-const CLIENTS: usize = 8;
-const TENANTS: usize = 200;
+/// The number of clients that create the stops of a burst, and of their tenants.
+pub const CLIENTS: usize = 8;
+pub const TENANTS: usize = 200;
 
-/// The time after which a program is idle.
+/// A program that sends no request to the API server for this time is idle.
 const REST: Duration = Duration::from_secs(3);
 
 /// The longest time until all requests of a phase have arrived.
 const MOST: Duration = Duration::from_secs(120);
+
+/// The requests to the API server that are counted, in addition to events: those of a program, and not those that create its
+/// load.
+const COUNTED: [&str; 6] = [
+    "secrets GET",
+    "workflowrunstops GET",
+    "workflowrunstops PATCH",
+    "workflowrunstops PUT",
+    "workflowrunstops/status PATCH",
+    "workflowrunstops/status PUT",
+];
+
+/// The numbers of stops.
+#[derive(Clone, Copy)]
+pub struct Size {
+    /// Created one after the other.
+    pub paced: usize,
+    /// Created as fast as all clients can.
+    pub burst: usize,
+}
+
+impl Size {
+    pub const FULL: Self = Self { paced: 400, burst: 2000 };
+    /// Enough to see that everything works.
+    pub const SMALL: Self = Self { paced: 40, burst: 200 };
+}
 
 /// The measurements of one program in one round.
 pub struct Load {
@@ -70,27 +94,33 @@ fn secret_name(index: usize) -> String {
 }
 
 /// Measures a program that has just started.
-pub async fn measure(cluster: &ControlPlane, amperity: &Simulator, namespace: &str, program: &Program) -> Load {
+pub async fn measure(
+    size: Size,
+    cluster: &ControlPlane,
+    amperity: &Simulator,
+    namespace: &str,
+    program: &Program,
+) -> Load {
     let client = cluster.client();
     sleep(REST).await;
     let idle = program.mebibytes("VmRSS");
     let paced = Phase::begin(cluster, program).await;
     let mut created = HashMap::new();
     let mut ticks = interval(PACE);
-    for index in 0..PACED {
+    for index in 0..size.paced {
         ticks.tick().await;
         let run = format!("paced-{index}");
         created.insert(run.clone(), Instant::now());
         create(&client, amperity, namespace, &run, (0, index)).await;
     }
-    all_arrived(amperity, PACED).await;
-    let (paced_cpu, paced_requests) = paced.end(cluster, program, PACED).await;
+    all_arrived(amperity, size.paced).await;
+    let (paced_cpu, paced_requests) = paced.end(cluster, program, size.paced).await;
     let latency = |request: &RecordedRequest| {
         let created = created.get(request.run_id.as_deref()?)?;
         Some((request.at - *created).as_secs_f64() * 1000.0)
     };
     let mut latencies: Vec<f64> = amperity.requests().iter().filter_map(latency).collect();
-    assert_eq!(latencies.len(), PACED, "one request for each stop");
+    assert_eq!(latencies.len(), size.paced, "one request for each stop");
     latencies.sort_unstable_by(f64::total_cmp);
     amperity.clear_requests();
 
@@ -99,15 +129,15 @@ pub async fn measure(cluster: &ControlPlane, amperity: &Simulator, namespace: &s
     let create = async |index: usize| {
         create(&client, amperity, namespace, &format!("burst-{index}"), (index % TENANTS, index)).await;
     };
-    stream::iter(0..BURST).for_each_concurrent(CLIENTS, create).await;
-    all_arrived(amperity, BURST).await;
+    stream::iter(0..size.burst).for_each_concurrent(CLIENTS, create).await;
+    all_arrived(amperity, size.burst).await;
     let last = amperity.requests().iter().map(|request| request.at).max().unwrap();
-    let (burst_cpu, burst_requests) = burst.end(cluster, program, BURST).await;
+    let (burst_cpu, burst_requests) = burst.end(cluster, program, size.burst).await;
     Load {
         latencies,
         cpu: [paced_cpu, burst_cpu],
         requests: [paced_requests, burst_requests],
-        rate: BURST as f64 / (last - start).as_secs_f64(),
+        rate: size.burst as f64 / (last - start).as_secs_f64(),
         memory: [idle, program.mebibytes("VmRSS")],
     }
 }
@@ -141,13 +171,18 @@ impl Phase {
         Self { cpu: program.cpu(), requests: Counts::now(cluster).await }
     }
 
-    /// Returns CPU time in ms and requests for each stop, once the program rests.
+    /// Returns CPU time in ms and requests for each stop, once the program is idle: it may write long after it has sent.
     async fn end(self, cluster: &ControlPlane, program: &Program, stops: usize) -> (f64, f64) {
-        sleep(REST).await;
-        let requests = Counts::now(cluster).await.since(&self.requests);
-        println!("  {}", requests.text());
-        let keys = ["secrets GET", "workflowrunstops GET", "workflowrunstops/status PATCH"];
-        let own = requests.events() + keys.map(|key| requests.of(key)).iter().sum::<u64>();
-        ((program.cpu() - self.cpu) * 1000.0 / stops as f64, own as f64 / stops as f64)
+        let mut sent = None;
+        let requests = loop {
+            sleep(REST).await;
+            let requests = Counts::now(cluster).await.since(&self.requests);
+            let counted = requests.events() + COUNTED.map(|key| requests.of(key)).iter().sum::<u64>();
+            if sent.replace(counted) == Some(counted) {
+                println!("  {}", requests.text());
+                break counted;
+            }
+        };
+        ((program.cpu() - self.cpu) * 1000.0 / stops as f64, requests as f64 / stops as f64)
     }
 }

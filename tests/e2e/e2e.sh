@@ -13,10 +13,8 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.."
 [ "$#" -eq 3 ] || { echo 'usage: e2e.sh IMAGE_ARCHIVE IMAGE AMPERITY_SIM' >&2; exit 2; }
 archive=$1 image=$2 sim=$3
 
-NODE=tests/lab/node/node.sh
-CHART=charts/workflow-run-stop-operator
-RELEASE=stopper NAMESPACE=operator-system
-API=http://amperity.lab:8080/api TLS_API=https://amperity.lab:8443/api
+. tests/lab/node/cluster.sh
+TLS_API=https://amperity.lab:8443/api
 
 if ! why=$(bash $NODE check 2>&1); then
   printf 'e2e: SKIPPED, nothing was tested: %s\n' "$why" >&2
@@ -43,45 +41,16 @@ fail() {
   exit 1
 }
 
-in_node() { bash $NODE in "$work" "$@"; }
-k() { in_node kubectl "$@"; }
-
-# Repeats a command until it succeeds: timeout in seconds, description, command.
-until_true() {
-  local timeout=$1 what=$2 deadline=$((SECONDS + $1))
-  shift 2
-  until "$@" >/dev/null 2>&1; do
-    [ "$SECONDS" -lt "$deadline" ] || fail "timed out after $timeout s: $what"
-    sleep 0.3
-  done
-}
-
 # Succeeds if a stop has exactly these events in this order.
 has_events() { [ "$(k get events --field-selector "involvedObject.name=$1" -o 'jsonpath={.items[*].reason}')" = "$2" ]; }
 
-# Prints the number of stop requests that Amperity received for a run.
-posts() { cat "$work"/requests*.jsonl | grep '"kind":"stop"' | grep -c "\"run\":\"$1\"" || true; }
+# Prints the number of all stop requests that Amperity received.
 all_posts() { cat "$work"/requests*.jsonl | grep -c '"kind":"stop"' || true; }
-was_received() { [ "$(posts "$1")" -ge 1 ]; }
 once() {
   local run
   for run in "$@"; do
     [ "$(posts "$run")" -eq 1 ] || fail "$(posts "$run") stop requests instead of one for $run"
   done
-}
-
-# Creates a stop with the token of examples/secret.yaml: name, run, namespace, further lines of the spec.
-apply_stop() {
-  k apply -f - <<END
-apiVersion: workflow.amperity.com/v1alpha1
-kind: WorkflowRunStop
-metadata: {name: $1, namespace: ${3:-default}}
-spec:
-  runId: $2
-  tenant: acme2-max
-  credentialsSecretRef: {name: amperity}
-${4-}
-END
 }
 
 # Prints a condition as "True RunStopped": name, condition, namespace.
@@ -97,11 +66,7 @@ finishes_as() {
   [ "$ready" = "$2" ] || fail "$1 finished as \"$ready\" instead of \"$2\""
 }
 
-pods() { k get pods -n $NAMESPACE -l app.kubernetes.io/instance=$RELEASE "$@"; }
-holder() { k get lease -n $NAMESPACE -o 'jsonpath={.items[0].spec.holderIdentity}'; }
-leader() { local id; id=$(holder) && [ -n "$id" ] && printf '%s' "${id%_*}"; }
 leader_changed() { local now; now=$(leader) && [ "$now" != "$1" ]; }
-leader_is_pod() { k get pod -n $NAMESPACE "$(leader)"; }
 
 is_unreachable() { [ "$(condition "$1" Ready)" = 'False Unreachable' ]; }
 no_pods() { [ -z "$(pods -o name)" ]; }
@@ -109,14 +74,6 @@ no_pods() { [ -z "$(pods -o name)" ]; }
 finished() {
   k get workflowrunstops -A \
     -o 'jsonpath={range .items[?(@.status.completionTime)]}{.metadata.uid} {.metadata.name} {.metadata.resourceVersion}{"\n"}{end}'
-}
-
-# Installs or upgrades the release with the image, the simulated Amperity and short timeouts. A step adds flags in extra.
-extra=()
-helm_values() {
-  in_node helm "$1" $RELEASE "$2" --namespace $NAMESPACE --wait --timeout 90s \
-    --set "image.repository=${image%:*}" --set-string "image.tag=${image##*:}" \
-    --set "amperity.baseUrl=$API" --set requestTimeout=10s --set settleTime=5s "${extra[@]}" >>"$work/log/helm.log"
 }
 
 print_logs() {
@@ -163,13 +120,9 @@ trap 'exit 143' TERM HUP
 
 step 'start of a node'
 programs=$(sh tests/lab/node/build.sh)
-mkdir -p "$work/images"
-cp "$archive" "$work/images/"
-bash $NODE start "$work" "$programs"
-in_node "$sim" --listen 10.99.0.1:8080 --record "$work/requests.jsonl" --dns amperity.lab >"$work/log/amperity-sim.log" 2>&1 &
-in_node "$sim" --listen 10.99.0.1:8443 --record "$work/requests-tls.jsonl" \
-  --tls amperity.lab --ca "$work/amperity-ca.crt" >"$work/log/amperity-sim-tls.log" 2>&1 &
-until_true 10 'the simulated Amperity is running' grep -q serving "$work/log/amperity-sim.log" "$work/log/amperity-sim-tls.log"
+start_node "$archive"
+start_amperity amperity-sim 8080 --record "$work/requests.jsonl" --dns amperity.lab
+start_amperity amperity-sim-tls 8443 --record "$work/requests-tls.jsonl" --tls amperity.lab --ca "$work/amperity-ca.crt"
 k get nodes -o wide --no-headers
 passed 'kubelet, containerd and a control plane are running'
 

@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use kube::Config;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 
 /// A user that the API server authenticates by a static token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,15 +64,17 @@ impl Access {
         let mut authority = CertificateParams::new(Vec::new()).expect("an empty list of names is valid");
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         authority.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        // OpenSSL takes a certificate for self-signed if its issuer has the same name.
+        authority.distinguished_name.push(DnType::CommonName, "lab");
         let certificate = authority.self_signed(&authority_key).expect("a new key can sign");
         let issuer = Issuer::new(authority, authority_key);
 
         let server_key = new_key();
         let names = ["127.0.0.1", "localhost", "kubernetes.default.svc"].map(str::to_owned);
-        let server = CertificateParams::new(names)
-            .expect("these names are valid")
-            .signed_by(&server_key, &issuer)
-            .expect("the authority can sign");
+        let mut server = CertificateParams::new(names).expect("these names are valid");
+        // Python from 3.13 on requires it.
+        server.use_authority_key_identifier_extension = true;
+        let server = server.signed_by(&server_key, &issuer).expect("the authority can sign");
 
         let account_key = new_key();
         let tokens: String = User::ALL
