@@ -13,8 +13,9 @@ use crate::turns::Turns;
 /// The capacity of the queue. One entry has all events of one step, at most a few KiB.
 const MOST_WAITING: usize = 4096;
 
-/// The number of entries that are written concurrently.
-pub const AT_ONCE: usize = 16;
+/// The number of entries that are written concurrently. It is small, since the claims of other stops are more urgent for the
+/// API server.
+pub const AT_ONCE: usize = 4;
 
 /// Creates an empty queue.
 pub fn channel() -> (EventSender, EventQueue) {
