@@ -21,8 +21,7 @@ pub fn claimed(resource: &WorkflowRunStop, claim: Claim, url: String, step_time:
     let attempts = builder.request().attempts.saturating_add(1);
     // The answer to an earlier request does not belong to this one.
     *builder.request() = StopRequest { url: Some(url), attempts, claim: Some(claim), ..StopRequest::default() };
-    builder.set(ConditionType::StopAccepted, ConditionStatus::Unknown, (Reason::StopRequested, ""));
-    builder.going_on((Reason::StopRequested, ""))
+    builder.requested()
 }
 
 /// Returns the status while the stop waits for something before a request may be sent.

@@ -80,6 +80,27 @@ impl StatusBuilder {
         conditions::set(&mut self.status.conditions, new);
     }
 
+    /// Returns the status with a claim. A new resource gets the other conditions with the answer: with all of them, the
+    /// API server takes a third longer for the claim, which the request waits for.
+    pub fn requested(mut self) -> WorkflowRunStopStatus {
+        let why = (Reason::StopRequested, "");
+        self.set(ConditionType::Ready, ConditionStatus::Unknown, why);
+        if self.has(ConditionType::Reconciling) {
+            self.set(ConditionType::Reconciling, ConditionStatus::True, why);
+        }
+        if self.has(ConditionType::StopAccepted) {
+            self.set(ConditionType::StopAccepted, ConditionStatus::Unknown, why);
+        }
+        if self.has(ConditionType::RunEnded) {
+            self.run_ended(why.0);
+        }
+        self.fitted()
+    }
+
+    fn has(&self, kind: ConditionType) -> bool {
+        conditions::find(&self.status.conditions, kind).is_some()
+    }
+
     /// Returns an unfinished status.
     pub fn going_on(mut self, why: (Reason, &str)) -> WorkflowRunStopStatus {
         let ready = if why.0.is_in_progress() { ConditionStatus::Unknown } else { ConditionStatus::False };
@@ -89,6 +110,7 @@ impl StatusBuilder {
         if self.status.stop_request.as_ref().is_none_or(|request| request.attempts == 0) {
             self.set(ConditionType::StopAccepted, ConditionStatus::False, why);
         }
+        self.accepted_by_default(why);
         self.run_ended(why.0);
         self.fitted()
     }
@@ -99,7 +121,7 @@ impl StatusBuilder {
         if !well {
             self.set(ConditionType::Stalled, ConditionStatus::True, why);
         }
-        self.not_sent_by_default(why);
+        self.accepted_by_default(why);
         conditions::remove(&mut self.status.conditions, ConditionType::Reconciling);
         self.run_ended(why.0);
         if let Some(request) = &mut self.status.stop_request {
@@ -127,10 +149,12 @@ impl StatusBuilder {
         self.status
     }
 
-    /// Sets `StopAccepted` to `False`, unless a request or a wait has set it before.
-    fn not_sent_by_default(&mut self, why: (Reason, &str)) {
-        if conditions::find(&self.status.conditions, ConditionType::StopAccepted).is_none() {
-            self.set(ConditionType::StopAccepted, ConditionStatus::False, why);
+    /// Sets `StopAccepted` if it is absent: to `Unknown` if there is a claim, and otherwise to `False`.
+    fn accepted_by_default(&mut self, why: (Reason, &str)) {
+        if !self.has(ConditionType::StopAccepted) {
+            let is_open = self.status.stop_request.as_ref().is_some_and(|request| request.claim.is_some());
+            let truth = if is_open { ConditionStatus::Unknown } else { ConditionStatus::False };
+            self.set(ConditionType::StopAccepted, truth, why);
         }
     }
 

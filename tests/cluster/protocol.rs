@@ -165,7 +165,7 @@ async fn kill_while_held_at(point: HoldPoint, faults: impl IntoIterator<Item = F
     operator.kill().await;
     let held = env.get("wf-1").await;
     assert!(stop_request(&held).claim.is_some(), "a request was sent without a stored claim");
-    assert_eq!(condition(&held, ConditionType::StopAccepted).0, "Unknown");
+    assert_eq!(condition_lines(&held), ["Ready: Unknown StopRequested"]);
     hold.release();
     let operator = env.start_operator().await;
     let fixture = Fixture { env, operator, history };
@@ -513,7 +513,7 @@ async fn the_answer_to_a_deleted_stop_is_not_recorded_on_a_new_stop_of_the_same_
     fixture.operator.wait_for_log(r#""answer":"accepted""#).await;
     let held = fixture.env.get("wf-1").await;
     assert_eq!((&held.metadata.uid, stop_request(&held).claim), (&second.metadata.uid, Some(claim)));
-    assert_eq!(condition(&held, ConditionType::StopAccepted).0, "Unknown");
+    assert_eq!(condition_lines(&held), ["Ready: Unknown StopRequested"]);
 
     hold.release();
     let is_end = |stop: &WorkflowRunStop| stop.metadata.uid == second.metadata.uid && stop.is_finished();

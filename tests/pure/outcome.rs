@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use workflow_run_stop_api::{
     Claim, ClaimEnded, StopRequest, UnclearAnswer, WorkflowRunStop, WorkflowRunStopSpec, WorkflowRunStopStatus,
     conditions::{ConditionType, Reason, find},
@@ -547,6 +547,39 @@ fn every_wait_before_the_first_request_leads_to_one_status() {
     let stop = WorkflowRunStop { status: Some(refused), ..a_stop() };
     let status = waiting(&stop, Reason::WaitingForBudget, "", STEP_TIME());
     assert!(summary(&status).starts_with("Unknown/WaitingForBudget False/Forbidden "), "{}", summary(&status));
+}
+
+#[test]
+fn a_claim_sets_only_ready_on_a_new_resource_and_changes_what_is_set_otherwise() {
+    let conditions = |stop: &WorkflowRunStop| {
+        let status = claimed(stop, a_claim(), "https://x/stop".into(), STEP_TIME());
+        let line = |known: &Condition| format!("{} {} {}", known.type_, known.status, known.reason);
+        status.conditions.iter().map(line).collect::<Vec<_>>()
+    };
+    assert_eq!(conditions(&a_stop()), ["Ready Unknown StopRequested"]);
+    let waited = waiting(&a_stop(), Reason::CredentialsMissing, "", STEP_TIME());
+    let waited = WorkflowRunStop { status: Some(waited), ..a_stop() };
+    assert_eq!(
+        conditions(&waited),
+        [
+            "Ready Unknown StopRequested",
+            "Reconciling True StopRequested",
+            "StopAccepted Unknown StopRequested",
+            "RunEnded Unknown StopRequested"
+        ]
+    );
+}
+
+#[test]
+fn a_wait_with_an_open_claim_never_says_that_no_request_was_sent() {
+    let mut stop = a_stop();
+    stop.status = Some(claimed(&stop, a_claim(), "https://x/stop".into(), STEP_TIME()));
+    for status in
+        [waiting(&stop, Reason::CredentialsMissing, "", STEP_TIME()), finished(&stop, Ending::OutcomeUnknown, STEP_TIME())]
+    {
+        let accepted = find(&status.conditions, ConditionType::StopAccepted).unwrap();
+        assert_eq!(accepted.status, "Unknown", "{status:?}");
+    }
 }
 
 #[test]
