@@ -2,9 +2,9 @@
 //! the API server, with stops that wait for the rate limit and with finished ones; memory with large runs that are followed.
 //! Never fails on a slow machine: it prints figures beside their targets.
 //!
-//! `SCALE=1000,100000` chooses the numbers of stops, `CASES=one,many,finished,followed,answers` the cases, `OPERATOR`
+//! `SCALE=1000,100000` chooses the numbers of stops, `CASES=one,many,finished,followed,reads,answers` the cases, `OPERATOR`
 //! another binary to measure, and `LIMIT_MIB=128` a memory cgroup for it.
-#![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods, missing_docs)]
 
 #[path = "../shared/apiserver.rs"]
 mod apiserver;
@@ -18,6 +18,7 @@ mod hostile_answers;
 mod process;
 #[path = "../shared/program.rs"]
 mod program;
+mod reads;
 mod report;
 mod seed;
 mod waiting;
@@ -31,8 +32,8 @@ use crate::{report::Report, waiting::Tenants};
 const SCALE: &str = "1000,10000,100000";
 
 /// The cases: waiting stops of one tenant in one namespace, of a thousand tenants in fifty, and finished ones beside one
-/// unfinished; followed runs with very many tasks; and hostile answers.
-const CASES: &str = "one,many,finished,followed,answers";
+/// unfinished; followed runs with very many tasks; many followed runs; and hostile answers.
+const CASES: &str = "one,many,finished,followed,reads,answers";
 
 #[tokio::main]
 async fn main() {
@@ -63,6 +64,11 @@ async fn main() {
     if has("followed") {
         let cluster = start().await;
         report.followed(followed::measure(&cluster).await);
+        cluster.stop().await;
+    }
+    if has("reads") {
+        let cluster = start().await;
+        report.reads(reads::measure(&cluster).await);
         cluster.stop().await;
     }
     if has("answers") {

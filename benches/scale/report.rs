@@ -7,6 +7,7 @@ use crate::{
     finished::Finished,
     followed::Followed,
     hostile_answers::HostileAnswers,
+    reads::{Measured, Reads},
     waiting::{Idle, Tenants, Waiting},
 };
 
@@ -27,6 +28,12 @@ const FIRST_STOP_RATIO: f64 = 1.2;
 /// The largest peak of the memory while a hundred answers arrive at once, in MiB.
 const MOST_FOR_ANSWERS: f64 = 64.0;
 
+/// The most CPU time of a read, in ms: a thousand runs at one read a minute each take 0.5 % of a core.
+const MOST_FOR_A_READ: f64 = 0.3;
+
+/// The same with very many runs: one core can read 100 tenants at their full rate.
+const MOST_FOR_A_DUE_READ: f64 = 1.0;
+
 /// All results.
 #[derive(Default)]
 pub struct Report {
@@ -34,6 +41,7 @@ pub struct Report {
     waiting: Vec<(Tenants, Waiting)>,
     finished: Option<Finished>,
     followed: Option<Followed>,
+    reads: Option<Reads>,
     answers: Vec<HostileAnswers>,
 }
 
@@ -61,6 +69,10 @@ impl Report {
 
     pub fn followed(&mut self, followed: Followed) {
         self.followed = Some(followed);
+    }
+
+    pub fn reads(&mut self, reads: Reads) {
+        self.reads = Some(reads);
     }
 
     pub fn answers(&mut self, answers: Vec<HostileAnswers>) {
@@ -105,6 +117,17 @@ impl Report {
                 "\n| followed runs | tasks of each | memory | peak | memory, restarted | peak, restarted |\n| ---: | ---: | ---: | ---: | ---: | ---: |"
             );
             println!("| {runs} | {tasks} | {rss:.1} | {peak:.1} | {rss_after:.1} | {peak_after:.1} |");
+        }
+        if let Some(Reads { followed, due, time_wait }) = &self.reads {
+            println!("\n| followed runs, of 100 tenants, over TLS | reads | reads a second | CPU of each, ms | connections |");
+            println!("| ---: | ---: | ---: | ---: | ---: |");
+            for (phase, most) in [(followed, MOST_FOR_A_READ), (due, MOST_FOR_A_DUE_READ)] {
+                let Measured { runs, reads, connections, rate, cpu } = phase;
+                println!("| {runs} | {reads} | {rate:.0} | {cpu:.3}{} | {connections} |", mark(*cpu <= most));
+            }
+            println!("\n{time_wait} sockets are in TIME_WAIT after these reads.");
+            let part = followed.cpu * 1000.0 / 60_000.0;
+            println!("A thousand runs at one read a minute each take {:.2} % of a core.", part * 100.0);
         }
         if !self.answers.is_empty() {
             println!("\n| 100 answers at once | peak |\n| --- | ---: |");

@@ -89,7 +89,8 @@ fn name(index: usize) -> String {
     format!("{}-{number}", &words[..NAME_LENGTH - 1 - number.len()])
 }
 
-fn run_id(index: usize) -> String {
+/// Returns the id of the run of the stop with this index.
+pub fn run_id(index: usize) -> String {
     format!("wf-20260619-{index:06}-6UhqSe")
 }
 

@@ -2,7 +2,7 @@
 //! Never waits while the lock is held, and never creates a response.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
@@ -18,6 +18,8 @@ use super::tokens::Tokens;
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) requests: RequestLog,
+    /// The connections that were accepted, with TLS those whose handshake is complete.
+    pub(super) connections: AtomicUsize,
     /// True once the simulator is dropped, which ends waiting handlers.
     pub(super) ended: watch::Sender<bool>,
     state: Mutex<ApiState>,
@@ -50,6 +52,7 @@ impl Shared {
     pub(super) fn new() -> Self {
         Shared {
             requests: RequestLog::new(),
+            connections: AtomicUsize::new(0),
             ended: watch::Sender::new(false),
             state: Mutex::new(ApiState {
                 runs: HashMap::new(),

@@ -20,7 +20,7 @@ mod tokens;
 mod tests;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering};
 use std::time::SystemTime;
 
 use tokio::net::TcpSocket;
@@ -257,6 +257,11 @@ impl Simulator {
     /// Returns all requests since the start or the last `clear_requests`, in order of arrival.
     pub fn requests(&self) -> Vec<RecordedRequest> {
         self.shared.requests.records().to_vec()
+    }
+
+    /// Returns the number of connections that were accepted, with TLS those whose handshake is complete.
+    pub fn connections(&self) -> usize {
+        self.shared.connections.load(Ordering::Relaxed)
     }
 
     /// Returns the number of stop requests that arrived for this run.

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 use std::time::{Duration, SystemTime};
 
 use http_body_util::{BodyExt, Limited};
@@ -88,6 +88,7 @@ async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, shared: Arc<Sha
 }
 
 async fn http(stream: impl AsyncRead + AsyncWrite + Unpin, socket: OwnedFd, shared: Arc<Shared>) {
+    shared.connections.fetch_add(1, Ordering::Relaxed);
     let service = service_fn(|request| handle(request, &socket, Arc::clone(&shared)));
     // Errors mean that the client disconnected or that a fault closed the connection.
     let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
