@@ -2,7 +2,7 @@
 # Never hides what it runs: each target calls cargo, or prints what it does instead. Only cargo, rustup and Go programs download anything.
 
 .DEFAULT_GOAL := help
-.PHONY: help check rustdoc package demo test simulate mutants bench bench-job soak build image e2e plugin fmt fmt-check clippy msrv crd chart-docs api-docs pictures check-drift tools control-plane
+.PHONY: help check rustdoc package demo test simulate mutants bench bench-more bench-job soak build image e2e plugin fmt fmt-check clippy msrv crd chart-docs api-docs pictures check-drift tools control-plane
 
 CRD := crds/workflowrunstops.yaml
 CHART := charts/workflow-run-stop-operator
@@ -63,17 +63,23 @@ mutants: tools ## Lists changes of the core that no test detects: takes hours, o
 	    $$(printf -- '--cargo-arg=%s ' $$tests) || case $$? in 2 | 3) ;; *) exit 1 ;; esac; \
 	done
 
-# SMALL=1 shows that the comparisons still work: the others have no shorter round.
-bench: tools control-plane ## Measures latency, CPU, rate and memory, also with SCALE=1000,10000,100000 waiting stops (CASES=one,many,finished); SMALL=1 for the comparisons only, shorter
-	cargo bench --locked --bench compare
-ifneq ($(or $(SMALL),0),0)
-	@$(bench_job)
-else
-	cargo bench --locked --bench operator
-	cargo bench --locked --bench answers
-	cargo bench --locked --bench scale
-	@$(bench_job)
-endif
+# The folder of the results of `make bench`.
+BENCH_OUT ?= $(CURDIR)/target/bench
+small := $(filter-out 0,$(SMALL))
+# A small round only shows that a bench works. Its profile is built faster, and the simulation has built most of it.
+run_bench = SMALL='$(SMALL)' cargo bench --locked $(if $(small),--profile simulate) --bench
+
+bench: tools control-plane ## Compares with a bare loop, Kopf and a Job, measures growth, and writes docs/benchmarks.md; SMALL=1 only shows that it works
+	@rm -rf '$(BENCH_OUT)' && mkdir -p '$(BENCH_OUT)'
+	BENCH_OUT='$(BENCH_OUT)' $(run_bench) compare
+	BENCH_OUT='$(BENCH_OUT)' QUIET=0 CASES=many,reads SCALE=$(if $(small),100,1000,10000,100000) $(run_bench) scale
+	@SMALL='$(SMALL)'; BENCH_OUT='$(BENCH_OUT)'; export SMALL BENCH_OUT; $(bench_job)
+	$(if $(small),,bash benches/document.sh '$(BENCH_OUT)')
+
+bench-more: tools control-plane ## Measures what make bench leaves out: the rate limit, hostile answers, and all cases of waiting stops (SCALE, CASES)
+	$(run_bench) operator
+	$(run_bench) answers $(if $(small),-- text)
+	$(if $(small),SCALE=100 CASES=finished) $(run_bench) scale
 
 bench_job = if why=$$(bash tests/lab/node/node.sh check 2>&1); then \
   $(build_image) && sim=$$($(call program,amperity-sim)) && [ -n "$$sim" ] && \

@@ -1,5 +1,5 @@
 //! Owns the measurements of the rate: how much of the limit the operator uses, with and without another client.
-//! Never fails on a slow machine: it prints figures and ratios.
+//! Never fails on a slow machine: it prints figures and ratios. `SMALL=1` only shows that it works.
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
 use std::{process::Stdio, time::Duration};
@@ -18,53 +18,59 @@ use tokio::{
 use workflow_run_stop_api::{WorkflowRunStop, WorkflowRunStopSpec};
 
 const TENANT: &str = "acme";
-/// Number of stops while another client shares the rate limit.
-const SHARED_LIMIT_STOPS: usize = 600;
+
+/// The rate limit, in requests a second.
+const LIMIT: usize = 10;
+
+/// The numbers of stops: of one tenant, and while another client shares the rate limit.
+const STOPS: [usize; 2] = [100, 600];
+const FEW_STOPS: [usize; 2] = [20, 30];
 
 #[tokio::main]
 async fn main() {
     rustls::crypto::ring::default_provider().install_default().unwrap();
     let cluster = ControlPlane::start().await.unwrap();
     cluster.apply_crd(include_str!("../crds/workflowrunstops.yaml")).await;
-    throughput(&cluster).await;
-    throughput_with_other_client(&cluster).await;
+    let [alone, shared] = if std::env::var("SMALL").is_ok_and(|small| small != "0") { FEW_STOPS } else { STOPS };
+    throughput(&cluster, alone).await;
+    throughput_with_other_client(&cluster, shared).await;
     cluster.stop().await;
 }
 
-/// Measures 100 stops with a rate limit of 10 requests in any second, enforced by the simulator.
-async fn throughput(cluster: &ControlPlane) {
+/// Measures stops with a rate limit that the simulator enforces.
+async fn throughput(cluster: &ControlPlane, stops: usize) {
     let amperity = Simulator::start().await;
-    amperity.set_rate_limit(Some(10));
+    amperity.set_rate_limit(Some(LIMIT));
     let namespace = namespace_with_secret(cluster).await;
-    for index in 0..100 {
+    for index in 0..stops {
         create(cluster, &amperity, &namespace, index).await;
     }
     let operator = Operator::start(cluster, &amperity, &namespace, "10").await;
     amperity
-        .wait_until(|requests| requests.iter().filter(|request| request.response_status.is_some()).count() >= 100)
+        .wait_until(|requests| requests.iter().filter(|request| request.response_status.is_some()).count() >= stops)
         .await;
     let requests = amperity.requests();
-    let after_burst = (requests.last().unwrap().at - requests[9].at).as_secs_f64();
+    let after_burst = (requests.last().unwrap().at - requests[LIMIT - 1].at).as_secs_f64();
     let refused = requests.iter().filter(|request| request.response_status == Some(429)).count();
     let max_per_second = amperity.max_in_any_second(TENANT);
-    let used = 100.0 * 90.0 / after_burst / 10.0;
-    println!("100 stops of one tenant, limit 10/s: {used:.1} % of the rate used after the first burst,");
+    let used = 100.0 * (stops - LIMIT) as f64 / after_burst / LIMIT as f64;
+    println!("{stops} stops of one tenant, limit 10/s: {used:.1} % of the rate used after the first burst,");
     println!("  at most {max_per_second} in any second, {refused} responses with 429");
     operator.kill().await;
 }
 
-/// Measures 600 stops with the same rate limit, while another client of the tenant sends 5 requests a second.
-async fn throughput_with_other_client(cluster: &ControlPlane) {
+/// Measures stops with the same rate limit, while another client of the tenant sends 5 requests a second.
+async fn throughput_with_other_client(cluster: &ControlPlane, stops: usize) {
     let amperity = Simulator::start().await;
     let namespace = namespace_with_secret(cluster).await;
-    stream::iter(0..SHARED_LIMIT_STOPS)
+    stream::iter(0..stops)
         .for_each_concurrent(16, async |index| create(cluster, &amperity, &namespace, index).await)
         .await;
     let other = other_client::start(&amperity, TENANT);
     let operator = Operator::start(cluster, &amperity, &namespace, "10").await;
     let accepted =
         |requests: &[RecordedRequest]| stop_requests(requests).filter(|stop| stop.response_status == Some(200)).count();
-    amperity.wait_until(|requests| SHARED_LIMIT_STOPS <= accepted(requests)).await;
+    amperity.wait_until(|requests| stops <= accepted(requests)).await;
     other.abort();
     let requests = amperity.requests();
     let (first, last) = (stop_requests(&requests).next().unwrap().at, stop_requests(&requests).next_back().unwrap().at);
@@ -73,14 +79,14 @@ async fn throughput_with_other_client(cluster: &ControlPlane) {
     let (others, refused) =
         (requests.iter().filter(within), |request: &&RecordedRequest| request.response_status == Some(429));
     let (took, others_refused) = ((last - first).as_secs_f64(), others.clone().filter(refused).count());
-    println!("{SHARED_LIMIT_STOPS} stops while another client sends 5 requests a second, limit 10/s, Retry-After 1 s:");
+    println!("{stops} stops while another client sends 5 requests a second, limit 10/s, Retry-After 1 s:");
     println!(
         "  {:.1} % of the remaining rate used,",
-        100.0 * SHARED_LIMIT_STOPS as f64 / took / (10.0 - others.clone().count() as f64 / took)
+        100.0 * stops as f64 / took / (10.0 - others.clone().count() as f64 / took)
     );
     println!(
         "  {:.1} % of the operator's responses are 429, {others_refused} of {} of the other client's",
-        100.0 * (sent - SHARED_LIMIT_STOPS) as f64 / sent as f64,
+        100.0 * (sent - stops) as f64 / sent as f64,
         others.count()
     );
     operator.kill().await;

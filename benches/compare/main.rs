@@ -14,6 +14,8 @@ mod kopf;
 mod load;
 #[path = "../shared/program.rs"]
 mod program;
+#[path = "../shared/publish.rs"]
+mod publish;
 mod report;
 
 use lab::{control_plane::ControlPlane, simulator::Simulator};

@@ -1,11 +1,12 @@
 //! Owns the table of the comparison.
 //! Never measures.
 
-use std::{fmt::Write, fs, path::Path};
+use std::fmt::Write;
 
 use crate::{
     contender::Contender,
     load::{CLIENTS, Load, PACE, Size, TENANTS},
+    publish::publish,
 };
 
 /// A figure of one program in one round, and the largest ratio of the operator to the bare loop; for a rate the smallest.
@@ -69,11 +70,7 @@ impl Report {
 
     /// Prints the result, and writes it into the folder `BENCH_OUT` if there is one.
     pub fn publish(&self) {
-        let text = self.text();
-        println!("\n{text}");
-        if let Some(folder) = std::env::var_os("BENCH_OUT") {
-            fs::write(Path::new(&folder).join("compare.md"), text).unwrap();
-        }
+        publish("compare.md", &self.text());
     }
 
     fn values(&self, contender: Contender, figure: &Figure) -> Vec<f64> {

@@ -3,7 +3,8 @@
 //! Never fails on a slow machine: it prints figures beside their targets.
 //!
 //! `SCALE=1000,100000` chooses the numbers of stops, `CASES=one,many,finished,followed,reads,answers` the cases, `OPERATOR`
-//! another binary to measure, and `LIMIT_MIB=128` a memory cgroup for it.
+//! another binary to measure, and `LIMIT_MIB=128` a memory cgroup for it. `QUIET=0` leaves out the quiet minute of waiting
+//! stops, and `SMALL=1` is for few reads. `BENCH_OUT` names a folder for the result, `scale.md` and `growth.svg`.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods, missing_docs)]
 
 #[path = "../shared/apiserver.rs"]
@@ -18,6 +19,8 @@ mod hostile_answers;
 mod process;
 #[path = "../shared/program.rs"]
 mod program;
+#[path = "../shared/publish.rs"]
+mod publish;
 mod reads;
 mod report;
 mod seed;
@@ -26,7 +29,7 @@ mod waiting;
 use kube::Client;
 use lab::control_plane::ControlPlane;
 
-use crate::{report::Report, waiting::Tenants};
+use crate::{reads::Size, report::Report, waiting::Tenants};
 
 /// The numbers of waiting stops.
 const SCALE: &str = "1000,10000,100000";
@@ -46,12 +49,14 @@ async fn main() {
         variable("SCALE", SCALE).split(',').map(|number| number.trim().parse().expect("SCALE has numbers")).collect();
     let cases = variable("CASES", CASES);
     let has = |case| cases.split(',').any(|chosen| chosen.trim() == case);
+    let small = variable("SMALL", "0") != "0";
+    let quiet = variable("QUIET", "1") != "0";
     let mut report = Report::default();
     report.idle(waiting::idle(&start().await).await);
     for (case, tenants) in [("one", Tenants::One), ("many", Tenants::Many)] {
         for &count in scale.iter().filter(|_| has(case)) {
             let cluster = start().await;
-            report.waiting(tenants, waiting::measure(&cluster, tenants, count).await);
+            report.waiting(tenants, waiting::measure(&cluster, tenants, count, quiet).await);
             cluster.stop().await;
         }
     }
@@ -68,7 +73,8 @@ async fn main() {
     }
     if has("reads") {
         let cluster = start().await;
-        report.reads(reads::measure(&cluster).await);
+        let size = if small { Size::SMALL } else { Size::FULL };
+        report.reads(reads::measure(&cluster, &size).await);
         cluster.stop().await;
     }
     if has("answers") {
@@ -76,7 +82,7 @@ async fn main() {
         report.answers(hostile_answers::measure(&cluster).await);
         cluster.stop().await;
     }
-    report.print();
+    report.publish();
 }
 
 /// Starts a control plane, so that nothing of the case before is in the caches of its API server.

@@ -19,13 +19,25 @@ use crate::{
 /// The number of tenants. Each may be read ten times a second.
 const TENANTS: usize = 100;
 
-/// The runs of each tenant: those of which each is read about once a minute, and those that are all due at once.
-const FOLLOWED: usize = 10;
-const DUE: usize = 100;
+/// The size of the measurement.
+pub struct Size {
+    /// The runs of each tenant that are followed for a while.
+    followed: usize,
+    /// The runs of each tenant that are all due at once.
+    due: usize,
+    /// The time after which the first reads are over, which also write to the statuses.
+    warm_up: Duration,
+    /// The time that is measured then.
+    measured: Duration,
+}
 
-/// The time after which the first reads are over, which also write to the statuses, and the time that is measured then.
-const WARM_UP: Duration = Duration::from_secs(20);
-const MEASURED: Duration = Duration::from_secs(60);
+impl Size {
+    pub const FULL: Self =
+        Self { followed: 10, due: 100, warm_up: Duration::from_secs(20), measured: Duration::from_secs(40) };
+    /// Enough to see that everything works.
+    pub const SMALL: Self =
+        Self { followed: 1, due: 2, warm_up: Duration::from_secs(1), measured: Duration::from_secs(5) };
+}
 
 /// The longest time until all runs are read once.
 const MOST: Duration = Duration::from_secs(120);
@@ -79,20 +91,21 @@ impl Phase {
 }
 
 /// Measures reads.
-pub async fn measure(cluster: &ControlPlane) -> Reads {
-    let (operator, amperity) = follow(cluster, FOLLOWED).await;
-    all_read(&amperity, TENANTS * FOLLOWED).await;
-    sleep(WARM_UP).await;
+pub async fn measure(cluster: &ControlPlane, size: &Size) -> Reads {
+    let (followed, due) = (TENANTS * size.followed, TENANTS * size.due);
+    let (operator, amperity) = follow(cluster, size.followed).await;
+    all_read(&amperity, followed).await;
+    sleep(size.warm_up).await;
     let phase = Phase::begin(&operator, &amperity);
-    sleep(MEASURED).await;
-    let followed = phase.end(TENANTS * FOLLOWED, &operator, &amperity);
+    sleep(size.measured).await;
+    let followed = phase.end(followed, &operator, &amperity);
     operator.kill().await;
 
-    let (operator, amperity) = follow(cluster, DUE).await;
+    let (operator, amperity) = follow(cluster, size.due).await;
     amperity.wait_until(|requests| !requests.is_empty()).await;
     let phase = Phase::begin(&operator, &amperity);
-    all_read(&amperity, TENANTS * DUE).await;
-    let due = phase.end(TENANTS * DUE, &operator, &amperity);
+    all_read(&amperity, due).await;
+    let due = phase.end(due, &operator, &amperity);
     let time_wait = time_wait(&amperity);
     operator.kill().await;
     Reads { followed, due, time_wait }
@@ -117,7 +130,8 @@ async fn follow(cluster: &ControlPlane, runs: usize) -> (Operator, Simulator) {
 }
 
 async fn all_read(amperity: &Simulator, count: usize) {
-    let all = amperity.wait_until(|requests| count <= requests.iter().filter(|request| request.kind == Kind::Read).count());
+    let all =
+        amperity.wait_until(|requests| count <= requests.iter().filter(|request| request.kind == Kind::Read).count());
     timeout(MOST, all).await.expect("all runs are read");
 }
 

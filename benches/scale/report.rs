@@ -1,12 +1,13 @@
-//! Owns the results: the tables that are printed, and the picture of the memory in `target/bench/scale.svg`.
+//! Owns the results: the tables, and the picture of the memory.
 //! Never measures.
 
-use std::{fmt::Write as _, fs, path::Path};
+use std::fmt::Write as _;
 
 use crate::{
     finished::Finished,
     followed::Followed,
     hostile_answers::HostileAnswers,
+    publish,
     reads::{Measured, Reads},
     waiting::{Idle, Tenants, Waiting},
 };
@@ -79,70 +80,71 @@ impl Report {
         self.answers = answers;
     }
 
-    /// Prints the tables, and writes the picture.
-    pub fn print(&self) {
-        if let Some(Idle { rss, peak }) = &self.idle {
-            println!(
-                "\nWithout stops: {rss:.1} MiB, peak {peak:.1} MiB. Memory in MiB, CPU in seconds; ✗ misses a target.\n"
-            );
+    /// Publishes the tables, and the picture of the memory.
+    pub fn publish(&self) {
+        publish::publish("scale.md", &self.text());
+        if !self.waiting.is_empty() {
+            publish::write("growth.svg", &self.picture());
         }
-        println!(
-            "| waiting stops | tenants | memory | bound | KiB a stop | peak, listing | ratio | peak, all | list | bare list | first stop | CPU: list, minute, quiet |"
-        );
-        println!("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
-        for (tenants, waiting) in &self.waiting {
-            self.print_usage(*tenants, waiting);
-        }
-        println!(
-            "\n| waiting stops | tenants | in the queue | sent | status writes | of these not for sent stops | events | events in all (namespaces) | quiet minute: status writes |"
-        );
-        println!("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
-        for (tenants, waiting) in &self.waiting {
-            print_requests(*tenants, waiting);
+    }
+
+    /// Returns the sections in Markdown.
+    fn text(&self) -> String {
+        let mut text = String::new();
+        if !self.waiting.is_empty() {
+            self.write_waiting(&mut text);
         }
         if let Some(Finished { stops, first_stop, bare_listed, ratio, memory: [rss, peak] }) = &self.finished {
-            println!(
-                "\n| finished stops | first stop | bare list | ratio | memory | peak |\n| ---: | ---: | ---: | ---: | ---: | ---: |"
-            );
+            text += "\n| finished stops | first stop | bare list | ratio | memory, MiB | peak |\n| ---: | ---: | ---: | ---: | ---: | ---: |\n";
             let (first, bare) = (first_stop.as_secs_f64(), bare_listed.as_secs_f64());
-            println!(
-                "| {stops} | {first:.3} s | {bare:.3} s | {ratio:.2}{} | {rss:.1} | {peak:.1} |",
-                mark(*ratio <= FIRST_STOP_RATIO)
-            );
+            let missed = mark(*ratio <= FIRST_STOP_RATIO);
+            let row = format!("| {stops} | {first:.3} s | {bare:.3} s | {ratio:.2}{missed} | {rss:.1} | {peak:.1} |\n");
+            text += &row;
         }
         if let Some(Followed { runs: [runs, tasks], at_work: [rss, peak], restarted: [rss_after, peak_after] }) =
             &self.followed
         {
-            println!(
-                "\n| followed runs | tasks of each | memory | peak | memory, restarted | peak, restarted |\n| ---: | ---: | ---: | ---: | ---: | ---: |"
-            );
-            println!("| {runs} | {tasks} | {rss:.1} | {peak:.1} | {rss_after:.1} | {peak_after:.1} |");
+            text += "\n| followed runs | tasks of each | memory, MiB | peak | memory, restarted | peak, restarted |\n| ---: | ---: | ---: | ---: | ---: | ---: |\n";
+            text += &format!("| {runs} | {tasks} | {rss:.1} | {peak:.1} | {rss_after:.1} | {peak_after:.1} |\n");
         }
-        if let Some(Reads { followed, due, time_wait }) = &self.reads {
-            println!("\n| followed runs, of 100 tenants, over TLS | reads | reads a second | CPU of each, ms | connections |");
-            println!("| ---: | ---: | ---: | ---: | ---: |");
-            for (phase, most) in [(followed, MOST_FOR_A_READ), (due, MOST_FOR_A_DUE_READ)] {
-                let Measured { runs, reads, connections, rate, cpu } = phase;
-                println!("| {runs} | {reads} | {rate:.0} | {cpu:.3}{} | {connections} |", mark(*cpu <= most));
-            }
-            println!("\n{time_wait} sockets are in TIME_WAIT after these reads.");
-            let part = followed.cpu * 1000.0 / 60_000.0;
-            println!("A thousand runs at one read a minute each take {:.2} % of a core.", part * 100.0);
+        if let Some(reads) = &self.reads {
+            write_reads(&mut text, reads);
         }
         if !self.answers.is_empty() {
-            println!("\n| 100 answers at once | peak |\n| --- | ---: |");
+            text += "\n| 100 answers at once | peak, MiB |\n| --- | ---: |\n";
         }
         for HostileAnswers { kind, peak } in &self.answers {
-            println!("| {kind} | {peak:.1}{} |", mark(*peak <= MOST_FOR_ANSWERS));
+            text += &format!("| {kind} | {peak:.1}{} |\n", mark(*peak <= MOST_FOR_ANSWERS));
         }
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("it is in the target folder").join("bench");
-        fs::create_dir_all(&folder).unwrap();
-        let file = folder.join("scale.svg");
-        fs::write(&file, self.picture()).unwrap();
-        println!("\nthe memory as a picture: {}", file.display());
+        text
     }
 
-    fn print_usage(&self, tenants: Tenants, waiting: &Waiting) {
+    fn write_waiting(&self, text: &mut String) {
+        let idle = self.idle.as_ref().map_or(0.0, |idle| idle.rss);
+        *text += &format!(
+            "## Waiting stops
+
+The operator starts while very many stops wait for the rate limit, whose budgets a 429 has closed. Memory is resident memory,
+one minute after the list; without stops it is {idle:.1} MiB. The bound is 12 MiB and 1 KiB for each stop. A bare client lists
+the same stops. ✗ misses a target.
+
+![memory over the number of waiting stops](images/growth.svg)
+
+"
+        );
+        *text += "| waiting stops | tenants | memory, MiB | bound | KiB a stop | peak, listing | ratio | peak, all | list | bare list | first stop | CPU: list, minute, quiet minute |\n";
+        *text += "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n";
+        for (tenants, waiting) in &self.waiting {
+            self.write_usage(text, *tenants, waiting);
+        }
+        *text += "\n| waiting stops | tenants | in the queue | sent | status writes | of these not for sent stops | events | events in all (namespaces) | quiet minute: status writes |\n";
+        *text += "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n";
+        for (tenants, waiting) in &self.waiting {
+            write_requests(text, *tenants, waiting);
+        }
+    }
+
+    fn write_usage(&self, text: &mut String, tenants: Tenants, waiting: &Waiting) {
         let Waiting {
             stops,
             listed,
@@ -150,14 +152,16 @@ impl Report {
             first_stop,
             rss,
             peaks: [listing, _, all],
-            cpu: [list, minute, quiet],
+            cpu: [list, minute],
+            quiet,
             ..
         } = waiting;
         let (bound, ratio, first_stop) = (bound(*stops), listing / rss, first_stop.as_secs_f64());
         let each = self.idle.as_ref().map_or(0.0, |idle| (rss - idle.rss) * 1024.0 / *stops as f64);
         let cgroup = waiting.cgroup_peak.map_or_else(String::new, |peak| format!(" (cgroup {peak:.1})"));
-        println!(
-            "| {stops} | {} | {rss:.1}{} | {bound:.1} | {each:.2} | {listing:.1} | {ratio:.2}{} | {all:.1}{cgroup} | {:.2} s | {:.2} s | {first_stop:.2} s{} | {list:.1}, {minute:.1}, {quiet:.1} |",
+        let quiet = quiet.as_ref().map_or("–".to_owned(), |(cpu, _)| format!("{cpu:.1} s"));
+        *text += &format!(
+            "| {stops} | {} | {rss:.1}{} | {bound:.1} | {each:.2} | {listing:.1} | {ratio:.2}{} | {all:.1}{cgroup} | {:.2} s | {:.2} s | {first_stop:.2} s{} | {list:.1} s, {minute:.1} s, {quiet} |\n",
             tenants.numbers(*stops).0,
             mark(*rss <= bound),
             mark(ratio <= PEAK_RATIO),
@@ -259,20 +263,42 @@ fn line(svg: &mut String, points: &[(f64, f64)], color: &str, style: &str) {
     .expect(TO_STRING);
 }
 
-/// Prints the requests to the API server. A stop that was sent has two status writes: its claim and its outcome.
-fn print_requests(
+/// Writes the requests to the API server. A stop that was sent has two status writes: its claim and its outcome.
+fn write_requests(
+    text: &mut String,
     tenants: Tenants,
-    Waiting { stops, sent, queued, requests: [minute, quiet, all], namespaces, .. }: &Waiting,
+    Waiting { stops, sent, queued, requests: [minute, all], quiet, namespaces, .. }: &Waiting,
 ) {
-    let writes = minute.of("workflowrunstops/status PATCH");
+    const WRITES: &str = "workflowrunstops/status PATCH";
+    let writes = minute.of(WRITES);
     let others = writes.saturating_sub(2 * sent);
-    println!(
-        "| {stops} | {} | {queued} | {sent} | {writes} | {others}{} | {} | {}{} ({namespaces}) | {} |",
+    let quiet = quiet.as_ref().map_or("–".to_owned(), |(_, requests)| requests.of(WRITES).to_string());
+    *text += &format!(
+        "| {stops} | {} | {queued} | {sent} | {writes} | {others}{} | {} | {}{} ({namespaces}) | {quiet} |\n",
         tenants.numbers(*stops).0,
         mark(others <= MOST_WRITES),
         minute.events(),
         all.events(),
         mark(all.events() <= *namespaces as u64),
-        quiet.of("workflowrunstops/status PATCH"),
+    );
+}
+
+fn write_reads(text: &mut String, Reads { followed, due, time_wait }: &Reads) {
+    *text += "
+## Reads of followed runs
+
+Over TLS, one host, 100 tenants, no status changes. First the reads of runs that are followed for a while, then those of very
+many runs that are all due. A run that does not end is read once a minute in the end.
+
+| followed runs | reads | reads a second | CPU time of each, ms | connections |
+| ---: | ---: | ---: | ---: | ---: |
+";
+    for (phase, most) in [(followed, MOST_FOR_A_READ), (due, MOST_FOR_A_DUE_READ)] {
+        let Measured { runs, reads, connections, rate, cpu } = phase;
+        *text += &format!("| {runs} | {reads} | {rate:.0} | {cpu:.3}{} | {connections} |\n", mark(*cpu <= most));
+    }
+    let part = followed.cpu * 1000.0 / 60_000.0 * 100.0;
+    *text += &format!(
+        "\nSo a thousand runs at one read a minute each take {part:.2} % of a core. After the reads of due runs, {time_wait} sockets are in TIME_WAIT.\n"
     );
 }

@@ -65,14 +65,16 @@ pub struct Waiting {
     pub rss: f64,
     /// The peak until the end of the list, until a minute later, and until the end of the measurement.
     pub peaks: [f64; 3],
-    /// The CPU time until the end of the list, in the minute after it, and in the quiet minute.
-    pub cpu: [f64; 3],
+    /// The CPU time until the end of the list, and in the minute after it.
+    pub cpu: [f64; 2],
     /// Stop requests sent until a minute after the end of the list.
     pub sent: u64,
     /// Stops in the queue of the rate limit a minute after the end of the list.
     pub queued: f64,
-    /// Requests to the API server until a minute after the end of the list, in the quiet minute, and in all.
-    pub requests: [Counts; 3],
+    /// Requests to the API server until a minute after the end of the list, and in all.
+    pub requests: [Counts; 2],
+    /// The CPU time and the requests to the API server in the quiet minute.
+    pub quiet: Option<(f64, Counts)>,
     /// The number of namespaces.
     pub namespaces: usize,
     /// The peak of the memory cgroup, if there is one.
@@ -91,8 +93,8 @@ pub async fn idle(cluster: &ControlPlane) -> Idle {
     idle
 }
 
-/// Measures an operator with this number of waiting stops.
-pub async fn measure(cluster: &ControlPlane, tenants: Tenants, stops: usize) -> Waiting {
+/// Measures an operator with this number of waiting stops, and with `quiet` also in a minute in which nothing happens.
+pub async fn measure(cluster: &ControlPlane, tenants: Tenants, stops: usize, quiet: bool) -> Waiting {
     let amperity = Simulator::start().await;
     amperity.set_rate_limit(Some(0));
     amperity.set_rate_limit_retry_after(Some(RetryAfter::Seconds(RETRY_AFTER)));
@@ -126,14 +128,11 @@ pub async fn measure(cluster: &ControlPlane, tenants: Tenants, stops: usize) -> 
     println!("after a minute {rss:.1} MiB, peak {peak_minute:.1} MiB, CPU {:.1} s", cpu_minute - cpu_listed);
     println!("  {sent} stops sent, {queued} wait; {}", after_minute.since(&before).text());
 
-    sleep_until(ended + QUIET_FROM).await;
-    let (quiet_from, cpu_from) = (Counts::now(cluster).await, operator.cpu());
-    let quiet_since = Instant::now();
-    sleep_until(quiet_since + MINUTE).await;
-    let end = Counts::now(cluster).await;
-    let quiet = end.since(&quiet_from);
-    let cpu_quiet = operator.cpu() - cpu_from;
-    println!("  quiet minute: {:.1} MiB, CPU {cpu_quiet:.1} s; {}", operator.mebibytes("VmRSS"), quiet.text());
+    let quiet = match quiet {
+        true => Some(quiet_minute(cluster, &operator, ended + QUIET_FROM).await),
+        false => None,
+    };
+    let all = Counts::now(cluster).await.since(&before);
     let measured = Waiting {
         stops,
         listed,
@@ -141,15 +140,26 @@ pub async fn measure(cluster: &ControlPlane, tenants: Tenants, stops: usize) -> 
         first_stop,
         rss,
         peaks: [peak_listed, peak_minute, operator.mebibytes("VmHWM")],
-        cpu: [cpu_listed, cpu_minute - cpu_listed, cpu_quiet],
+        cpu: [cpu_listed, cpu_minute - cpu_listed],
         sent,
         queued,
-        requests: [after_minute.since(&before), quiet, end.since(&before)],
+        requests: [after_minute.since(&before), all],
+        quiet,
         namespaces,
         cgroup_peak: operator.cgroup.as_ref().and_then(|cgroup| cgroup.peak()),
     };
     operator.kill().await;
     measured
+}
+
+/// Measures the minute from this time: the CPU time, and the requests to the API server.
+async fn quiet_minute(cluster: &ControlPlane, operator: &Operator, from: Instant) -> (f64, Counts) {
+    sleep_until(from).await;
+    let (requests, cpu, since) = (Counts::now(cluster).await, operator.cpu(), Instant::now());
+    sleep_until(since + MINUTE).await;
+    let (requests, cpu) = (Counts::now(cluster).await.since(&requests), operator.cpu() - cpu);
+    println!("  quiet minute: {:.1} MiB, CPU {cpu:.1} s; {}", operator.mebibytes("VmRSS"), requests.text());
+    (cpu, requests)
 }
 
 /// Stores the stops, and returns the number of namespaces.

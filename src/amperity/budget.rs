@@ -292,10 +292,14 @@ impl Slot {
         self.with_tenant(is_closed) && !is_injected(Fault::ClaimBeforeSlot)
     }
 
-    /// Waits for the turn. To be called when all preparations are done: their duration adjusts the lead.
-    pub async fn wait_for_turn(&self) {
+    /// Adjusts the lead to the duration of the preparations. To be called when they are done, a new connection among them.
+    pub fn end_preparations(&self) {
         let took = self.lock_turn().preparing_since.elapsed();
         self.with_tenant(|tenant| tenant.learn_lead(took));
+    }
+
+    /// Waits for the turn.
+    pub async fn wait_for_turn(&self) {
         loop {
             let turn = self.turn().await;
             if turn <= Instant::now() {
@@ -547,6 +551,7 @@ mod tests {
                     let slot = budget.acquire(&key("a"), &requester(Purpose::Stop, 0)).await;
                     // The claim and the connection.
                     tokio::time::sleep(Duration::from_millis(400)).await;
+                    slot.end_preparations();
                     slot.wait_for_turn().await;
                     slot.mark_sent();
                     let sent = Instant::now();

@@ -122,15 +122,20 @@ impl Amperity {
         (answer, sent)
     }
 
-    /// Sends one request to read a run and its tasks.
+    /// Sends one request to read a run and its tasks, on the connection of an earlier read if there is one. Returns `None`
+    /// if that connection ended before the answer: the request has to be repeated, with a slot of its own.
     ///
     /// See <https://docs.amperity.com/api/endpoint_get_workflows_fetch.html>.
-    pub async fn read(&self, endpoint: &Endpoint, run_id: &RunId, token: &Token, slot: Slot) -> ReadAnswer {
-        let request = authorized(Method::GET, endpoint.run_url(run_id), endpoint, token);
+    pub async fn read(&self, endpoint: &Endpoint, run_id: &RunId, token: &Token, slot: Slot) -> Option<ReadAnswer> {
+        let mut request = authorized(Method::GET, endpoint.run_url(run_id), endpoint, token);
+        request.is_read = true;
         let (result, sent) = self.send(request, endpoint, slot, None, |_| {}).await;
+        if result == Err(Failure::KeptConnectionEnded) {
+            return None;
+        }
         let answer = read_answer(result, run_id.as_str());
         self.metrics.record(endpoint.tenant(), Purpose::Read, answer.class(), sent);
-        answer
+        Some(answer)
     }
 
     /// Sends one request for a token.
@@ -143,7 +148,7 @@ impl Amperity {
             (CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded")),
         ]);
         let body = form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish().into();
-        let request = Request { method: Method::POST, url, headers, body };
+        let request = Request { method: Method::POST, url, headers, body, is_read: false };
         let mut decoder = TokenDecoder::default();
         let (result, sent) = self.send(request, endpoint, slot, None, |chunk| decoder.push(chunk)).await;
         let answer = token_answer(result.map(|reply| {
@@ -225,5 +230,5 @@ fn tenant(endpoint: &Endpoint) -> HeaderValue {
 
 fn authorized(method: Method, url: Url, endpoint: &Endpoint, token: &Token) -> Request {
     let headers = HeaderMap::from_iter([(AUTHORIZATION, token.header()), (TENANT, tenant(endpoint))]);
-    Request { method, url, headers, body: Bytes::new() }
+    Request { method, url, headers, body: Bytes::new(), is_read: false }
 }

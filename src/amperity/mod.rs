@@ -17,6 +17,7 @@ pub mod decode;
 pub mod endpoint;
 pub mod json_part;
 pub mod json_repair;
+pub mod kept_connections;
 pub mod lenient_json;
 pub mod purpose;
 pub mod reply;

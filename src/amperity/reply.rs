@@ -56,4 +56,7 @@ pub enum Failure {
     TooLate,
     /// The request was or may have been sent, and no complete response came.
     NoAnswer(String),
+    /// The read was sent on a connection that an earlier one had left, and which ended: nothing is known, and a new
+    /// connection may answer.
+    KeptConnectionEnded,
 }

@@ -1,9 +1,9 @@
 //! Owns the transport of one request: its connection, the checks before it is written, its response.
 //! Never repeats a request, follows a redirect, or reads a body of unbounded size.
 //!
-//! Each request has its own connection. Between the connection and the write, the request waits for its turn, its fence
-//! is checked, and it begins to count in the budget. With a pooled connection nothing can be checked that late, and the
-//! connection may be dead already, which leaves the outcome of a request unknown.
+//! Each stop and token request has its own connection: one that was used before may be dead already, which leaves the
+//! outcome of a request unknown. Reads may use one that an earlier read left. Between the connection and the write, the
+//! request waits for its turn, its fence is checked, and it begins to count in the budget.
 //!
 //! The request timeout runs from the write of the request. Before that, only connecting has a timeout: waiting for the
 //! rate limit is not a failure of the API.
@@ -30,6 +30,7 @@ use crate::amperity::{
     budget::Slot,
     connector::Connector,
     content::Content,
+    kept_connections::{KeepingBody, KeptConnections, Sender},
     reply::{Failure, Reply},
     run::cut,
 };
@@ -63,6 +64,8 @@ pub struct Request {
     pub headers: HeaderMap,
     /// The body.
     pub body: Bytes,
+    /// True for a read, which may use the connection of an earlier one.
+    pub is_read: bool,
 }
 
 /// A response.
@@ -91,7 +94,14 @@ enum NotAdmitted {
     TooLate,
     #[error("the turn of this request is no longer near")]
     TurnNotNear,
+    #[error("the kept connection was closed before this request could be written")]
+    KeptConnectionClosed,
 }
+
+/// A kept connection ended before the response: the server closed it at the same moment.
+#[derive(Debug, Error)]
+#[error("the kept connection ended before the response")]
+struct KeptConnectionEnded;
 
 impl Admission {
     /// Waits until the turn of the request has come, and checks that its fence is open.
@@ -114,7 +124,7 @@ impl Admission {
 /// The way in which requests are sent to the API.
 #[derive(Clone)]
 pub enum Transport {
-    /// Over the network, each on a connection of its own.
+    /// Over the network.
     Network(Arc<Network>),
     /// To a simulation of the API.
     Custom(Arc<dyn CustomTransport>),
@@ -136,22 +146,31 @@ pub struct Network {
     /// The headers of every request.
     headers: HeaderMap,
     connect_timeout: Duration,
+    kept: KeptConnections,
 }
 
 impl Network {
     /// Uses this connector. Every request has these headers.
     pub fn new(connector: Connector, headers: HeaderMap, request_timeout: Duration) -> Self {
-        Self { connector, headers, connect_timeout: CONNECT_TIMEOUT.min(request_timeout / 2) }
+        let connect_timeout = CONNECT_TIMEOUT.min(request_timeout / 2);
+        Self { connector, headers, connect_timeout, kept: KeptConnections::default() }
     }
 
-    /// Connects, waits for the admission, and sends a request on that connection.
+    /// Connects, or takes a kept connection for a read, waits for the admission, and sends a request on that connection.
     async fn send(&self, request: Request, admission: &Admission) -> Result<Response, BoxError> {
-        let Request { method, url, headers, body } = request;
-        let connecting = timeout(self.connect_timeout, self.connector.connect(url.as_str().parse()?));
-        let connection = connecting.await.map_err(|_| "no connection within the connect timeout")??;
-        let (mut sender, driver) = http1::Builder::new().max_buf_size(MAX_BUFFER).handshake(connection).await?;
-        // It ends with the connection: when the response is read, or is no longer wanted.
-        drop(tokio::spawn(driver));
+        let Request { method, url, headers, body, is_read } = request;
+        let origin = is_read.then(|| Arc::<str>::from(url.origin().ascii_serialization()));
+        let kept = match &origin {
+            Some(origin) => self.kept.take(origin).await,
+            None => None,
+        };
+        let is_kept = kept.is_some();
+        let mut sender = match kept {
+            Some(sender) => sender,
+            None => timeout(self.connect_timeout, self.connect(&url))
+                .await
+                .map_err(|_| "no connection within the connect timeout")??,
+        };
         let mut request = http::Request::new(Full::new(body));
         *request.method_mut() = method;
         *request.uri_mut() =
@@ -160,13 +179,35 @@ impl Network {
         request.headers_mut().insert(HOST, HeaderValue::from_str(host)?);
         request.headers_mut().extend(self.headers.clone());
         request.headers_mut().extend(headers);
+        if !is_kept {
+            admission.slot.end_preparations();
+        }
         admission.wait().await?;
-        if sender.is_closed() {
-            return Err("the connection was closed before the request was written".into());
+        match (sender.is_closed(), is_kept) {
+            (true, true) => return Err(NotAdmitted::KeptConnectionClosed.into()),
+            (true, false) => return Err("the connection was closed before the request was written".into()),
+            (false, _) => {}
         }
         admission.slot.mark_sent();
-        let response = sender.send_request(request).await?;
-        Ok(response.map(|body| body.map_err(BoxError::from).boxed_unsync()))
+        let response = match sender.send_request(request).await {
+            Ok(response) => response,
+            Err(error) if is_kept && !error.is_parse() => return Err(KeptConnectionEnded.into()),
+            Err(error) => return Err(error.into()),
+        };
+        Ok(response.map(|body| match origin {
+            Some(origin) => {
+                KeepingBody::new(body, self.kept.clone(), origin, sender).map_err(BoxError::from).boxed_unsync()
+            }
+            None => body.map_err(BoxError::from).boxed_unsync(),
+        }))
+    }
+
+    async fn connect(&self, url: &Url) -> Result<Sender, BoxError> {
+        let connection = self.connector.connect(url.as_str().parse()?).await?;
+        let (sender, driver) = http1::Builder::new().max_buf_size(MAX_BUFFER).handshake(connection).await?;
+        // It ends with the connection: when the last response is read or no longer wanted, and the connection is not kept.
+        drop(tokio::spawn(driver));
+        Ok(sender)
     }
 }
 
@@ -199,8 +240,9 @@ pub async fn send(
         };
         match result {
             Ok(response) => break response,
+            Err(error) if error.is::<KeptConnectionEnded>() => return Err(Failure::KeptConnectionEnded),
             Err(error) => match error.downcast_ref() {
-                Some(NotAdmitted::TurnNotNear) => {}
+                Some(NotAdmitted::TurnNotNear | NotAdmitted::KeptConnectionClosed) => {}
                 Some(NotAdmitted::TooLate) => return Err(Failure::TooLate),
                 None => return Err(failure(&*error, slot.sent_at().is_some())),
             },
@@ -223,6 +265,7 @@ async fn execute(transport: &Transport, request: Request, admission: &Admission)
         Transport::Custom(custom) => {
             let admission = admission.clone();
             let connected = async move {
+                admission.slot.end_preparations();
                 admission.wait().await?;
                 admission.slot.mark_sent();
                 Ok(())

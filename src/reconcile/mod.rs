@@ -298,14 +298,15 @@ impl Context {
         done
     }
 
-    /// Reads the run once. If a cached token was refused, returns `Changed`, so that a new one is fetched first.
+    /// Reads the run once. If a cached token was refused, returns `Changed`, so that a new one is fetched first; so it does if
+    /// a kept connection ended.
     async fn read_with(
         &self,
         (endpoint, access): (&Endpoint, &Access),
         run_id: &RunId,
         slot: Slot,
     ) -> Result<ReadAnswer, Blocked> {
-        let answer = self.amperity.read(endpoint, run_id, &access.token, slot).await;
+        let answer = self.amperity.read(endpoint, run_id, &access.token, slot).await.ok_or(Blocked::Changed)?;
         match &answer {
             ReadAnswer::Run(_) => self.may_read(access),
             ReadAnswer::Failed(ReadFailure::Unauthorized(info)) => {

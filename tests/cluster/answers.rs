@@ -12,6 +12,9 @@ use workflow_run_stop_api::{
     conditions::{ConditionType, Reason, StopResult},
 };
 
+/// The conditions while the first request of a new stop is in flight.
+pub const FIRST_CLAIM: [&str; 1] = ["Ready: Unknown StopRequested"];
+
 /// The final conditions of a stop that its answer accepted.
 pub const STOPPED: [&str; 3] =
     ["Ready: True RunStopped", "StopAccepted: True StopAccepted", "RunEnded: True RunStopped"];
@@ -80,6 +83,8 @@ pub fn assert_invariants(versions: &[WorkflowRunStop]) {
             assert_eq!(condition(stop, ConditionType::Reconciling), Default::default(), "{status}");
             assert_eq!((ready == "True", ready == "False"), (!stalled, stalled), "{status}");
             assert_eq!(request.next_attempt_time, None, "{status}");
+        } else if condition_lines(stop) == FIRST_CLAIM {
+            assert!(request.claim.is_some() && request.attempts == 1, "{status}");
         } else {
             assert_eq!(condition(stop, ConditionType::Reconciling).0, "True", "{status}");
             assert!(!stalled && ready != "True", "{status}");

@@ -19,7 +19,7 @@ use workflow_run_stop_api::{
     conditions::{ConditionType, Reason, StopResult},
 };
 
-use crate::answers::{CONFIRMED, Fixture, STOPPED, a_run, assert_invariants, had_conditions};
+use crate::answers::{CONFIRMED, FIRST_CLAIM, Fixture, STOPPED, a_run, assert_invariants, had_conditions};
 use crate::clock::now;
 
 /// The time for which a foreign claim must be observed: its validity, the request timeout and the settle time.
@@ -165,7 +165,7 @@ async fn kill_while_held_at(point: HoldPoint, faults: impl IntoIterator<Item = F
     operator.kill().await;
     let held = env.get("wf-1").await;
     assert!(stop_request(&held).claim.is_some(), "a request was sent without a stored claim");
-    assert_eq!(condition_lines(&held), ["Ready: Unknown StopRequested"]);
+    assert_eq!(condition_lines(&held), FIRST_CLAIM);
     hold.release();
     let operator = env.start_operator().await;
     let fixture = Fixture { env, operator, history };
@@ -513,7 +513,7 @@ async fn the_answer_to_a_deleted_stop_is_not_recorded_on_a_new_stop_of_the_same_
     fixture.operator.wait_for_log(r#""answer":"accepted""#).await;
     let held = fixture.env.get("wf-1").await;
     assert_eq!((&held.metadata.uid, stop_request(&held).claim), (&second.metadata.uid, Some(claim)));
-    assert_eq!(condition_lines(&held), ["Ready: Unknown StopRequested"]);
+    assert_eq!(condition_lines(&held), FIRST_CLAIM);
 
     hold.release();
     let is_end = |stop: &WorkflowRunStop| stop.metadata.uid == second.metadata.uid && stop.is_finished();

@@ -79,6 +79,16 @@ impl Client {
         self.amperity.stop(&self.endpoint, &run_id(), &token, self.slot().await, fence).await.0
     }
 
+    async fn read(&self) -> Option<ReadAnswer> {
+        let token = Token::bearer("good-token").unwrap();
+        let slot = self.budget.acquire(&self.endpoint.budget_key(), &requester(Purpose::Read)).await;
+        self.amperity.read(&self.endpoint, &run_id(), &token, slot).await
+    }
+
+    async fn is_read(&self) -> bool {
+        matches!(self.read().await, Some(ReadAnswer::Run(_)))
+    }
+
     /// Waits for a slot for a stop request.
     async fn slot(&self) -> Slot {
         self.budget.acquire(&self.endpoint.budget_key(), &requester(Purpose::Stop)).await
@@ -233,7 +243,58 @@ async fn a_redirect_is_not_followed_and_its_target_is_named_without_its_path() {
 }
 
 #[tokio::test]
-async fn every_request_opens_its_own_connection() {
+async fn reads_use_the_connection_that_an_earlier_one_left_and_stops_do_not() {
+    let client = Client::new().await;
+    for _ in 0..3 {
+        assert!(client.is_read().await);
+    }
+    assert_eq!(client.sim.connections(), 1);
+    assert!(matches!(client.stop(open_for(1)).await, StopAnswer::Accepted(..)));
+    assert_eq!(client.sim.connections(), 2);
+    assert!(client.is_read().await);
+    assert_eq!((client.sim.connections(), client.sim.requests().len()), (2, 5));
+}
+
+#[tokio::test]
+async fn concurrent_reads_have_a_connection_each() {
+    let client = Client::new().await;
+    client.sim.on_read("wf-1", [Fault::Slow(Duration::from_millis(300)), Fault::Slow(Duration::from_millis(300))]);
+    assert_eq!(tokio::join!(client.is_read(), client.is_read()), (true, true));
+    assert_eq!(tokio::join!(client.is_read(), client.is_read()), (true, true));
+    assert_eq!(client.sim.connections(), 2);
+}
+
+#[tokio::test]
+async fn a_read_is_sent_on_a_new_connection_if_the_server_has_closed_the_kept_one() {
+    let client = Client::new().await;
+    assert!(client.is_read().await);
+    client.sim.go_offline().await;
+    client.sim.go_online().await;
+    // The client may notice only when it sends.
+    let answer = match client.read().await {
+        None => client.read().await,
+        answer => answer,
+    };
+    assert!(matches!(answer, Some(ReadAnswer::Run(_))), "{answer:?}");
+    assert_eq!((client.sim.connections(), client.sim.requests().len()), (2, 2));
+}
+
+#[tokio::test]
+async fn a_read_whose_kept_connection_ends_before_the_answer_has_to_be_repeated_and_is_not_repeated_by_the_client() {
+    let client = Client::new().await;
+    client.sim.on_read("wf-1", [Fault::Reset(NoEffect)]);
+    let broken = client.read().await;
+    assert!(matches!(broken, Some(ReadAnswer::Failed(ReadFailure::Unavailable(..)))), "a new connection: {broken:?}");
+    assert!(client.is_read().await);
+    client.sim.on_read("wf-1", [Fault::Reset(NoEffect)]);
+    assert_eq!(client.read().await, None, "nothing is known");
+    assert_eq!((client.sim.connections(), client.sim.requests().len()), (2, 3));
+    assert!(client.is_read().await);
+    assert_eq!(client.sim.connections(), 3);
+}
+
+#[tokio::test]
+async fn every_stop_request_opens_its_own_connection() {
     let client = Client::new().await;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base = format!("http://{}/api", listener.local_addr().unwrap());
@@ -314,7 +375,7 @@ async fn a_read_or_token_request_that_waits_for_the_rate_limit_does_not_fail() {
         amperity.token(endpoint.default_token_url(), &endpoint, &client, token),
         close_budget_while_connecting(&budget, &endpoint),
     );
-    assert!(matches!(read, ReadAnswer::Run(_)), "{read:?}");
+    assert!(matches!(read, Some(ReadAnswer::Run(_))), "{read:?}");
     assert!(matches!(token, TokenAnswer::Token(..)), "{token:?}");
     assert!(Duration::from_secs(60) <= start.elapsed(), "{:?}", start.elapsed());
 }
@@ -328,7 +389,7 @@ async fn the_request_timeout_starts_when_the_request_is_written() {
         let slot = budget.acquire(&endpoint.budget_key(), &requester(Purpose::Read)).await;
         let start = Instant::now();
         let token = Token::bearer("good-token").unwrap();
-        let answer = amperity.read(&endpoint, &run_id(), &token, slot).await;
+        let answer = amperity.read(&endpoint, &run_id(), &token, slot).await.unwrap();
         let no_answer = "no answer within the request timeout".to_owned();
         let timed_out = answer == ReadAnswer::Failed(ReadFailure::Unavailable(no_answer, None));
         assert_eq!((answer.is_active(), timed_out), (in_time, !in_time), "{answer:?}");

@@ -108,6 +108,7 @@ async fn run_with(other: OtherClient, latency: Duration, retry_after: Option<Dur
         let slot = budget.acquire(&key(), &Requester::new("ops", "amperity", Purpose::Stop, oldest)).await;
         let (api, results) = (api.clone(), results.clone());
         tokio::spawn(async move {
+            slot.end_preparations();
             slot.wait_for_turn().await;
             slot.mark_sent();
             sleep(latency.mul_f64(rng::unit())).await;

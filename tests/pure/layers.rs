@@ -37,6 +37,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("amperity::body", 6),
     ("amperity::decode", 7),
     ("amperity::connector", 0),
+    ("amperity::kept_connections", 0),
     ("amperity::content", 0),
     ("amperity::transport", 5),
     ("amperity::request_metrics", 5),

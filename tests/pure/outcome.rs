@@ -574,9 +574,10 @@ fn a_claim_sets_only_ready_on_a_new_resource_and_changes_what_is_set_otherwise()
 fn a_wait_with_an_open_claim_never_says_that_no_request_was_sent() {
     let mut stop = a_stop();
     stop.status = Some(claimed(&stop, a_claim(), "https://x/stop".into(), STEP_TIME()));
-    for status in
-        [waiting(&stop, Reason::CredentialsMissing, "", STEP_TIME()), finished(&stop, Ending::OutcomeUnknown, STEP_TIME())]
-    {
+    for status in [
+        waiting(&stop, Reason::CredentialsMissing, "", STEP_TIME()),
+        finished(&stop, Ending::OutcomeUnknown, STEP_TIME()),
+    ] {
         let accepted = find(&status.conditions, ConditionType::StopAccepted).unwrap();
         assert_eq!(accepted.status, "Unknown", "{status:?}");
     }
