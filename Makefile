@@ -67,7 +67,7 @@ mutants: tools ## Lists changes of the core that no test detects: takes hours, o
 BENCH_OUT ?= $(CURDIR)/target/bench
 small := $(filter-out 0,$(SMALL))
 # A small round only shows that a bench works. Its profile is built faster, and the simulation has built most of it.
-run_bench = SMALL='$(SMALL)' cargo bench --locked $(if $(small),--profile simulate) --bench
+run_bench = $(if $(small),SMALL=1) cargo bench --locked $(if $(small),--profile simulate) --bench
 
 bench: tools control-plane ## Compares with a bare loop, Kopf and a Job, measures growth, and writes docs/benchmarks.md; SMALL=1 only shows that it works
 	@rm -rf '$(BENCH_OUT)' && mkdir -p '$(BENCH_OUT)'
