@@ -1,5 +1,5 @@
 # Owns the commands of this repository; `make` without a target lists them.
-# Never hides what it runs: each target calls cargo, or prints what it does instead. Only cargo, rustup and Go programs download anything.
+# Never hides what it runs: each target calls cargo, or prints what it does instead. Only cargo, rustup, Go programs and, for a bench, pip download anything.
 
 .DEFAULT_GOAL := help
 .PHONY: help check rustdoc package demo test simulate mutants bench bench-more bench-job soak build image e2e plugin fmt fmt-check clippy msrv crd chart-docs api-docs pictures check-drift tools control-plane
@@ -70,7 +70,7 @@ small := $(filter-out 0,$(SMALL))
 run_bench = $(if $(small),SMALL=1) cargo bench --locked $(if $(small),--profile simulate) --bench
 
 bench: tools control-plane ## Compares with a bare loop, Kopf and a Job, measures growth, and writes docs/benchmarks.md; SMALL=1 only shows that it works
-	@rm -rf '$(BENCH_OUT)' && mkdir -p '$(BENCH_OUT)'
+	@mkdir -p '$(BENCH_OUT)' && rm -f '$(BENCH_OUT)'/*.md '$(BENCH_OUT)'/growth.svg
 	BENCH_OUT='$(BENCH_OUT)' $(run_bench) compare
 	BENCH_OUT='$(BENCH_OUT)' QUIET=0 CASES=many,reads SCALE=$(if $(small),100,1000,10000,100000) $(run_bench) scale
 	@SMALL='$(SMALL)'; BENCH_OUT='$(BENCH_OUT)'; export SMALL BENCH_OUT; $(bench_job)

@@ -26,6 +26,7 @@ EOF
   cat -- "$out/compare.md"
   [ ! -e "$out/job.md" ] || { echo && cat -- "$out/job.md"; }
   echo && cat -- "$out/scale.md"
-} >docs/benchmarks.md
+} >"$out/benchmarks.md"
+cp -- "$out/benchmarks.md" docs/benchmarks.md
 cp -- "$out/growth.svg" docs/images/growth.svg
 echo 'bench: wrote docs/benchmarks.md and docs/images/growth.svg'

@@ -31,7 +31,8 @@ async fn main() {
     rustls::crypto::ring::default_provider().install_default().unwrap();
     let cluster = ControlPlane::start().await.unwrap();
     cluster.apply_crd(include_str!("../crds/workflowrunstops.yaml")).await;
-    let [alone, shared] = if std::env::var("SMALL").is_ok_and(|small| small != "0") { FEW_STOPS } else { STOPS };
+    let [alone, shared] =
+        if std::env::var("SMALL").is_ok_and(|small| !matches!(&*small, "" | "0")) { FEW_STOPS } else { STOPS };
     throughput(&cluster, alone).await;
     throughput_with_other_client(&cluster, shared).await;
     cluster.stop().await;

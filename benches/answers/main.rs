@@ -95,14 +95,10 @@ async fn receive(base: &str, at_once: usize, tenants: usize) {
     let (endpoints, budget) = (Endpoints::new(base, AllowedHosts::parse("").unwrap()).unwrap(), Budget::new(1000));
     let read = async |run_id: &str, index: usize| {
         let endpoint = endpoints.of(&format!("t{}", index % tenants), None).unwrap();
-        let requester = Requester::new("bench", "s", Purpose::Read, Timestamp::UNIX_EPOCH);
-        let (run_id, token) = (RunId::parse(run_id).unwrap(), Token::bearer("t").unwrap());
-        loop {
-            let slot = budget.acquire(&endpoint.budget_key(), &requester).await;
-            if let Some(answer) = amperity.read(&endpoint, &run_id, &token, slot).await {
-                break answer;
-            }
-        }
+        let slot = budget
+            .acquire(&endpoint.budget_key(), &Requester::new("bench", "s", Purpose::Read, Timestamp::UNIX_EPOCH))
+            .await;
+        amperity.read(&endpoint, &RunId::parse(run_id).unwrap(), &Token::bearer("t").unwrap(), slot).await
     };
     read("wf-warm-up", 0).await;
     let (idle, start) = (mebibytes("VmRSS"), Instant::now());

@@ -45,10 +45,12 @@ pub async fn start(cluster: &ControlPlane, amperity: &Simulator, namespace: &str
         // An image for Python does not have the variable of the operator's image.
         .env_remove("MALLOC_MMAP_THRESHOLD_")
         .stderr(log);
-    let program = Program::start(&mut command);
+    let mut program = Program::start(&mut command);
     let client = reqwest::Client::new();
     let live = async || client.get(format!("http://{http}/healthz")).send().await?.error_for_status();
     while live().await.is_err() {
+        let exited = program.child.try_wait().unwrap();
+        assert!(exited.is_none(), "Kopf exited, see target/tmp/compared-kopf.log: {}", exited.unwrap_or_default());
         sleep(Duration::from_millis(20)).await;
     }
     program

@@ -25,4 +25,5 @@ if ! cmp -s "$requirements" "$folder/requirements.txt"; then
     --requirement "$requirements" 2>&1) || fail "pip install: $(last_line "${log:-it timed out}")"
   cp -- "$requirements" "$folder/requirements.txt"
 fi
+"$folder/bin/kopf" --version >/dev/null 2>&1 || fail "$folder/bin/kopf does not run: delete $folder"
 printf '%s\n' "$folder/bin/kopf"

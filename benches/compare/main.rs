@@ -32,7 +32,7 @@ async fn main() {
     {
         return bare_loop::run(namespace, base_url).await;
     }
-    let small = std::env::var("SMALL").is_ok_and(|small| small != "0");
+    let small = std::env::var("SMALL").is_ok_and(|small| !matches!(&*small, "" | "0"));
     let (size, rounds) = if small { (Size::SMALL, 1) } else { (Size::FULL, 3) };
     let rounds = std::env::var("ROUNDS").map_or(rounds, |rounds| rounds.parse().expect("ROUNDS is a number"));
     let contenders = Contender::available();

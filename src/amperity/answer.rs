@@ -35,7 +35,8 @@ impl ResponseInfo {
     }
 }
 
-const CONNECTION_ENDED: &str = "the connection ended before the answer";
+/// The reason if a kept connection ended.
+const NO_ANSWER: &str = "the connection ended before the answer";
 
 /// The answer to a stop request.
 #[derive(Clone, Debug, PartialEq)]
@@ -234,7 +235,7 @@ impl From<Failure> for ReadFailure {
             Failure::NotSent(why) => Self::NotSent(why),
             Failure::TooLate => Self::NotSent(String::new()),
             Failure::NoAnswer(why) => Self::Unavailable(why, None),
-            Failure::KeptConnectionEnded => Self::Unavailable(CONNECTION_ENDED.to_owned(), None),
+            Failure::KeptConnectionEnded => Self::Unavailable(NO_ANSWER.to_owned(), None),
         }
     }
 }
@@ -246,7 +247,7 @@ pub fn stop_answer(result: Result<Reply, Failure>, run_id: &str) -> StopAnswer {
         Err(Failure::NotSent(why)) => return StopAnswer::NotSent(why),
         Err(Failure::TooLate) => return StopAnswer::TooLate,
         Err(Failure::NoAnswer(why)) => return StopAnswer::NoAnswer(why),
-        Err(Failure::KeptConnectionEnded) => return StopAnswer::NoAnswer(CONNECTION_ENDED.to_owned()),
+        Err(Failure::KeptConnectionEnded) => return StopAnswer::NoAnswer(NO_ANSWER.to_owned()),
     };
     let own = reply.is_own_error();
     let info = reply.info(own);
@@ -308,7 +309,7 @@ pub fn token_answer<T>(result: Result<(Reply, Option<(T, Duration)>), Failure>) 
         Err(Failure::NotSent(why)) => return TokenAnswer::NotSent(why),
         Err(Failure::NoAnswer(why)) => return TokenAnswer::Unavailable(why),
         Err(Failure::TooLate) => return TokenAnswer::NotSent(String::new()),
-        Err(Failure::KeptConnectionEnded) => return TokenAnswer::Unavailable(CONNECTION_ENDED.to_owned()),
+        Err(Failure::KeptConnectionEnded) => return TokenAnswer::Unavailable(NO_ANSWER.to_owned()),
     };
     let own = reply.is_own_error() || reply.body.oauth_error;
     let info = reply.info(own);

@@ -122,20 +122,33 @@ impl Amperity {
         (answer, sent)
     }
 
-    /// Sends one request to read a run and its tasks, on the connection of an earlier read if there is one. Returns `None`
-    /// if that connection ended before the answer: the request has to be repeated, with a slot of its own.
+    /// Sends one request to read a run and its tasks.
     ///
     /// See <https://docs.amperity.com/api/endpoint_get_workflows_fetch.html>.
-    pub async fn read(&self, endpoint: &Endpoint, run_id: &RunId, token: &Token, slot: Slot) -> Option<ReadAnswer> {
-        let mut request = authorized(Method::GET, endpoint.run_url(run_id), endpoint, token);
-        request.is_read = true;
+    pub async fn read(&self, endpoint: &Endpoint, run_id: &RunId, token: &Token, slot: Slot) -> ReadAnswer {
+        let request = authorized(Method::GET, endpoint.run_url(run_id), endpoint, token);
         let (result, sent) = self.send(request, endpoint, slot, None, |_| {}).await;
-        if result == Err(Failure::KeptConnectionEnded) {
-            return None;
-        }
         let answer = read_answer(result, run_id.as_str());
         self.metrics.record(endpoint.tenant(), Purpose::Read, answer.class(), sent);
-        Some(answer)
+        answer
+    }
+
+    /// Sends one request to read a run and its tasks, on the connection of an earlier one if there is one. Returns `None`
+    /// if that connection ended before the answer: nothing is known, and the request can be repeated with another slot.
+    pub async fn read_again(
+        &self,
+        endpoint: &Endpoint,
+        run_id: &RunId,
+        token: &Token,
+        slot: Slot,
+    ) -> Option<ReadAnswer> {
+        let request = authorized(Method::GET, endpoint.run_url(run_id), endpoint, token);
+        let request = Request { shares_connections: true, ..request };
+        let (result, sent) = self.send(request, endpoint, slot, None, |_| {}).await;
+        let has_ended = result == Err(Failure::KeptConnectionEnded);
+        let answer = read_answer(result, run_id.as_str());
+        self.metrics.record(endpoint.tenant(), Purpose::Read, answer.class(), sent);
+        (!has_ended).then_some(answer)
     }
 
     /// Sends one request for a token.
@@ -148,7 +161,7 @@ impl Amperity {
             (CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded")),
         ]);
         let body = form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish().into();
-        let request = Request { method: Method::POST, url, headers, body, is_read: false };
+        let request = Request { method: Method::POST, url, headers, body, shares_connections: false };
         let mut decoder = TokenDecoder::default();
         let (result, sent) = self.send(request, endpoint, slot, None, |chunk| decoder.push(chunk)).await;
         let answer = token_answer(result.map(|reply| {
@@ -230,5 +243,5 @@ fn tenant(endpoint: &Endpoint) -> HeaderValue {
 
 fn authorized(method: Method, url: Url, endpoint: &Endpoint, token: &Token) -> Request {
     let headers = HeaderMap::from_iter([(AUTHORIZATION, token.header()), (TENANT, tenant(endpoint))]);
-    Request { method, url, headers, body: Bytes::new(), is_read: false }
+    Request { method, url, headers, body: Bytes::new(), shares_connections: false }
 }

@@ -1,4 +1,4 @@
-//! Owns the connections that are kept for the next read of a run: connecting takes most of the CPU time of a read.
+//! Owns the connections that are kept for the next read of a followed run: connecting takes most of the CPU time of a read.
 //! Never keeps one for long, and never one whose last response was not read to its end.
 
 use std::{
@@ -17,14 +17,23 @@ use hyper::{
 };
 use tokio::time::{Instant, sleep_until};
 
-/// The time for which a connection is kept: shorter than what load balancers wait before they close one, often a minute.
+/// The time for which an unused connection is kept: shorter than what load balancers wait before they close one, often a
+/// minute.
 pub const KEPT_FOR: Duration = Duration::from_secs(20);
+
+/// The age after which a connection is not kept any more, so that reads follow a change of the name's addresses.
+pub const MAX_AGE: Duration = Duration::from_secs(120);
 
 /// The capacity. Each takes up to about 60 KiB with its buffers.
 const MOST: usize = 32;
 
-/// The sender of requests on a connection.
-pub type Sender = SendRequest<Full<Bytes>>;
+/// A connection, on which requests can be sent.
+pub struct Connected {
+    /// The sender of requests.
+    pub sender: SendRequest<Full<Bytes>>,
+    /// The time at which the connection was established.
+    pub since: Instant,
+}
 
 /// The connections that are kept.
 #[derive(Clone, Default)]
@@ -40,31 +49,39 @@ struct State {
 
 struct Kept {
     origin: Arc<str>,
-    sender: Sender,
+    connected: Connected,
     until: Instant,
 }
 
 impl KeptConnections {
     /// Returns a connection to this origin that the server has not closed, the one that was used last.
-    pub async fn take(&self, origin: &str) -> Option<Sender> {
-        loop {
-            let mut sender = self.lock().take(origin, Instant::now())?;
-            if sender.ready().await.is_ok() {
-                return Some(sender);
-            }
-        }
+    pub fn take(&self, origin: &str) -> Option<Connected> {
+        let (mut state, now) = (self.lock(), Instant::now());
+        let usable = |kept: &Kept| *kept.origin == *origin && now < kept.until && kept.connected.sender.is_ready();
+        let index = state.kept.iter().rposition(usable)?;
+        state.kept.remove(index).map(|kept| kept.connected)
+    }
+
+    /// Closes all connections to this origin: one of them failed, and the others may have the same fault.
+    pub fn close(&self, origin: &str) {
+        self.lock().kept.retain(|kept| *kept.origin != *origin);
     }
 
     /// Keeps a connection on which nothing is in flight.
-    fn put(&self, origin: Arc<str>, sender: Sender) {
+    fn put(&self, origin: Arc<str>, connected: Connected) {
+        let now = Instant::now();
+        let until = (now + KEPT_FOR).min(connected.since + MAX_AGE);
+        if until <= now {
+            return;
+        }
         let mut state = self.lock();
         if state.kept.len() == MOST {
             state.kept.pop_front();
         }
-        state.kept.push_back(Kept { origin, sender, until: Instant::now() + KEPT_FOR });
+        state.kept.push_back(Kept { origin, connected, until });
         if !std::mem::replace(&mut state.is_closing, true) {
             let this = self.clone();
-            let close = move || this.lock().close(Instant::now());
+            let close = move || this.lock().close_old(Instant::now());
             tokio::spawn(async move {
                 while let Some(until) = close() {
                     sleep_until(until).await;
@@ -79,16 +96,10 @@ impl KeptConnections {
 }
 
 impl State {
-    fn take(&mut self, origin: &str, now: Instant) -> Option<Sender> {
-        let usable = |kept: &Kept| *kept.origin == *origin && now < kept.until && !kept.sender.is_closed();
-        let index = self.kept.iter().rposition(usable)?;
-        self.kept.remove(index).map(|kept| kept.sender)
-    }
-
     /// Closes what was kept for long enough, and returns when to do that again.
-    fn close(&mut self, now: Instant) -> Option<Instant> {
-        self.kept.retain(|kept| now < kept.until && !kept.sender.is_closed());
-        let next = self.kept.front().map(|kept| kept.until);
+    fn close_old(&mut self, now: Instant) -> Option<Instant> {
+        self.kept.retain(|kept| now < kept.until && !kept.connected.sender.is_closed());
+        let next = self.kept.iter().map(|kept| kept.until).min();
         self.is_closing = next.is_some();
         next
     }
@@ -97,13 +108,13 @@ impl State {
 /// The body of a response whose connection is kept when the body has been read to its end.
 pub struct KeepingBody {
     body: Incoming,
-    then_keep: Option<(KeptConnections, Arc<str>, Sender)>,
+    then_keep: Option<(KeptConnections, Arc<str>, Connected)>,
 }
 
 impl KeepingBody {
     /// Keeps this connection to this origin once the body is read.
-    pub fn new(body: Incoming, connections: KeptConnections, origin: Arc<str>, sender: Sender) -> Self {
-        Self { body, then_keep: Some((connections, origin, sender)) }
+    pub fn new(body: Incoming, connections: KeptConnections, origin: Arc<str>, connected: Connected) -> Self {
+        Self { body, then_keep: Some((connections, origin, connected)) }
     }
 }
 
@@ -114,9 +125,9 @@ impl Body for KeepingBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         if frame.is_none()
-            && let Some((connections, origin, sender)) = self.then_keep.take()
+            && let Some((connections, origin, connected)) = self.then_keep.take()
         {
-            connections.put(origin, sender);
+            connections.put(origin, connected);
         }
         Poll::Ready(frame)
     }
@@ -139,25 +150,40 @@ mod tests {
     use tokio::time::advance;
 
     /// Returns a connection and the server's side of it.
-    async fn connection() -> (Sender, DuplexStream) {
+    async fn connection() -> (Connected, DuplexStream) {
         let (client, server) = duplex(64);
-        let (sender, driver) = handshake(TokioIo::new(client)).await.unwrap();
+        let (mut sender, driver) = handshake(TokioIo::new(client)).await.unwrap();
         tokio::spawn(driver);
-        (sender, server)
+        sender.ready().await.unwrap();
+        (Connected { sender, since: Instant::now() }, server)
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_is_kept_for_twenty_seconds_for_its_origin_and_then_closed() {
         let kept = KeptConnections::default();
-        let (sender, mut server) = connection().await;
-        kept.put("https://a".into(), sender);
-        assert!(kept.take("https://b").await.is_none());
+        let (connected, mut server) = connection().await;
+        kept.put("https://a".into(), connected);
+        assert!(kept.take("https://b").is_none());
         advance(KEPT_FOR - Duration::from_millis(1)).await;
-        let sender = kept.take("https://a").await.expect("it is kept");
-        assert!(kept.take("https://a").await.is_none(), "it is in use");
-        kept.put("https://a".into(), sender);
+        let connected = kept.take("https://a").expect("it is kept");
+        assert!(kept.take("https://a").is_none(), "it is in use");
+        kept.put("https://a".into(), connected);
         assert_eq!(server.read(&mut [0]).await.unwrap(), 0, "it is closed without another request");
-        assert!(kept.take("https://a").await.is_none());
+        assert!(kept.take("https://a").is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_is_always_in_use_is_closed_after_two_minutes() {
+        let kept = KeptConnections::default();
+        let (mut connected, _server) = connection().await;
+        for _ in 0..119 {
+            kept.put("https://a".into(), connected);
+            advance(Duration::from_secs(1)).await;
+            connected = kept.take("https://a").expect("it is kept");
+        }
+        advance(Duration::from_secs(1)).await;
+        kept.put("https://a".into(), connected);
+        assert!(kept.take("https://a").is_none());
     }
 
     #[tokio::test(start_paused = true)]
@@ -165,23 +191,31 @@ mod tests {
         let kept = KeptConnections::default();
         let (open, _server) = connection().await;
         kept.put("https://a".into(), open);
-        let (closed, server) = connection().await;
-        kept.put("https://a".into(), closed);
+        let (mut closed, server) = connection().await;
         drop(server);
-        assert!(kept.take("https://a").await.is_some_and(|sender| !sender.is_closed()));
-        assert!(kept.take("https://a").await.is_none());
+        assert!(
+            closed.sender.ready().await.is_err() || closed.sender.is_closed() || {
+                tokio::task::yield_now().await;
+                closed.sender.is_closed()
+            }
+        );
+        kept.put("https://a".into(), closed);
+        assert!(kept.take("https://a").is_some_and(|connected| !connected.sender.is_closed()));
+        assert!(kept.take("https://a").is_none());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_connections_that_were_used_last_are_kept_and_no_more_than_fit() {
+    async fn the_connections_that_were_used_last_are_kept_and_those_of_a_failed_origin_are_closed() {
         let kept = KeptConnections::default();
         let mut servers = vec![];
         for number in 0..=MOST {
-            let (sender, server) = connection().await;
-            kept.put(format!("https://{number}").into(), sender);
+            let (connected, server) = connection().await;
+            kept.put(format!("https://{number}").into(), connected);
             servers.push(server);
         }
-        assert!(kept.take("https://0").await.is_none());
+        assert!(kept.take("https://0").is_none());
         assert_eq!(kept.lock().kept.len(), MOST);
+        kept.close("https://1");
+        assert!(kept.take("https://1").is_none() && kept.take("https://2").is_some());
     }
 }

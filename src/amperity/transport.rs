@@ -2,7 +2,7 @@
 //! Never repeats a request, follows a redirect, or reads a body of unbounded size.
 //!
 //! Each stop and token request has its own connection: one that was used before may be dead already, which leaves the
-//! outcome of a request unknown. Reads may use one that an earlier read left. Between the connection and the write, the
+//! outcome of a request unknown. Reads of a followed run may use one that an earlier read left. Between the connection and the write, the
 //! request waits for its turn, its fence is checked, and it begins to count in the budget.
 //!
 //! The request timeout runs from the write of the request. Before that, only connecting has a timeout: waiting for the
@@ -30,7 +30,7 @@ use crate::amperity::{
     budget::Slot,
     connector::Connector,
     content::Content,
-    kept_connections::{KeepingBody, KeptConnections, Sender},
+    kept_connections::{Connected, KeepingBody, KeptConnections},
     reply::{Failure, Reply},
     run::cut,
 };
@@ -64,8 +64,8 @@ pub struct Request {
     pub headers: HeaderMap,
     /// The body.
     pub body: Bytes,
-    /// True for a read, which may use the connection of an earlier one.
-    pub is_read: bool,
+    /// True if the request may use a connection that an earlier one left, and leaves its own.
+    pub shares_connections: bool,
 }
 
 /// A response.
@@ -156,17 +156,14 @@ impl Network {
         Self { connector, headers, connect_timeout, kept: KeptConnections::default() }
     }
 
-    /// Connects, or takes a kept connection for a read, waits for the admission, and sends a request on that connection.
+    /// Connects, or takes a kept connection, waits for the admission, and sends a request on that connection.
     async fn send(&self, request: Request, admission: &Admission) -> Result<Response, BoxError> {
-        let Request { method, url, headers, body, is_read } = request;
-        let origin = is_read.then(|| Arc::<str>::from(url.origin().ascii_serialization()));
-        let kept = match &origin {
-            Some(origin) => self.kept.take(origin).await,
-            None => None,
-        };
+        let Request { method, url, headers, body, shares_connections } = request;
+        let origin = shares_connections.then(|| Arc::<str>::from(url.origin().ascii_serialization()));
+        let kept = origin.as_ref().and_then(|origin| self.kept.take(origin));
         let is_kept = kept.is_some();
-        let mut sender = match kept {
-            Some(sender) => sender,
+        let mut connected = match kept {
+            Some(connected) => connected,
             None => timeout(self.connect_timeout, self.connect(&url))
                 .await
                 .map_err(|_| "no connection within the connect timeout")??,
@@ -183,31 +180,46 @@ impl Network {
             admission.slot.end_preparations();
         }
         admission.wait().await?;
-        match (sender.is_closed(), is_kept) {
+        match (connected.sender.is_closed(), is_kept) {
             (true, true) => return Err(NotAdmitted::KeptConnectionClosed.into()),
             (true, false) => return Err("the connection was closed before the request was written".into()),
             (false, _) => {}
         }
         admission.slot.mark_sent();
-        let response = match sender.send_request(request).await {
+        let failing = origin.as_deref().filter(|_| is_kept).map(|origin| Failing { kept: &self.kept, origin });
+        let response = match connected.sender.send_request(request).await {
             Ok(response) => response,
             Err(error) if is_kept && !error.is_parse() => return Err(KeptConnectionEnded.into()),
             Err(error) => return Err(error.into()),
         };
+        // There is a response.
+        std::mem::forget(failing);
         Ok(response.map(|body| match origin {
             Some(origin) => {
-                KeepingBody::new(body, self.kept.clone(), origin, sender).map_err(BoxError::from).boxed_unsync()
+                KeepingBody::new(body, self.kept.clone(), origin, connected).map_err(BoxError::from).boxed_unsync()
             }
             None => body.map_err(BoxError::from).boxed_unsync(),
         }))
     }
 
-    async fn connect(&self, url: &Url) -> Result<Sender, BoxError> {
+    async fn connect(&self, url: &Url) -> Result<Connected, BoxError> {
         let connection = self.connector.connect(url.as_str().parse()?).await?;
         let (sender, driver) = http1::Builder::new().max_buf_size(MAX_BUFFER).handshake(connection).await?;
         // It ends with the connection: when the last response is read or no longer wanted, and the connection is not kept.
         drop(tokio::spawn(driver));
-        Ok(sender)
+        Ok(Connected { sender, since: Instant::now() })
+    }
+}
+
+/// Closes the other kept connections to an origin when it is dropped: a request on one of them got no response.
+struct Failing<'a> {
+    kept: &'a KeptConnections,
+    origin: &'a str,
+}
+
+impl Drop for Failing<'_> {
+    fn drop(&mut self) {
+        self.kept.close(self.origin);
     }
 }
 

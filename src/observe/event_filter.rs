@@ -78,10 +78,11 @@ impl EventFilter {
     }
 }
 
-/// Returns true if the final event also says what this condition does: that the API accepted the request. How else the
-/// acceptance became known, such as by a read of the run, is an event of its own.
+/// Returns true if the final event makes the one about this condition superfluous: a run that was stopped, or that is not
+/// followed, had its stop accepted. How else the acceptance became known, such as by a read, is an event of its own.
 fn is_implied(accepted: &Condition, ready: &Condition) -> bool {
-    ready.status == ConditionStatus::True.as_str() && Reason::of(accepted) == Some(Reason::StopAccepted)
+    Reason::of(accepted) == Some(Reason::StopAccepted)
+        && Reason::of(ready).is_some_and(|reason| matches!(reason, Reason::RunStopped | Reason::StopAccepted))
 }
 
 impl EventDraft {
@@ -200,7 +201,10 @@ mod tests {
             ),
             // The run ended with the answer.
             (vec![finished(accepted(with_ready(True, RunStopped)))], &[(false, RunStopped)]),
-            (vec![finished(accepted(with_ready(True, RunEndedOtherwise)))], &[(false, RunEndedOtherwise)]),
+            (
+                vec![finished(accepted(with_ready(True, RunEndedOtherwise)))],
+                &[(false, StopAccepted), (false, RunEndedOtherwise)],
+            ),
             (
                 vec![finished(confirmed(accepted(with_ready(True, RunStopped))))],
                 &[(false, ConfirmedByRead), (false, RunStopped)],

@@ -15,7 +15,7 @@ const MOST_WAITING: usize = 4096;
 
 /// The number of entries that are written concurrently. It is small, since the claims of other stops are more urgent for the
 /// API server.
-pub const AT_ONCE: usize = 4;
+pub const AT_ONCE: usize = 8;
 
 /// Creates an empty queue.
 pub fn channel() -> (EventSender, EventQueue) {

@@ -16,6 +16,9 @@ use crate::operator::{
 };
 use crate::reconcile::{facts::Facts, resource_id::ResourceId, step_report::Requeue};
 
+/// The number of timers that are handled before other tasks get their turn: very many resources may have the same deadline.
+const DUE_AT_ONCE: usize = 256;
+
 /// A resource that was listed or has changed.
 pub struct Seen {
     /// The resource.
@@ -40,7 +43,7 @@ impl Scheduler {
             started = budget.next_step() => self.started(started),
             () = until(self.index.first_timer()) => {
                 let now = Instant::now();
-                let due: Vec<Number> = std::iter::from_fn(|| self.index.due(now)).collect();
+                let due: Vec<Number> = std::iter::from_fn(|| self.index.due(now)).take(DUE_AT_ONCE).collect();
                 for number in due {
                     self.timer(number);
                 }

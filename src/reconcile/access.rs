@@ -18,7 +18,7 @@ use crate::reconcile::{context::Context, outcome::Retry, store::StoreError};
 
 /// The longest time for which a step in flight waits for another slot, or for its slot's turn. After that it waits in the
 /// queue.
-const MAX_SLOT_WAIT: Duration = Duration::from_secs(5);
+pub const MAX_SLOT_WAIT: Duration = Duration::from_secs(5);
 
 /// The credentials for one request.
 pub struct Access {

@@ -12,6 +12,7 @@ pub mod decide;
 pub mod facts;
 pub mod outcome;
 pub mod preflight;
+pub mod reading;
 pub mod resource_id;
 pub mod secret;
 pub mod status_builder;
@@ -20,27 +21,26 @@ pub mod store;
 pub mod store_error;
 pub mod tracked;
 
-use std::{pin::Pin, time::Duration};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::time::{Instant, timeout};
 use workflow_run_stop_api::{WorkflowRunStop, WorkflowRunStopStatus, conditions::Reason};
 
 use crate::amperity::{
-    answer::{ReadAnswer, ReadFailure, StopAnswer},
+    answer::{ReadAnswer, StopAnswer},
     budget::Slot,
-    credentials::Refusal,
-    endpoint::{Endpoint, RunId},
 };
+pub use crate::reconcile::reading::Interrupt;
 use crate::reconcile::{
-    access::{Access, Blocked, Denied, RetryWhen},
+    access::{Blocked, Denied, RetryWhen},
     api_turns::ApiTurn,
     backoff::read_delay,
     context::Context,
     decide::{Decision, Ending, Established, Observed, at_the_latest, decide, first_read_delay},
     facts::Facts,
-    outcome::Retry,
     preflight::Prepared,
+    reading::Reading,
     step_report::{Done, Requeue, StepOutcome, StepReport},
     store::{ClaimResult, WriteResult},
     tracked::{Announcement, Memory, Tracked},
@@ -50,9 +50,6 @@ use crate::rng;
 /// The longest time between a repeated stop request's claim and the read before it. If the claim had to wait longer, for
 /// the rate limit or for the API server, the run is read again.
 const MAX_READ_AGE: Duration = Duration::from_secs(5);
-
-/// Resolves when a step must stop waiting, because the replica takes no new work. Ignored between a claim and its record.
-pub type Interrupt<'a> = Pin<&'a mut (dyn Future<Output = ()> + Send)>;
 
 /// Takes the next step for a resource and records its outcome. A step that sends a request needs a slot for it; without
 /// one, it is requeued at once, to wait for a slot.
@@ -192,7 +189,7 @@ impl Context {
         }
         let Prepared { endpoint, run_id, access, slot } = prepared;
         let requester = slot.requester().clone();
-        let answer = self.read_with((&endpoint, &access), &run_id, slot).await?;
+        let answer = self.read_with((&endpoint, &access), &run_id, (slot, Reading::ToDecide)).await?;
         if !answer.is_active() {
             return Ok(Readiness::Answered(answer));
         }
@@ -212,7 +209,7 @@ impl Context {
 
     /// Reads the run to learn the outcome of a claimed request.
     async fn confirm(&self, tracked: &mut Tracked, established: Established, means: (Slot, Interrupt<'_>)) -> Done {
-        match self.read(tracked, means).await {
+        match self.read(tracked, means, Reading::ToDecide).await {
             None => Ok((StepOutcome::Unchanged, Requeue::Now)),
             Some(Ok(answer)) => self.record_confirmation(tracked, answer, established).await,
             Some(Err(blocked)) => {
@@ -242,7 +239,7 @@ impl Context {
 
     /// Reads a run whose stop was accepted.
     async fn follow(&self, tracked: &mut Tracked, established: Established, means: (Slot, Interrupt<'_>)) -> Done {
-        match self.read(tracked, means).await {
+        match self.read(tracked, means, Reading::ToFollow).await {
             None => Ok((StepOutcome::Unchanged, Requeue::Now)),
             Some(Ok(answer)) => {
                 let asked = match &answer {
@@ -263,23 +260,6 @@ impl Context {
         }
     }
 
-    /// Reads the run. Returns `None` if interrupted.
-    async fn read(
-        &self,
-        tracked: &Tracked,
-        (slot, interrupt): (Slot, Interrupt<'_>),
-    ) -> Option<Result<ReadAnswer, Blocked>> {
-        let read = async {
-            let Prepared { endpoint, run_id, access, slot } = self.preflight(&tracked.resource, slot).await?;
-            self.read_with((&endpoint, &access), &run_id, slot).await
-        };
-        tokio::select! {
-            biased;
-            () = interrupt => None,
-            answer = read => Some(answer),
-        }
-    }
-
     /// Stores the last read. If that fails, the read is kept for the next step.
     async fn record(&self, tracked: &mut Tracked) -> Done {
         let Some(read) = tracked.reads().unrecorded.take() else {
@@ -296,27 +276,6 @@ impl Context {
             tracked.reads().unrecorded = Some(Box::new((answer, established)));
         }
         done
-    }
-
-    /// Reads the run once. If a cached token was refused, returns `Changed`, so that a new one is fetched first; so it does if
-    /// a kept connection ended.
-    async fn read_with(
-        &self,
-        (endpoint, access): (&Endpoint, &Access),
-        run_id: &RunId,
-        slot: Slot,
-    ) -> Result<ReadAnswer, Blocked> {
-        let answer = self.amperity.read(endpoint, run_id, &access.token, slot).await.ok_or(Blocked::Changed)?;
-        match &answer {
-            ReadAnswer::Run(_) => self.may_read(access),
-            ReadAnswer::Failed(ReadFailure::Unauthorized(info)) => {
-                if self.refused(access, Refusal::Unauthorized, &info.detail()) == Retry::AtOnce {
-                    return Err(Blocked::Changed);
-                }
-            }
-            ReadAnswer::Failed(_) | ReadAnswer::Unreadable(_) => {}
-        }
-        Ok(answer)
     }
 
     async fn blocked(&self, tracked: &mut Tracked, blocked: Blocked) -> Done {

@@ -110,7 +110,7 @@ impl StatusBuilder {
         if self.status.stop_request.as_ref().is_none_or(|request| request.attempts == 0) {
             self.set(ConditionType::StopAccepted, ConditionStatus::False, why);
         }
-        self.accepted_by_default(why);
+        self.open_by_default();
         self.run_ended(why.0);
         self.fitted()
     }
@@ -121,7 +121,7 @@ impl StatusBuilder {
         if !well {
             self.set(ConditionType::Stalled, ConditionStatus::True, why);
         }
-        self.accepted_by_default(why);
+        self.not_sent_by_default(why);
         conditions::remove(&mut self.status.conditions, ConditionType::Reconciling);
         self.run_ended(why.0);
         if let Some(request) = &mut self.status.stop_request {
@@ -149,12 +149,19 @@ impl StatusBuilder {
         self.status
     }
 
-    /// Sets `StopAccepted` if it is absent: to `Unknown` if there is a claim, and otherwise to `False`.
-    fn accepted_by_default(&mut self, why: (Reason, &str)) {
+    /// Sets `StopAccepted` to `Unknown` if there is a claim and the condition is absent.
+    fn open_by_default(&mut self) {
+        let is_open = self.status.stop_request.as_ref().is_some_and(|request| request.claim.is_some());
+        if is_open && !self.has(ConditionType::StopAccepted) {
+            self.set(ConditionType::StopAccepted, ConditionStatus::Unknown, (Reason::StopRequested, ""));
+        }
+    }
+
+    /// Sets `StopAccepted` to `False`, unless a request or a wait has set it before.
+    fn not_sent_by_default(&mut self, why: (Reason, &str)) {
+        self.open_by_default();
         if !self.has(ConditionType::StopAccepted) {
-            let is_open = self.status.stop_request.as_ref().is_some_and(|request| request.claim.is_some());
-            let truth = if is_open { ConditionStatus::Unknown } else { ConditionStatus::False };
-            self.set(ConditionType::StopAccepted, truth, why);
+            self.set(ConditionType::StopAccepted, ConditionStatus::False, why);
         }
     }
 

@@ -82,7 +82,7 @@ impl Client {
     async fn read(&self) -> Option<ReadAnswer> {
         let token = Token::bearer("good-token").unwrap();
         let slot = self.budget.acquire(&self.endpoint.budget_key(), &requester(Purpose::Read)).await;
-        self.amperity.read(&self.endpoint, &run_id(), &token, slot).await
+        self.amperity.read_again(&self.endpoint, &run_id(), &token, slot).await
     }
 
     async fn is_read(&self) -> bool {
@@ -243,7 +243,7 @@ async fn a_redirect_is_not_followed_and_its_target_is_named_without_its_path() {
 }
 
 #[tokio::test]
-async fn reads_use_the_connection_that_an_earlier_one_left_and_stops_do_not() {
+async fn reads_of_followed_runs_use_the_connection_that_an_earlier_one_left_and_no_other_request_does() {
     let client = Client::new().await;
     for _ in 0..3 {
         assert!(client.is_read().await);
@@ -251,8 +251,13 @@ async fn reads_use_the_connection_that_an_earlier_one_left_and_stops_do_not() {
     assert_eq!(client.sim.connections(), 1);
     assert!(matches!(client.stop(open_for(1)).await, StopAnswer::Accepted(..)));
     assert_eq!(client.sim.connections(), 2);
+    let token = Token::bearer("good-token").unwrap();
+    let slot = client.budget.acquire(&client.endpoint.budget_key(), &requester(Purpose::Read)).await;
+    let decisive = client.amperity.read(&client.endpoint, &run_id(), &token, slot).await;
+    assert!(matches!(decisive, ReadAnswer::Run(_)), "{decisive:?}");
+    assert_eq!(client.sim.connections(), 3);
     assert!(client.is_read().await);
-    assert_eq!((client.sim.connections(), client.sim.requests().len()), (2, 5));
+    assert_eq!((client.sim.connections(), client.sim.requests().len()), (3, 6));
 }
 
 #[tokio::test]
@@ -289,6 +294,19 @@ async fn a_read_whose_kept_connection_ends_before_the_answer_has_to_be_repeated_
     client.sim.on_read("wf-1", [Fault::Reset(NoEffect)]);
     assert_eq!(client.read().await, None, "nothing is known");
     assert_eq!((client.sim.connections(), client.sim.requests().len()), (2, 3));
+    assert!(client.is_read().await);
+    assert_eq!(client.sim.connections(), 3);
+}
+
+#[tokio::test]
+async fn a_read_without_an_answer_on_a_kept_connection_closes_the_others_of_its_host() {
+    let client = Client::new().await;
+    client.sim.on_read("wf-1", [Fault::Slow(Duration::from_millis(300)), Fault::Slow(Duration::from_millis(300))]);
+    assert_eq!(tokio::join!(client.is_read(), client.is_read()), (true, true));
+    client.sim.on_read("wf-1", [Fault::NoResponse(NoEffect)]);
+    let silent = client.read().await;
+    assert!(matches!(silent, Some(ReadAnswer::Failed(ReadFailure::Unavailable(..)))), "{silent:?}");
+    assert_eq!(client.sim.connections(), 2);
     assert!(client.is_read().await);
     assert_eq!(client.sim.connections(), 3);
 }
@@ -375,7 +393,7 @@ async fn a_read_or_token_request_that_waits_for_the_rate_limit_does_not_fail() {
         amperity.token(endpoint.default_token_url(), &endpoint, &client, token),
         close_budget_while_connecting(&budget, &endpoint),
     );
-    assert!(matches!(read, Some(ReadAnswer::Run(_))), "{read:?}");
+    assert!(matches!(read, ReadAnswer::Run(_)), "{read:?}");
     assert!(matches!(token, TokenAnswer::Token(..)), "{token:?}");
     assert!(Duration::from_secs(60) <= start.elapsed(), "{:?}", start.elapsed());
 }
@@ -389,7 +407,7 @@ async fn the_request_timeout_starts_when_the_request_is_written() {
         let slot = budget.acquire(&endpoint.budget_key(), &requester(Purpose::Read)).await;
         let start = Instant::now();
         let token = Token::bearer("good-token").unwrap();
-        let answer = amperity.read(&endpoint, &run_id(), &token, slot).await.unwrap();
+        let answer = amperity.read(&endpoint, &run_id(), &token, slot).await;
         let no_answer = "no answer within the request timeout".to_owned();
         let timed_out = answer == ReadAnswer::Failed(ReadFailure::Unavailable(no_answer, None));
         assert_eq!((answer.is_active(), timed_out), (in_time, !in_time), "{answer:?}");
