@@ -19,7 +19,7 @@ kopf=$(sed -n 's/^kopf==//p' benches/compare/requirements.txt)
 Written by \`make bench\` on $(date -u +%F), commit $(git rev-parse --short HEAD). It runs for about a quarter of an hour and overwrites this
 page. Timings vary from machine to machine, and from run to run: compare the ratios.
 
-- Machine: $(nproc) cores, ${cpu:-unknown processor}, $memory, Linux $(uname -r); everything runs on it, the API server included.
+- Machine: $(nproc) cores, ${cpu:-unknown processor}, $memory, Linux $(uname -r | cut -d- -f1); everything runs on it, the API server included.
 - Versions: operator $(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml), release build with $(rustc --version | cut -d' ' -f1,2), Kubernetes $kubernetes, Kopf $kopf.
 
 EOF
