@@ -2,6 +2,9 @@
 //! Never fails on a slow machine: it prints figures and ratios. `SMALL=1` only shows that it works.
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
+#[path = "shared/settings.rs"]
+mod settings;
+
 use std::{process::Stdio, time::Duration};
 
 use futures::{StreamExt, stream};
@@ -31,8 +34,7 @@ async fn main() {
     rustls::crypto::ring::default_provider().install_default().unwrap();
     let cluster = ControlPlane::start().await.unwrap();
     cluster.apply_crd(include_str!("../crds/workflowrunstops.yaml")).await;
-    let [alone, shared] =
-        if std::env::var("SMALL").is_ok_and(|small| !matches!(&*small, "" | "0")) { FEW_STOPS } else { STOPS };
+    let [alone, shared] = if settings::is_small() { FEW_STOPS } else { STOPS };
     throughput(&cluster, alone).await;
     throughput_with_other_client(&cluster, shared).await;
     cluster.stop().await;

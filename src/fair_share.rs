@@ -10,7 +10,7 @@ use std::{collections::HashMap, hash::Hash};
 /// The shares of one bounded resource.
 #[derive(Debug)]
 pub struct FairShare<K> {
-    /// What no key holds.
+    /// The part of the capacity that no key holds.
     free: usize,
     /// The part that no key gets. What is held of it now joins it when it is given back.
     reserve: usize,

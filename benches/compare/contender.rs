@@ -1,17 +1,15 @@
 //! Owns the programs that are compared, and how each of them is started.
 //! Never judges what it measures.
 
-use std::{fs::File, net::TcpListener, path::Path, process::Stdio};
+use std::{fs::File, path::Path, process::Stdio};
 
 use lab::{control_plane::ControlPlane, simulator::Simulator};
-use tokio::{
-    io::{AsyncBufReadExt, BufReader},
-    time::{Duration, sleep},
-};
+use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::{
     bare_loop, kopf,
     program::{self, Program},
+    ready,
 };
 
 /// One of the programs.
@@ -50,18 +48,14 @@ async fn start_bare_loop(cluster: &ControlPlane, amperity: &Simulator, namespace
 }
 
 async fn start_operator(cluster: &ControlPlane, amperity: &Simulator, namespace: &str) -> Program {
-    let http = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let http = ready::free_address();
     let log = File::create(Path::new(env!("CARGO_TARGET_TMPDIR")).join("compared-operator.log")).unwrap();
     let mut command = program::command(program::operator(), cluster);
     command
         .args(["--amperity-base-url", &amperity.base_url(), "--watch-namespaces", namespace, "--http-addr", &http])
         .args(["--requests-per-second", "1000"])
         .stdout(log);
-    let program = Program::start(&mut command);
-    let client = reqwest::Client::new();
-    let ready = async || client.get(format!("http://{http}/readyz")).send().await?.error_for_status();
-    while ready().await.is_err() {
-        sleep(Duration::from_millis(20)).await;
-    }
+    let mut program = Program::start(&mut command);
+    ready::wait_for(&mut program, &format!("http://{http}/readyz")).await;
     program
 }

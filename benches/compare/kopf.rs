@@ -3,16 +3,17 @@
 
 use std::{
     fs::File,
-    net::TcpListener,
     path::{Path, PathBuf},
     process::Command,
     sync::LazyLock,
 };
 
 use lab::{control_plane::ControlPlane, simulator::Simulator};
-use tokio::time::{Duration, sleep};
 
-use crate::program::{self, Program};
+use crate::{
+    program::{self, Program},
+    ready,
+};
 
 const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/compare");
 
@@ -35,7 +36,7 @@ pub fn is_available() -> bool {
 
 /// Starts it for one namespace, and waits until it is live.
 pub async fn start(cluster: &ControlPlane, amperity: &Simulator, namespace: &str) -> Program {
-    let http = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let http = ready::free_address();
     let log = File::create(Path::new(env!("CARGO_TARGET_TMPDIR")).join("compared-kopf.log")).unwrap();
     let mut command = program::command(KOPF.as_ref().expect("it is available"), cluster);
     command
@@ -46,12 +47,6 @@ pub async fn start(cluster: &ControlPlane, amperity: &Simulator, namespace: &str
         .env_remove("MALLOC_MMAP_THRESHOLD_")
         .stderr(log);
     let mut program = Program::start(&mut command);
-    let client = reqwest::Client::new();
-    let live = async || client.get(format!("http://{http}/healthz")).send().await?.error_for_status();
-    while live().await.is_err() {
-        let exited = program.child.try_wait().unwrap();
-        assert!(exited.is_none(), "Kopf exited, see target/tmp/compared-kopf.log: {}", exited.unwrap_or_default());
-        sleep(Duration::from_millis(20)).await;
-    }
+    ready::wait_for(&mut program, &format!("http://{http}/healthz")).await;
     program
 }

@@ -16,7 +16,10 @@ mod load;
 mod program;
 #[path = "../shared/publish.rs"]
 mod publish;
+mod ready;
 mod report;
+#[path = "../shared/settings.rs"]
+mod settings;
 
 use lab::{control_plane::ControlPlane, simulator::Simulator};
 
@@ -32,8 +35,7 @@ async fn main() {
     {
         return bare_loop::run(namespace, base_url).await;
     }
-    let small = std::env::var("SMALL").is_ok_and(|small| !matches!(&*small, "" | "0"));
-    let (size, rounds) = if small { (Size::SMALL, 1) } else { (Size::FULL, 3) };
+    let (size, rounds) = if settings::is_small() { (Size::SMALL, 1) } else { (Size::FULL, 3) };
     let rounds = std::env::var("ROUNDS").map_or(rounds, |rounds| rounds.parse().expect("ROUNDS is a number"));
     let contenders = Contender::available();
     let cluster = ControlPlane::start().await.unwrap();

@@ -24,12 +24,14 @@ mod publish;
 mod reads;
 mod report;
 mod seed;
+#[path = "../shared/settings.rs"]
+mod settings;
 mod waiting;
 
 use kube::Client;
 use lab::control_plane::ControlPlane;
 
-use crate::{reads::Size, report::Report, waiting::Tenants};
+use crate::{reads::Size, report::Report, settings::variable, waiting::Tenants};
 
 /// The numbers of waiting stops.
 const SCALE: &str = "1000,10000,100000";
@@ -44,12 +46,10 @@ async fn main() {
     if std::env::args().nth(1).as_deref() == Some(bare_client::ARGUMENT) {
         return bare_client::list(Client::try_default().await.unwrap()).await;
     }
-    let variable = |name, usual: &str| std::env::var(name).ok().filter(|text| !text.is_empty()).unwrap_or(usual.into());
     let scale: Vec<usize> =
         variable("SCALE", SCALE).split(',').map(|number| number.trim().parse().expect("SCALE has numbers")).collect();
     let cases = variable("CASES", CASES);
     let has = |case| cases.split(',').any(|chosen| chosen.trim() == case);
-    let small = variable("SMALL", "0") != "0";
     let quiet = variable("QUIET", "1") != "0";
     let mut report = Report::default();
     report.idle(waiting::idle(&start().await).await);
@@ -73,7 +73,7 @@ async fn main() {
     }
     if has("reads") {
         let cluster = start().await;
-        let size = if small { Size::SMALL } else { Size::FULL };
+        let size = if settings::is_small() { Size::SMALL } else { Size::FULL };
         report.reads(reads::measure(&cluster, &size).await);
         cluster.stop().await;
     }

@@ -126,15 +126,11 @@ impl Amperity {
     ///
     /// See <https://docs.amperity.com/api/endpoint_get_workflows_fetch.html>.
     pub async fn read(&self, endpoint: &Endpoint, run_id: &RunId, token: &Token, slot: Slot) -> ReadAnswer {
-        let request = authorized(Method::GET, endpoint.run_url(run_id), endpoint, token);
-        let (result, sent) = self.send(request, endpoint, slot, None, |_| {}).await;
-        let answer = read_answer(result, run_id.as_str());
-        self.metrics.record(endpoint.tenant(), Purpose::Read, answer.class(), sent);
-        answer
+        self.answer_of_read(endpoint, run_id, token, slot, false).await.0
     }
 
-    /// Sends one request to read a run and its tasks, on the connection of an earlier one if there is one. Returns `None`
-    /// if that connection ended before the answer: nothing is known, and the request can be repeated with another slot.
+    /// As [`Self::read`], on the connection of an earlier request if there is one. Returns `None` if that connection ended
+    /// before the answer: nothing is known, and the request can be repeated with another slot.
     pub async fn read_again(
         &self,
         endpoint: &Endpoint,
@@ -142,13 +138,25 @@ impl Amperity {
         token: &Token,
         slot: Slot,
     ) -> Option<ReadAnswer> {
+        let (answer, has_ended) = self.answer_of_read(endpoint, run_id, token, slot, true).await;
+        (!has_ended).then_some(answer)
+    }
+
+    /// Sends one request to read a run. Returns the answer, and true if a kept connection ended before it.
+    async fn answer_of_read(
+        &self,
+        endpoint: &Endpoint,
+        run_id: &RunId,
+        token: &Token,
+        slot: Slot,
+        shares_connections: bool,
+    ) -> (ReadAnswer, bool) {
         let request = authorized(Method::GET, endpoint.run_url(run_id), endpoint, token);
-        let request = Request { shares_connections: true, ..request };
-        let (result, sent) = self.send(request, endpoint, slot, None, |_| {}).await;
+        let (result, sent) = self.send(Request { shares_connections, ..request }, endpoint, slot, None, |_| {}).await;
         let has_ended = result == Err(Failure::KeptConnectionEnded);
         let answer = read_answer(result, run_id.as_str());
         self.metrics.record(endpoint.tenant(), Purpose::Read, answer.class(), sent);
-        (!has_ended).then_some(answer)
+        (answer, has_ended)
     }
 
     /// Sends one request for a token.

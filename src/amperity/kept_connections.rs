@@ -19,10 +19,10 @@ use tokio::time::{Instant, sleep_until};
 
 /// The time for which an unused connection is kept: shorter than what load balancers wait before they close one, often a
 /// minute.
-pub const KEPT_FOR: Duration = Duration::from_secs(20);
+const KEPT_FOR: Duration = Duration::from_secs(20);
 
 /// The age after which a connection is not kept any more, so that reads follow a change of the name's addresses.
-pub const MAX_AGE: Duration = Duration::from_secs(120);
+const MAX_AGE: Duration = Duration::from_secs(120);
 
 /// The capacity. Each takes up to about 60 KiB with its buffers.
 const MOST: usize = 32;

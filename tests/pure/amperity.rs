@@ -76,22 +76,21 @@ impl Client {
 
     async fn stop(&self, fence: Fence) -> StopAnswer {
         let token = Token::bearer("good-token").unwrap();
-        self.amperity.stop(&self.endpoint, &run_id(), &token, self.slot().await, fence).await.0
+        self.amperity.stop(&self.endpoint, &run_id(), &token, self.slot(Purpose::Stop).await, fence).await.0
     }
 
     async fn read(&self) -> Option<ReadAnswer> {
         let token = Token::bearer("good-token").unwrap();
-        let slot = self.budget.acquire(&self.endpoint.budget_key(), &requester(Purpose::Read)).await;
-        self.amperity.read_again(&self.endpoint, &run_id(), &token, slot).await
+        self.amperity.read_again(&self.endpoint, &run_id(), &token, self.slot(Purpose::Read).await).await
     }
 
     async fn is_read(&self) -> bool {
         matches!(self.read().await, Some(ReadAnswer::Run(_)))
     }
 
-    /// Waits for a slot for a stop request.
-    async fn slot(&self) -> Slot {
-        self.budget.acquire(&self.endpoint.budget_key(), &requester(Purpose::Stop)).await
+    /// Waits for a slot for this purpose.
+    async fn slot(&self, purpose: Purpose) -> Slot {
+        self.budget.acquire(&self.endpoint.budget_key(), &requester(purpose)).await
     }
 }
 
@@ -150,7 +149,7 @@ async fn a_compressed_answer_is_decoded() {
 #[tokio::test]
 async fn a_stop_is_not_sent_if_a_429_moves_its_turn_past_the_end_of_its_claim() {
     let client = Client::new().await;
-    let (slot, other) = (client.slot().await, client.slot().await);
+    let (slot, other) = (client.slot(Purpose::Stop).await, client.slot(Purpose::Stop).await);
     other.mark_sent();
     other.record_rate_limited(Some(Duration::from_secs(300)));
     let token = Token::bearer("good-token").unwrap();
@@ -252,7 +251,7 @@ async fn reads_of_followed_runs_use_the_connection_that_an_earlier_one_left_and_
     assert!(matches!(client.stop(open_for(1)).await, StopAnswer::Accepted(..)));
     assert_eq!(client.sim.connections(), 2);
     let token = Token::bearer("good-token").unwrap();
-    let slot = client.budget.acquire(&client.endpoint.budget_key(), &requester(Purpose::Read)).await;
+    let slot = client.slot(Purpose::Read).await;
     let decisive = client.amperity.read(&client.endpoint, &run_id(), &token, slot).await;
     assert!(matches!(decisive, ReadAnswer::Run(_)), "{decisive:?}");
     assert_eq!(client.sim.connections(), 3);
